@@ -1,0 +1,266 @@
+"""The arithmetic of qvit, in plain torch: the definition that every backend executes.
+
+Integers travel here as float tensors that hold whole numbers, so that one text serves three readers: the
+simulated model differentiates through it, the `reference` backend casts its results to int8, and the kernels
+are tested against it. Every sum of integer products is exact; every float operation below is one correctly
+rounded fp32 operation in the order written (no contraction into fma), except `layer_norm`, `gelu`, `exp2`
+and the sum of a softmax row, whose last bit is a backend's own.
+
+    s = max(amax / qmax, TINY)        q = clamp(rint(x / s), -qmax, qmax)        rint: half to even
+    y[m,n] = (sum_g float(acc[m,n,g]) * sx[m,g]) * sw[n] + bias[n]               acc: exact integer
+"""
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# The smallest scale. A zero row gets it, so that nothing divides by zero and a zero V row never
+# raises the row maximum of the scaled softmax numerators (a scale of 1 there would).
+TINY = 2.0**-100
+
+# A float32 sum of integers is exact while it stays below this.
+_FLOAT32_EXACT = 2**24
+
+_LOG2_E = 1.4426950408889634
+
+
+class Quantized(NamedTuple):
+    """Integer codes with their scales: the value is `codes * scale`, a scale for each group of the last axis.
+
+    codes: [..., K] whole numbers (float carriers here, int8 in the backends); scale: fp32 [..., G], G divides K.
+    """
+
+    codes: Tensor
+    scale: Tensor
+
+
+class BlockTransform(NamedTuple):
+    """A signed orthogonal transform of every `block` neighbouring channels (`block` divides K).
+
+    signs: [K], each +1 or -1, multiplied first. A power of two is a Hadamard matrix; any other block is
+    the Kronecker product of the Hadamard matrix of its power-of-two part and the DCT-II of its odd part.
+    """
+
+    signs: Tensor
+    block: int
+
+
+class QKNorm(NamedTuple):
+    """Parameters of the LayerNorm over each head of Q and of K: fp32 [d] each."""
+
+    q_weight: Tensor
+    q_bias: Tensor
+    k_weight: Tensor
+    k_bias: Tensor
+    eps: float
+
+
+class _Round(torch.autograd.Function):
+    """Round half to even; the gradient passes straight through (Bengio et al. 2013)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def round_half_even(x: Tensor) -> Tensor:
+    """Nearest whole number, ties to even, with a straight-through gradient."""
+    return _Round.apply(x) if x.requires_grad else torch.round(x)  # pyright: ignore[reportReturnType]
+
+
+def qmax_of(bits: int) -> int:
+    """Largest code of a signed symmetric grid: 7 for 4 bits, 127 for 8."""
+    return 2 ** (bits - 1) - 1
+
+
+def softmax_qmax_of(bits: int) -> int:
+    """Largest code of the unsigned softmax numerators: 15 for 4 bits; 127 for 8, to fit a signed byte."""
+    return min(2**bits - 1, 127)
+
+
+def scale_of(amax: Tensor, qmax: int) -> Tensor:
+    """Step of a symmetric grid that reaches `amax` at code `qmax`; at least TINY.
+
+    The divisor is a tensor: torch on CUDA turns division by a Python number into multiplication by its
+    reciprocal, which is off by one ulp for a third of the inputs.
+    """
+    return (amax / torch.full_like(amax, qmax)).clamp_min(TINY)
+
+
+def quantize(x: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Codes of `x` on the grid of step `scale` (broadcast against x), saturating."""
+    return round_half_even(x / scale).clamp(qmin, qmax)
+
+
+def quantize_rows(x: Tensor, bits: int, group: int = 0) -> Quantized:
+    """Dynamic symmetric quantization of each row, or of each `group` neighbouring values of a row.
+
+    x: float [..., K]; returns codes [..., K], scale [..., K / group] (group 0: one scale a row).
+    """
+    grouped = x.float().unflatten(-1, (-1, group or x.shape[-1]))
+    qmax = qmax_of(bits)
+    scale = scale_of(grouped.abs().amax(-1), qmax)
+    codes = quantize(grouped, scale.unsqueeze(-1), -qmax, qmax)
+    return Quantized(codes.flatten(-2), scale)
+
+
+def integer_matmul(a: Tensor, b: Tensor, bound: int = 127 * 127) -> Tensor:
+    """float(a @ b^T) with an exact integer sum. a: [..., M, K], b: [..., N, K]; |a * b| <= bound each.
+
+    fp32 while no partial sum can reach 2^24 (whatever matmul precision is set: codes fit bf16 and tf32),
+    else fp64, rounded to fp32 once, as the conversion of an int32 accumulator is.
+    """
+    if a.shape[-1] * bound < _FLOAT32_EXACT:
+        return a @ b.transpose(-1, -2)
+    return (a.double() @ b.double().transpose(-1, -2)).float()
+
+
+def linear(
+    x: Quantized, weight: Quantized, bias: Tensor | None = None, bound: int = 127 * 127
+) -> Tensor:
+    """Integer matrix product with rescaling.
+
+    x: codes [..., K], scale [..., Gx] (or [1, Gx], static); weight: codes [N, K], scale [N, Gw]; bias: fp32 [N].
+    The coarser of the two groupings must divide the finer. With one weight scale a row it multiplies the finished
+    sum; with groups it multiplies each partial sum. Returns fp32 [..., N].
+    """
+    parts = max(x.scale.shape[-1], weight.scale.shape[-1])
+    size = x.codes.shape[-1] // parts
+    per_group = weight.scale.shape[-1] > 1
+    total = None
+    for g in range(parts):
+        columns = slice(g * size, (g + 1) * size)
+        part = integer_matmul(x.codes[..., columns], weight.codes[:, columns], bound)
+        part = part * _column(x.scale, g, parts).unsqueeze(-1)
+        if per_group:
+            part = part * _column(weight.scale, g, parts)
+        total = part if total is None else total + part
+    assert total is not None
+    if not per_group:
+        total = total * weight.scale[:, 0]
+    return total if bias is None else total + bias
+
+
+def _column(scale: Tensor, part: int, parts: int) -> Tensor:
+    return scale[..., part * scale.shape[-1] // parts]
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last axis in fp32, whatever the dtype of the residual stream."""
+    return F.layer_norm(x.float(), weight.shape, weight, bias, eps)
+
+
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """GELU by erf ("none") or by tanh ("tanh"), as the float model has it."""
+    return F.gelu(x, approximate=approximate)
+
+
+def block_transform(x: Tensor, transform: BlockTransform | None) -> Tensor:
+    """Apply a signed orthogonal block transform to the last axis; None leaves x as it is.
+
+    Orthogonal, so that applied to the rows of the next weight it undoes itself: (T x) . (T w) = x . w.
+    The butterfly's additions have one order, so every backend can produce the same bits.
+    """
+    if transform is None:
+        return x
+    odd, power = _odd_part(transform.block)
+    y = (x * transform.signs).unflatten(-1, (-1, power, odd))
+    if odd > 1:
+        matrix = _dct(odd).to(x)
+        y = _ordered_product(y, matrix)
+    step = 1
+    while step < power:
+        y = y.unflatten(-2, (-1, 2, step))
+        low, high = y.unbind(-3)
+        y = torch.stack((low + high, low - high), dim=-3).flatten(-4, -2)
+        step *= 2
+    return (y * (1.0 / math.sqrt(power))).flatten(-3)
+
+
+def _odd_part(block: int) -> tuple[int, int]:
+    power = block & -block
+    return block // power, power
+
+
+@lru_cache(maxsize=32)
+def _dct(size: int) -> Tensor:
+    """Orthonormal DCT-II, [size, size], rows are basis vectors."""
+    n = torch.arange(size, dtype=torch.float64)
+    matrix = torch.cos(math.pi / size * torch.outer(n, n + 0.5)) * math.sqrt(2.0 / size)
+    matrix[0] /= math.sqrt(2.0)
+    return matrix.float()
+
+
+def _ordered_product(x: Tensor, matrix: Tensor) -> Tensor:
+    """x @ matrix^T, the terms of each sum added one after the other."""
+    total = x[..., :1] * matrix[:, 0]
+    for j in range(1, x.shape[-1]):
+        total = total + x[..., j : j + 1] * matrix[:, j]
+    return total
+
+
+def split_heads(y: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, T, 3*H*d] -> Q, K, V, each [B, H, T, d]."""
+    q, k, v = y.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+def normalize_heads(
+    q: Tensor, k: Tensor, norm: QKNorm, transform: BlockTransform | None
+) -> tuple[Tensor, Tensor]:
+    """LayerNorm over each head of Q and K, then the rotation, which cannot be folded through a norm."""
+    q = layer_norm(q, norm.q_weight, norm.q_bias, norm.eps)
+    k = layer_norm(k, norm.k_weight, norm.k_bias, norm.eps)
+    return block_transform(q, transform), block_transform(k, transform)
+
+
+def attention(
+    q: Quantized,
+    k: Quantized,
+    v: Quantized,
+    *,
+    softmax_scale: float,
+    softmax_bits: int,
+    bound: int = 127 * 127,
+) -> Tensor:
+    """Quantized softmax attention. q, k, v: codes [B, H, T, d], scale [B, H, T, 1]; returns fp32 [B, T, H*d].
+
+    The softmax is exact over the row. V has a scale per token, so it joins the numerators before they are
+    quantized with one scale a row; the divisor is the fp32 sum of the unquantized numerators.
+    """
+    logits = integer_matmul(q.codes, k.codes, bound)
+    logits = logits * (q.scale * (softmax_scale * _LOG2_E)) * k.scale.transpose(-1, -2)
+    numerators = torch.exp2(logits - logits.amax(-1, keepdim=True))
+    divisor = numerators.sum(-1, keepdim=True)
+    weighted = numerators * v.scale.transpose(-1, -2)
+    qmax = softmax_qmax_of(softmax_bits)
+    row_scale = scale_of(weighted.amax(-1, keepdim=True), qmax)
+    codes = quantize(weighted, row_scale, 0, qmax)
+    out = integer_matmul(codes, v.codes.transpose(-1, -2), bound) * (row_scale / divisor)
+    return out.transpose(1, 2).flatten(-2)
+
+
+def quantize_pixels(images: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    """Signed 8-bit codes of normalised images: rint(x * gain + offset), the inverse of the normalisation.
+
+    images: float [B, C, H, W], normalised; gain, offset: fp32 [C], 255 * std and 255 * mean - 128. An image that
+    came from 8-bit pixels loses nothing. Returns codes [B, C, H, W] in -128..127.
+    """
+    shape = (1, -1, 1, 1)
+    return round_half_even(images * gain.view(shape) + offset.view(shape)).clamp(-128, 127)
+
+
+def unfold_patches(images: Tensor, patch: tuple[int, int]) -> Tensor:
+    """[B, C, H, W] -> [B, (H/ph)*(W/pw), C*ph*pw], columns in the order of a convolution weight."""
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch[0], width // patch[1]
+    tiles = images.view(batch, channels, rows, patch[0], columns, patch[1])
+    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
