@@ -1,0 +1,278 @@
+"""Recipes: frozen values that say how a model is quantized. Defaults live here and nowhere else.
+
+A recipe is resolved when it is made: nothing in it means "automatic", so `recipe.yaml` in a checkpoint replays
+to the same bytes. It round-trips through YAML and refuses keys it does not know.
+"""
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from qvit.errors import InputError, UsageError
+
+BUDGETS = ("quick", "standard", "full")
+RANGES = ("mse", "minmax")
+RESIDUALS = ("float32", "float16", "bfloat16")
+MIN_BITS, MAX_BITS = 2, 8
+
+
+def _check_bits(name: str, bits: int) -> None:
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise UsageError(
+            f"{name} = {bits}: qvit stores and computes {MIN_BITS} to {MAX_BITS} bits; "
+            "use --w and --a within that range"
+        )
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} = {value!r}: expected one of {', '.join(choices)}")
+
+
+def _check_size(name: str, value: int) -> None:
+    if value < 0:
+        raise UsageError(f"{name} = {value}: expected 0 (off) or a positive number of channels")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Symmetric weights, one scale per output channel, or per `group` input channels of it (0: no groups)."""
+
+    bits: int = 8
+    group: int = 0
+    range: str = "mse"
+
+    def __post_init__(self) -> None:
+        _check_bits("weights.bits", self.bits)
+        _check_size("weights.group", self.group)
+        _check_choice("weights.range", self.range, RANGES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activations:
+    """Inputs of the Linears: symmetric, dynamic, per token.
+
+    `proj_group` and `fc2_group`: channels that share a scale in the inputs of proj and fc2 (0: the whole token).
+    A group that does not divide the width is replaced by the largest divisor below it.
+    """
+
+    bits: int = 8
+    proj_group: int = 0
+    fc2_group: int = 0
+
+    def __post_init__(self) -> None:
+        _check_bits("activations.bits", self.bits)
+        _check_size("activations.proj_group", self.proj_group)
+        _check_size("activations.fc2_group", self.fc2_group)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Both attention products. `bits`: Q, K and V, per token and head; `softmax_bits`: the softmax numerators."""
+
+    bits: int = 8
+    softmax_bits: int = 8
+
+    def __post_init__(self) -> None:
+        _check_bits("attention.bits", self.bits)
+        _check_bits("attention.softmax_bits", self.softmax_bits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transforms:
+    """Orthogonal transforms that spread outliers; all are undone in the neighbouring weights.
+
+    `norm`, `fc2`: block size of the signed Hadamard on LayerNorm outputs and on the fc2 input (0: none).
+    `qk`, `v`: one rotation a head for Q and K, and for V (undone in proj), folded offline.
+    A block that does not divide the width is replaced by the largest divisor below it.
+    """
+
+    norm: int = 0
+    fc2: int = 0
+    qk: bool = False
+    v: bool = False
+
+    def __post_init__(self) -> None:
+        _check_size("transforms.norm", self.norm)
+        _check_size("transforms.fc2", self.fc2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that decides the bytes of a quantized model, apart from the float weights."""
+
+    name: str = "qvit"
+    seed: int = 0
+    budget: str = "standard"
+    weights: Weights = field(default_factory=Weights)
+    activations: Activations = field(default_factory=Activations)
+    attention: Attention = field(default_factory=Attention)
+    transforms: Transforms = field(default_factory=Transforms)
+    residual: str = "float32"
+
+    def __post_init__(self) -> None:
+        _check_choice("budget", self.budget, BUDGETS)
+        _check_choice("residual", self.residual, RESIDUALS)
+
+    @property
+    def scheme(self) -> str:
+        """The scheme's short name: W4A8."""
+        return f"W{self.weights.bits}A{self.activations.bits}"
+
+    @classmethod
+    def preset(cls, name: str, *, weight_bits: int = 8, activation_bits: int = 8) -> Self:
+        """A named recipe at the given bit-widths. Raises UsageError for an unknown name or impossible bits."""
+        if name not in _PRESETS:
+            raise UsageError(
+                f"unknown recipe {name!r}{_nearest(name, _PRESETS)}; "
+                f"known: {', '.join(_PRESETS)}, or the path of a recipe.yaml"
+            )
+        _check_bits("--w", weight_bits)
+        _check_bits("--a", activation_bits)
+        return cls(name=name, **_PRESETS[name](weight_bits, activation_bits))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, in the order of the fields."""
+        return dataclasses.asdict(self)
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML that `from_yaml` reads back to an equal value."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Raises UsageError for an unknown key (with the nearest spelling) or a value of the wrong type."""
+        return _build(cls, values, "")
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Self:
+        """Raises UsageError for anything that is not a recipe."""
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"the recipe is not valid YAML: {error}") from error
+        if not isinstance(values, Mapping):
+            raise UsageError(
+                "the recipe must be a YAML mapping, such as one written by `qvit quantize`"
+            )
+        return cls.from_dict(values)
+
+    def override(self, settings: Iterable[str]) -> Self:
+        """Apply `key=value` settings such as `weights.group=64`; values are read as YAML."""
+        values = self.to_dict()
+        for setting in settings:
+            key, separator, text = setting.partition("=")
+            if not separator:
+                raise UsageError(f"--set {setting!r}: expected key=value, such as weights.group=64")
+            *rooms, leaf = key.strip().split(".")
+            place: Any = values
+            for room in rooms:
+                place = place.get(room) if isinstance(place, dict) else None
+            if not isinstance(place, dict) or leaf not in place or isinstance(place[leaf], dict):
+                known = list(_leaves(values))
+                raise UsageError(f"--set {key}: no such recipe field{_nearest(key, known)}")
+            place[leaf] = yaml.safe_load(text)
+        return self.from_dict(values)
+
+
+def load_recipe(
+    name_or_path: str, weight_bits: int | None = None, activation_bits: int | None = None
+) -> Recipe:
+    """A preset by name, or a recipe file; given bit-widths replace those of the file.
+
+    In a file, `activation_bits` sets activations and attention alike, as a preset does.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in {".yaml", ".yml"} and not path.is_file():
+        return Recipe.preset(
+            name_or_path, weight_bits=weight_bits or 8, activation_bits=activation_bits or 8
+        )
+    try:
+        recipe = Recipe.from_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the recipe {path}: {error}") from error
+    settings = []
+    if weight_bits is not None:
+        settings.append(f"weights.bits={weight_bits}")
+    if activation_bits is not None:
+        fields = ("activations.bits", "attention.bits", "attention.softmax_bits")
+        settings += [f"{name}={activation_bits}" for name in fields]
+    return recipe.override(settings)
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names that `--recipe` knows."""
+    return tuple(_PRESETS)
+
+
+def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
+    """The default: the best that the project knows at these bit-widths."""
+    if weight_bits >= 8 and activation_bits >= 8:
+        return {
+            "weights": Weights(bits=weight_bits),
+            "activations": Activations(bits=activation_bits),
+            "attention": Attention(bits=activation_bits, softmax_bits=activation_bits),
+        }
+    return {
+        "weights": Weights(bits=weight_bits),
+        "activations": Activations(bits=activation_bits, proj_group=128, fc2_group=128),
+        "attention": Attention(bits=activation_bits, softmax_bits=activation_bits),
+        "transforms": Transforms(norm=64, fc2=32, qk=True, v=True),
+    }
+
+
+def _plain(weight_bits: int, activation_bits: int) -> dict[str, Any]:
+    """One scale a token or channel and no transform: what a quantizer without tricks does."""
+    return {
+        "weights": Weights(bits=weight_bits, range="minmax"),
+        "activations": Activations(bits=activation_bits),
+        "attention": Attention(bits=activation_bits, softmax_bits=activation_bits),
+    }
+
+
+_PRESETS = {"qvit": _qvit, "plain": _plain}
+
+
+def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise UsageError(f"the recipe has no field {prefix}{key}{_nearest(str(key), hints)}")
+    arguments = {}
+    for key, value in values.items():
+        kind = hints[key]
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"recipe field {prefix}{key}: expected a mapping, got {value!r}")
+            arguments[key] = _build(kind, value, f"{prefix}{key}.")
+        else:
+            arguments[key] = _typed(kind, value, prefix + key)
+    return cls(**arguments)
+
+
+def _typed(kind: Any, value: Any, name: str) -> Any:
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    # bool is a subclass of int: `bits: true` must not mean one bit
+    if type(value) not in kinds:
+        expected = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
+        raise UsageError(f"recipe field {name}: expected {expected}, got {value!r}")
+    return value
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""

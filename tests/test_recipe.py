@@ -1,0 +1,78 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qvit.errors import InputError, UsageError
+from qvit.recipe import Recipe, load_recipe, preset_names
+
+BITS = st.integers(2, 8)
+
+
+@given(name=st.sampled_from(preset_names()), w=BITS, a=BITS, seed=st.integers(0, 2**40))
+def test_yaml_round_trip(name, w, a, seed):
+    recipe = Recipe.preset(name, weight_bits=w, activation_bits=a).override([f"seed={seed}"])
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert recipe.scheme == f"W{w}A{a}"
+
+
+@pytest.mark.parametrize("bits", [-4, 0, 1, 9, 16])
+def test_impossible_bits(bits):
+    for name in ("weight_bits", "activation_bits"):
+        with pytest.raises(UsageError, match="2 to 8 bits"):
+            Recipe.preset("qvit", **{name: bits})
+
+
+def test_unknown_names_get_the_nearest():
+    with pytest.raises(UsageError, match="did you mean qvit"):
+        Recipe.preset("qvi")
+    with pytest.raises(UsageError, match=r"did you mean weights\.group"):
+        Recipe().override(["weights.gruop=64"])
+    with pytest.raises(UsageError, match=r"no field weights\.bit; did you mean bits"):
+        Recipe.from_yaml("weights: {bit: 4}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("seed", "expected key=value"),
+        ("weights=4", "no such recipe field"),
+        ("weights.bits=four", "expected int"),
+        ("weights.bits=true", "expected int"),
+        ("transforms.qk=1", "expected bool"),
+        ("weights.range=best", "expected one of mse, minmax"),
+        ("residual=int8", "expected one of float32"),
+        ("weights.group=-1", "expected 0"),
+        ("budget=huge", "expected one of quick"),
+    ],
+)
+def test_bad_settings(setting, message):
+    with pytest.raises(UsageError, match=message):
+        Recipe().override([setting])
+
+
+def test_settings_change_one_field():
+    recipe = Recipe().override(["weights.group=64", "transforms.v=true"])
+    assert recipe.weights.group == 64
+    assert recipe.transforms.v
+    assert recipe.override(["weights.group=0", "transforms.v=false"]) == Recipe()
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "just words"])
+def test_not_a_recipe(text):
+    with pytest.raises(UsageError, match="recipe"):
+        Recipe.from_yaml(text)
+
+
+def test_recipe_file_with_bits_replaced(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(Recipe.preset("qvit", weight_bits=4, activation_bits=4).to_yaml())
+    recipe = load_recipe(str(path), 3, 6)
+    assert recipe.scheme == "W3A6"
+    assert recipe.attention.bits == recipe.attention.softmax_bits == 6
+    assert recipe.transforms.norm == 64
+    assert load_recipe(str(path)).scheme == "W4A4"
+
+
+def test_missing_recipe_file(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read the recipe .*absent\.yaml"):
+        load_recipe(str(tmp_path / "absent.yaml"))
