@@ -1,0 +1,1 @@
+"""The quantizable Vision Transformer: one block definition, three executions (float, simulated, integer)."""

@@ -1,0 +1,33 @@
+"""Weight ranges of a folded model: the last step before it is simulated. It needs no data.
+
+The one activation range that is not dynamic, that of the pixels, is known: 8 bits.
+"""
+
+import torch
+
+from qvit.models.dense import Dense
+from qvit.models.folding import per_column
+from qvit.models.vit import PatchEmbed, ViT
+from qvit.quant.ranges import weight_scale
+
+
+@torch.no_grad()
+def set_weight_ranges(folded: ViT, method: str = "mse") -> ViT:
+    """Choose the step of every weight ("mse" or "minmax"), in place; returns the model."""
+    for module in folded.modules():
+        if isinstance(module, Dense):
+            assert module.scheme is not None
+            assert module.weight_scale is not None
+            scheme = module.scheme.weight
+            scale = weight_scale(module.weight, scheme.bits, scheme.group, method)
+            module.weight_scale.copy_(scale)
+    _center_pixels(folded.patch_embed)
+    return folded
+
+
+def _center_pixels(embed: PatchEmbed) -> None:
+    """Take the pixel offset through the quantized weight, so that a grey image meets no rounding error at all."""
+    codes, scale = embed.proj.quantized_weight()
+    quantized = (codes.unflatten(-1, (scale.shape[-1], -1)) * scale.unsqueeze(-1)).flatten(-2)
+    offsets = per_column(embed.offset, embed)
+    embed.proj.bias.add_(((embed.proj.weight - quantized) * offsets).sum(1))

@@ -1,0 +1,112 @@
+"""The two containers of a Linear: float weights that can be simulated, and the integers of a checkpoint."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qvit.quant.schemes import LinearScheme
+from qvit_kernels import packing
+from qvit_kernels.reference import BlockTransform, Quantized, qmax_of, quantize
+
+
+class Dense(nn.Module):
+    """A Linear in float. weight: fp32 [N, K]; bias: fp32 [N].
+
+    With a scheme it is ready to be simulated: the weight then has the transforms of its input and output folded
+    in, `weight_scale` (fp32 [N, G]) is its step, and `signs` (fp32 [K]) those of the transform that its input
+    goes through where it is made.
+    """
+
+    scheme: Any  # LinearScheme, or None before folding
+    weight_scale: nn.Parameter | None
+    signs: Tensor | None
+
+    def __init__(
+        self, out_features: int, in_features: int, scheme: LinearScheme | None = None
+    ) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.weight = nn.Parameter(torch.zeros(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        scales = (
+            None if scheme is None else torch.ones(out_features, weight_groups(scheme, in_features))
+        )
+        self.weight_scale = None if scales is None else nn.Parameter(scales)
+        self.register_buffer("signs", _signs(scheme, in_features))
+
+    @property
+    def transform(self) -> BlockTransform | None:
+        """The transform that the input arrives with."""
+        return _transform(self.signs, self.scheme)
+
+    def quantized_weight(self) -> Quantized:
+        """Codes [N, K] as whole-numbered floats, differentiable, and their scale [N, G]."""
+        assert self.scheme is not None
+        assert self.weight_scale is not None
+        qmax = qmax_of(self.scheme.weight.bits)
+        grouped = self.weight.unflatten(-1, (self.weight_scale.shape[-1], -1))
+        codes = quantize(grouped, self.weight_scale.unsqueeze(-1), -qmax, qmax)
+        return Quantized(codes.flatten(-2), self.weight_scale)
+
+
+class IntegerDense(nn.Module):
+    """A Linear in integers. Exactly one of `weight` (int8 [N, K]) and `weight_packed` (uint8 [N, ceil(K/2)],
+    two 4-bit codes a byte) exists; weight_scale: fp32 [N, G]; bias: fp32 [N]; signs: fp32 [K].
+    """
+
+    weight_scale: Tensor
+    bias: Tensor
+    signs: Tensor | None
+
+    def __init__(self, out_features: int, in_features: int, scheme: LinearScheme) -> None:
+        super().__init__()
+        self.scheme = scheme
+        if scheme.storage_bits == 4:
+            shape = (out_features, (in_features + 1) // 2)
+            self.register_buffer("weight_packed", torch.zeros(shape, dtype=torch.uint8))
+        else:
+            self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
+        scales = torch.ones(out_features, weight_groups(scheme, in_features))
+        self.register_buffer("weight_scale", scales)
+        self.register_buffer("bias", torch.zeros(out_features))
+        self.register_buffer("signs", _signs(scheme, in_features))
+
+    @property
+    def transform(self) -> BlockTransform | None:
+        """The transform that the input arrives with."""
+        return _transform(self.signs, self.scheme)
+
+    @property
+    def codes(self) -> Tensor:
+        """The stored weight: int8 [N, K] or packed uint8 [N, ceil(K/2)]."""
+        return self.weight_packed if self.scheme.storage_bits == 4 else self.weight  # pyright: ignore[reportReturnType]
+
+    @property
+    def stored(self) -> Quantized:
+        """What the integer operations take: stored codes and scale."""
+        return Quantized(self.codes, self.weight_scale)
+
+    @torch.no_grad()
+    def take(self, source: Dense) -> None:
+        """Quantize and store the weights of a simulated Linear."""
+        codes, scale = source.quantized_weight()
+        stored = codes.to(torch.int8)
+        self.codes.copy_(packing.pack_int4(stored) if self.scheme.storage_bits == 4 else stored)
+        self.weight_scale.copy_(scale)
+        self.bias.copy_(source.bias)
+        if self.signs is not None and source.signs is not None:
+            self.signs.copy_(source.signs)
+
+
+def weight_groups(scheme: LinearScheme, in_features: int) -> int:
+    """Scales in a row of the weight."""
+    return in_features // (scheme.weight.group or in_features)
+
+
+def _signs(scheme: LinearScheme | None, in_features: int) -> Tensor | None:
+    return torch.ones(in_features) if scheme is not None and scheme.transform else None
+
+
+def _transform(signs: Tensor | None, scheme: LinearScheme | None) -> BlockTransform | None:
+    return None if signs is None or scheme is None else BlockTransform(signs, scheme.transform)

@@ -1,0 +1,54 @@
+"""The float execution: what the model computes before anything is quantized.
+
+On a model whose transforms are folded in, it applies them too, and so shows that folding changes nothing.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qvit.models.dense import Dense
+from qvit.models.vit import Attention, Mlp, PatchEmbed
+from qvit_kernels.reference import block_transform, gelu, split_heads, unfold_patches
+
+
+class Float:
+    """fp32, through torch's own operations."""
+
+    def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
+        """See Execution."""
+        if embed.proj.scheme is not None:
+            images = images * embed.gain.view(-1, 1, 1) + embed.offset.view(-1, 1, 1)
+        return _linear(unfold_patches(images, embed.patch), embed.proj)
+
+    def norm(self, x: Tensor, norm: nn.LayerNorm, to: Dense) -> Tensor:
+        """See Execution."""
+        return block_transform(norm(x), to.transform)
+
+    def qkv(self, h: Tensor, attn: Attention) -> tuple[Tensor, Tensor, Tensor]:
+        """See Execution."""
+        q, k, v = split_heads(_linear(h, attn.qkv), attn.heads)
+        if attn.q_norm is not None and attn.k_norm is not None:
+            q = block_transform(attn.q_norm(q), attn.rotation)
+            k = block_transform(attn.k_norm(k), attn.rotation)
+        return q, k, v
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, attn: Attention) -> Tensor:
+        """See Execution."""
+        out = F.scaled_dot_product_attention(q, k, v, scale=attn.softmax_scale)
+        return out.transpose(1, 2).flatten(-2)
+
+    def residual(self, x: Tensor, h: Tensor, dense: Dense) -> Tensor:
+        """See Execution."""
+        return x + _linear(h, dense)
+
+    def gelu(self, h: Tensor, mlp: Mlp) -> Tensor:
+        """See Execution."""
+        return block_transform(gelu(_linear(h, mlp.fc1), mlp.gelu), mlp.fc2.transform)
+
+    def head(self, x: Tensor, dense: Dense) -> Tensor:
+        """See Execution."""
+        return _linear(block_transform(x, dense.transform), dense)
+
+
+def _linear(x: Tensor, dense: Dense) -> Tensor:
+    return F.linear(x, dense.weight, dense.bias)

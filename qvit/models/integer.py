@@ -1,0 +1,57 @@
+"""The integer execution: one operation of qvit_kernels a step; the backend is chosen there."""
+
+from torch import Tensor, nn
+
+from qvit.models.dense import IntegerDense
+from qvit.models.simulated import qk_norm_of
+from qvit.models.vit import Attention, Mlp, PatchEmbed
+from qvit_kernels import ops
+from qvit_kernels.reference import Quantized
+
+
+class Integer:
+    """Stored integers in, integers between the steps."""
+
+    def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
+        """See Execution."""
+        patches = ops.quantize_pixels(images, embed.gain, embed.offset, embed.patch)
+        unit = images.new_ones(1, 1)
+        return ops.linear(Quantized(patches, unit), embed.proj.stored, embed.proj.bias)
+
+    def norm(self, x: Tensor, norm: nn.LayerNorm, to: IntegerDense) -> Quantized:
+        """See Execution."""
+        scheme = to.scheme.input
+        return ops.layernorm_quantize(
+            x, norm.weight, norm.bias, norm.eps, to.transform, scheme.bits, scheme.group
+        )
+
+    def qkv(self, h: Quantized, attn: Attention) -> tuple[Quantized, Quantized, Quantized]:
+        """See Execution."""
+        dense, bits = attn.qkv, attn.scheme.qkv.bits
+        return ops.linear_qkv(
+            h, dense.stored, dense.bias, attn.heads, bits, qk_norm_of(attn), attn.rotation
+        )
+
+    def attention(self, q: Quantized, k: Quantized, v: Quantized, attn: Attention) -> Quantized:
+        """See Execution."""
+        to = attn.proj.scheme.input
+        return ops.attention(
+            q, k, v, attn.softmax_scale, attn.scheme.softmax_bits, to.bits, to.group
+        )
+
+    def residual(self, x: Tensor, h: Quantized, dense: IntegerDense) -> Tensor:
+        """See Execution."""
+        return ops.linear_residual(h, dense.stored, dense.bias, x)
+
+    def gelu(self, h: Quantized, mlp: Mlp) -> Quantized:
+        """See Execution."""
+        to, dense = mlp.fc2.scheme.input, mlp.fc1
+        return ops.linear_gelu_quantize(
+            h, dense.stored, dense.bias, mlp.gelu, mlp.fc2.transform, to.bits, to.group
+        )
+
+    def head(self, x: Tensor, dense: IntegerDense) -> Tensor:
+        """See Execution."""
+        scheme = dense.scheme.input
+        codes = ops.quantize_rows(x, dense.transform, scheme.bits, scheme.group)
+        return ops.linear(codes, dense.stored, dense.bias)

@@ -1,0 +1,73 @@
+"""The simulated execution: the reference's arithmetic on whole-numbered floats, differentiable everywhere."""
+
+from torch import Tensor, nn
+
+from qvit.models.dense import Dense
+from qvit.models.vit import Attention, Mlp, PatchEmbed
+from qvit_kernels import reference
+from qvit_kernels.reference import QKNorm, Quantized
+
+
+class Simulated:
+    """Fake quantization: what the integer execution computes, with straight-through gradients."""
+
+    def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
+        """See Execution."""
+        codes = reference.quantize_pixels(images, embed.gain, embed.offset)
+        patches = reference.unfold_patches(codes, embed.patch)
+        weight = embed.proj.quantized_weight()
+        unit = patches.new_ones(1, 1)
+        return reference.linear(Quantized(patches, unit), weight, embed.proj.bias, 128 * 127)
+
+    def norm(self, x: Tensor, norm: nn.LayerNorm, to: Dense) -> Quantized:
+        """See Execution."""
+        return _quantize(reference.layer_norm(x, norm.weight, norm.bias, norm.eps), to)
+
+    def qkv(self, h: Quantized, attn: Attention) -> tuple[Quantized, Quantized, Quantized]:
+        """See Execution."""
+        q, k, v = reference.split_heads(_linear(h, attn.qkv), attn.heads)
+        norm = qk_norm_of(attn)
+        if norm is not None:
+            q, k = reference.normalize_heads(q, k, norm, attn.rotation)
+        bits = attn.scheme.qkv.bits
+        return tuple(reference.quantize_rows(t, bits) for t in (q, k, v))  # pyright: ignore[reportReturnType]
+
+    def attention(self, q: Quantized, k: Quantized, v: Quantized, attn: Attention) -> Quantized:
+        """See Execution."""
+        out = reference.attention(
+            q, k, v, softmax_scale=attn.softmax_scale, softmax_bits=attn.scheme.softmax_bits
+        )
+        return _quantize(out, attn.proj)
+
+    def residual(self, x: Tensor, h: Quantized, dense: Dense) -> Tensor:
+        """See Execution."""
+        return (x.float() + _linear(h, dense)).to(x.dtype)
+
+    def gelu(self, h: Quantized, mlp: Mlp) -> Quantized:
+        """See Execution."""
+        return _quantize(reference.gelu(_linear(h, mlp.fc1), mlp.gelu), mlp.fc2)
+
+    def head(self, x: Tensor, dense: Dense) -> Tensor:
+        """See Execution."""
+        return _linear(_quantize(x, dense), dense)
+
+
+def qk_norm_of(attn: Attention) -> QKNorm | None:
+    """The parameters of QK-norm as the arithmetic takes them."""
+    q, k = attn.q_norm, attn.k_norm
+    if q is None or k is None:
+        return None
+    return QKNorm(q.weight, q.bias, k.weight, k.bias, q.eps)
+
+
+def _quantize(x: Tensor, to: Dense) -> Quantized:
+    scheme = to.scheme.input
+    return reference.quantize_rows(
+        reference.block_transform(x, to.transform), scheme.bits, scheme.group
+    )
+
+
+def _linear(x: Quantized, dense: Dense) -> Tensor:
+    scheme = dense.scheme
+    bound = reference.qmax_of(scheme.input.bits) * reference.qmax_of(scheme.weight.bits)
+    return reference.linear(x, dense.quantized_weight(), dense.bias, bound)

@@ -1,0 +1,1 @@
+"""Schemes, ranges, transforms and quantizers: how a tensor becomes integers."""

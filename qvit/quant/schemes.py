@@ -1,0 +1,135 @@
+"""Schemes: small frozen values that say how one tensor is quantized, and how the tensors of a model are."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+
+class Granularity(StrEnum):
+    """Which values share a scale. Shapes are those of a scale for a tensor [B, T, K] or a weight [N, K]."""
+
+    TENSOR = "tensor"  # []
+    CHANNEL = "channel"  # [N], output channels of a weight; [K] of an activation
+    TOKEN = "token"  # [B, T, 1]
+    HEAD = "head"  # [B, H, T, 1]: per token and head
+    GROUP = "group"  # [B, T, K / group] or [N, K / group]
+
+
+class Mode(StrEnum):
+    """When a scale is decided."""
+
+    DYNAMIC = "dynamic"  # from the tensor itself, each time
+    STATIC = "static"  # once, from calibration or a known range
+    LEARNED = "learned"  # static, then trained with the weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheme:
+    """How one tensor becomes integers."""
+
+    bits: int
+    granularity: Granularity
+    mode: Mode = Mode.DYNAMIC
+    symmetric: bool = True
+    group: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.granularity is Granularity.GROUP) != (self.group > 0):
+            raise ValueError(
+                f"granularity {self.granularity} with group = {self.group}: a group size belongs to "
+                "granularity 'group', and to no other"
+            )
+        if self.mode is Mode.DYNAMIC and self.granularity is Granularity.CHANNEL:
+            raise ValueError(
+                "a scale per channel cannot be dynamic: it would mix the tokens of a batch"
+            )
+
+    @property
+    def qmin(self) -> int:
+        """Smallest code: -7 for symmetric 4 bits, 0 for affine."""
+        return -self.qmax if self.symmetric else 0
+
+    @property
+    def qmax(self) -> int:
+        """Largest code: 7 for symmetric 4 bits, 15 for affine."""
+        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearScheme:
+    """One Linear: its weight, its input, and the block size of the transform on that input (0: none)."""
+
+    weight: Scheme
+    input: Scheme
+    transform: int = 0
+
+    @property
+    def storage_bits(self) -> int:
+        """Bits a stored weight takes: two weights of up to 4 bits share a byte."""
+        return 4 if self.weight.bits <= 4 else 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionScheme:
+    """One attention: Q, K and V, the softmax numerators, and whether heads are rotated."""
+
+    qkv: Scheme
+    softmax_bits: int
+    rotate_qk: bool
+    rotate_v: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelScheme:
+    """The schemes of a whole model, by timm's module names, and the dtype of its residual stream."""
+
+    linears: Mapping[str, LinearScheme]
+    attentions: Mapping[str, AttentionScheme]
+    residual: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values for config.json; modules with one scheme share an entry."""
+        return {
+            "linears": _grouped(self.linears),
+            "attentions": _grouped(self.attentions),
+            "residual": self.residual,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`. Raises TypeError, ValueError or KeyError for anything else."""
+        return cls(
+            linears={n: _linear(v["scheme"]) for v in values["linears"] for n in v["targets"]},
+            attentions={
+                n: _attention(v["scheme"]) for v in values["attentions"] for n in v["targets"]
+            },
+            residual=values["residual"],
+        )
+
+
+def _grouped(schemes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    groups: dict[Any, list[str]] = {}
+    for name, scheme in schemes.items():
+        groups.setdefault(scheme, []).append(name)
+    return [{"targets": n, "scheme": dataclasses.asdict(s)} for s, n in groups.items()]
+
+
+def _scheme(values: Mapping[str, Any]) -> Scheme:
+    return Scheme(
+        **{
+            **values,
+            "granularity": Granularity(values["granularity"]),
+            "mode": Mode(values["mode"]),
+        }
+    )
+
+
+def _linear(values: Mapping[str, Any]) -> LinearScheme:
+    schemes = {name: _scheme(values[name]) for name in ("weight", "input")}
+    return LinearScheme(**{**values, **schemes})
+
+
+def _attention(values: Mapping[str, Any]) -> AttentionScheme:
+    return AttentionScheme(**{**values, "qkv": _scheme(values["qkv"])})

@@ -1,0 +1,25 @@
+import pytest
+
+from qvit.quant.schemes import Granularity, Mode, Scheme
+
+
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "codes"),
+    [(4, True, (-7, 7)), (8, True, (-127, 127)), (4, False, (0, 15)), (2, True, (-1, 1))],
+)
+def test_codes_of_a_scheme(bits, symmetric, codes):
+    scheme = Scheme(bits=bits, granularity=Granularity.TOKEN, symmetric=symmetric)
+    assert (scheme.qmin, scheme.qmax) == codes
+
+
+def test_group_size_belongs_to_group_granularity():
+    with pytest.raises(ValueError, match="belongs to granularity 'group'"):
+        Scheme(bits=4, granularity=Granularity.TOKEN, group=64)
+    with pytest.raises(ValueError, match="belongs to granularity 'group'"):
+        Scheme(bits=4, granularity=Granularity.GROUP)
+
+
+def test_dynamic_channels_are_refused():
+    with pytest.raises(ValueError, match="cannot be dynamic"):
+        Scheme(bits=8, granularity=Granularity.CHANNEL)
+    Scheme(bits=8, granularity=Granularity.CHANNEL, mode=Mode.STATIC)
