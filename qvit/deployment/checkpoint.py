@@ -1,0 +1,241 @@
+"""The checkpoint folder: written whole, and read with suspicion.
+
+model.safetensors   int8 and packed uint8 weights, fp32 scales, biases and norms; no pickle
+config.json         timm's root (architecture, num_classes, pretrained_cfg), and "quantization_config"
+recipe.yaml         the resolved recipe; `qvit quantize --recipe` replays it
+run.json            where the float weights were, versions, seed, hashes, timings
+README.md           model card
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from qvit.errors import InputError, RequirementError
+from qvit.models.config import ViTConfig
+from qvit.models.dense import IntegerDense
+from qvit.models.vit import ViT
+from qvit.quant.schemes import ModelScheme
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG, RECIPE, RUN, CARD = (
+    "model.safetensors",
+    "config.json",
+    "recipe.yaml",
+    "run.json",
+    "README.md",
+)
+_AGAIN = "quantize the model again with `qvit quantize`, or fetch the folder anew"
+_DTYPES = {"I8": torch.int8, "U8": torch.uint8, "F32": torch.float32}
+
+
+def save_weights(model: ViT, folder: Path) -> None:
+    """Write model.safetensors. The same model gives the same bytes: nothing of the run is in it."""
+    state = {name: value.contiguous() for name, value in sorted(model.state_dict().items())}
+    metadata = {"format": "pt", "qvit_format_version": str(FORMAT_VERSION)}
+    save_file(state, folder / WEIGHTS, metadata=metadata)
+
+
+def quantization_config(config: ViTConfig, scheme: ModelScheme, name: str) -> dict[str, Any]:
+    """The part of config.json that rebuilds the integer model."""
+    return {
+        "quant_method": "qvit",
+        "format_version": FORMAT_VERSION,
+        "scheme": name,
+        "model": config.to_dict(),
+        "tensors": scheme.to_dict(),
+    }
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Indented JSON with a final newline."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def locate(path: str | Path) -> Path:
+    """A local folder as it is; `org/name` through the hub's cache.
+
+    Raises InputError where there is no such folder, RequirementError where a download fails.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    name = str(path)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or folder.parent.exists():
+        raise InputError(f"there is no folder {path}; `qvit quantize MODEL -o {path}` writes one")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG, RECIPE, RUN, CARD]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise RequirementError(
+            f"there is no folder {path}, and the hub gave no repository of that name: {first}"
+        ) from error
+
+
+def load(folder: Path) -> tuple[ViT, dict[str, Any]]:
+    """The integer model and config.json. Raises InputError for anything that does not fit, saying what."""
+    config = read_config(folder)
+    model = _build(config, folder)
+    _check_header(folder, model)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(folder, error) from error
+    model.load_state_dict(state, strict=True)
+    return model.eval().requires_grad_(False), config
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What the folder holds, from configuration and file headers alone; the same errors as `load`."""
+    folder = locate(folder)
+    config = read_config(folder)
+    _check_header(folder, _build(config, folder, device="meta"))
+    quantization, pretrained = config["quantization_config"], config["pretrained_cfg"]
+    run = read_run(folder)
+    return {
+        "folder": str(folder),
+        "architecture": config["architecture"],
+        "scheme": quantization["scheme"],
+        "num_classes": config["num_classes"],
+        "input_size": pretrained.get("input_size"),
+        "license": pretrained.get("license"),
+        "weights_bytes": (folder / WEIGHTS).stat().st_size,
+        "format_version": quantization["format_version"],
+        "bits": _bits(quantization["tensors"]),
+        "residual": quantization["tensors"]["residual"],
+        "source": run.get("source"),
+        "versions": run.get("versions"),
+        "seed": run.get("seed"),
+    }
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json, refused unless it is of this format. Raises InputError."""
+    config = _read_json(folder / CONFIG)
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != "qvit":
+        raise InputError(
+            f"{folder / CONFIG} does not describe a model quantized by qvit (no quantization_config "
+            "with quant_method 'qvit'); quantize it first with `qvit quantize`"
+        )
+    version = quantization.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{folder} has format version {version!r}, and this qvit reads version {FORMAT_VERSION}; "
+            "install the qvit that wrote it (run.json names it), or quantize the model again"
+        )
+    for key in ("architecture", "num_classes", "pretrained_cfg"):
+        if key not in config:
+            raise InputError(f"{folder / CONFIG} lacks {key!r}; {_AGAIN}")
+    return config
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """run.json, or nothing where a folder came without it."""
+    path = Path(folder) / RUN
+    return _read_json(path) if path.is_file() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path.parent} has no {path.name}; {_AGAIN}") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}; {_AGAIN}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a JSON object; {_AGAIN}")
+    return values
+
+
+def _build(config: dict[str, Any], folder: Path, device: str = "cpu") -> ViT:
+    quantization = config["quantization_config"]
+    try:
+        shape = ViTConfig.from_dict(quantization["model"])
+        scheme = ModelScheme.from_dict(quantization["tensors"])
+        with torch.device(device):
+            return ViT(shape, scheme, IntegerDense)
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
+        raise InputError(
+            f"quantization_config in {folder / CONFIG} does not describe a model "
+            f"({type(error).__name__}: {error}); {_AGAIN}"
+        ) from error
+
+
+def _check_header(folder: Path, model: ViT) -> None:
+    """Compare names, shapes and dtypes in the file's header with those the configuration asks for."""
+    path = folder / WEIGHTS
+    expected = {k: (tuple(v.shape), v.dtype) for k, v in model.state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            found = {
+                k: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype()))
+                for k, s in slices.items()
+            }
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} has no {WEIGHTS}; {_AGAIN}") from error
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(folder, error) from error
+    _refuse(path, "lacks", sorted(expected.keys() - found.keys()))
+    _refuse(path, "has unexpected", sorted(found.keys() - expected.keys()))
+    for name, (shape, dtype) in expected.items():
+        if found[name] != (shape, dtype):
+            raise InputError(
+                f"{path}: {name} is {found[name][1]} {list(found[name][0])}, and config.json asks for "
+                f"{dtype} {list(shape)}; {_AGAIN}"
+            )
+
+
+def _refuse(path: Path, what: str, names: list[str]) -> None:
+    if names:
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise InputError(f"{path} {what} {shown}; {_AGAIN}")
+
+
+def _unreadable(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder / WEIGHTS} is truncated or corrupt ({error}); {_AGAIN}")
+
+
+def _bits(tensors: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = [
+        {
+            "modules": _short(entry["targets"]),
+            "weight_bits": entry["scheme"]["weight"]["bits"],
+            "weight_group": entry["scheme"]["weight"]["group"],
+            "input_bits": entry["scheme"]["input"]["bits"],
+            "input_group": entry["scheme"]["input"]["group"],
+            "transform": entry["scheme"]["transform"],
+        }
+        for entry in tensors["linears"]
+    ]
+    rows += [
+        {
+            "modules": _short(entry["targets"]),
+            "qkv_bits": entry["scheme"]["qkv"]["bits"],
+            "softmax_bits": entry["scheme"]["softmax_bits"],
+        }
+        for entry in tensors["attentions"]
+    ]
+    return rows
+
+
+def _short(targets: list[str]) -> list[str]:
+    """blocks.0.attn.qkv, blocks.1.attn.qkv, ... as one blocks.*.attn.qkv."""
+    return list(
+        dict.fromkeys(".".join("*" if p.isdigit() else p for p in t.split(".")) for t in targets)
+    )

@@ -1,0 +1,105 @@
+"""QuantViT: a quantized Vision Transformer that computes in integers."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from qvit.data import DataConfig
+from qvit.deployment import checkpoint
+from qvit.errors import RequirementError, UsageError
+from qvit.models.integer import Integer
+from qvit.models.vit import ViT
+from qvit_kernels import ops
+
+
+class QuantViT(nn.Module):
+    """Images to logits, in integers; loads without float weights and without network.
+
+    Attributes:
+        config: config.json of the checkpoint, as nested values.
+        backend: "auto", "triton", "cpu" or "reference"; "auto" follows QVIT_BACKEND, then the device.
+    """
+
+    def __init__(self, vit: ViT, config: dict[str, Any], *, backend: str = "auto") -> None:
+        super().__init__()
+        if backend not in ops.BACKENDS:
+            raise UsageError(f"backend = {backend!r}: expected one of {', '.join(ops.BACKENDS)}")
+        self.vit = vit
+        self.config = config
+        self.backend = backend
+        self._run = Integer()
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, device: str | torch.device = "cpu", backend: str = "auto"
+    ) -> Self:
+        """Load a folder that `qvit quantize` wrote, or such a repository on the hub (`org/name`).
+
+        Raises InputError naming what is wrong with the folder, RequirementError for a device that is not there.
+        """
+        device = torch.device(device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise RequirementError(
+                f"device {device}: torch sees no CUDA GPU here; use device='cpu'"
+            )
+        vit, config = checkpoint.load(checkpoint.locate(path))
+        return cls(vit, config, backend=backend).to(device)
+
+    @property
+    def data_config(self) -> DataConfig:
+        """The preprocessing that belongs to the weights."""
+        return DataConfig.from_pretrained_cfg(self.config["pretrained_cfg"])
+
+    def transform(self) -> Callable[..., Any]:
+        """The evaluation transform: PIL image to float tensor [3, H, W]."""
+        return self.data_config.transform()
+
+    @property
+    def scheme(self) -> str:
+        """The scheme's short name, such as W4A8."""
+        return self.config["quantization_config"]["scheme"]
+
+    @property
+    def num_classes(self) -> int:
+        """Length of the logits; 0 for a model without head."""
+        return self.vit.config.num_classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images, float [B, 3, H, W], to logits fp32 [B, num_classes] (pooled features without a head)."""
+        self._check(images)
+        with torch.inference_mode(), self._backend():
+            return self.vit(images, self._run)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Normalised images, float [B, 3, H, W], to tokens after the final norm, fp32 [B, T, D]."""
+        self._check(images)
+        with torch.inference_mode(), self._backend():
+            return self.vit.forward_features(images, self._run)
+
+    def train(self, mode: bool = True) -> Self:
+        """A QuantViT holds integers and cannot be trained; `eval()` is what it always is."""
+        if mode:
+            raise UsageError(
+                "a QuantViT holds integers and cannot be trained; quantize again from the float weights"
+            )
+        return super().train(False)
+
+    def _backend(self) -> Any:
+        return nullcontext() if self.backend == "auto" else ops.use_backend(self.backend)
+
+    def _check(self, images: Tensor) -> None:
+        expected = (self.vit.config.in_chans, *self.vit.config.image_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"images must be [B, {', '.join(map(str, expected))}], got {list(images.shape)}; "
+                "model.transform() makes such tensors"
+            )
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images must be normalised floats, got {images.dtype}; model.transform() makes such tensors"
+            )

@@ -1,0 +1,177 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qvit.deployment import QuantViT, checkpoint
+from qvit.errors import InputError, UsageError
+from tests.support import images_for
+
+
+@pytest.fixture
+def folder(tiny_quantized: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return shutil.copytree(tiny_quantized, tmp_path / "copy")
+
+
+def edit_config(folder: Path, change) -> None:
+    path = folder / checkpoint.CONFIG
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+def edit_weights(folder: Path, change) -> None:
+    path = folder / checkpoint.WEIGHTS
+    state = load_file(path)
+    change(state)
+    save_file(state, path)
+
+
+def refusal(folder: Path) -> str:
+    """Both readers give the same message."""
+    with pytest.raises(InputError) as error:
+        checkpoint.load(folder)
+    with pytest.raises(InputError) as described:
+        checkpoint.describe(folder)
+    assert str(described.value) == str(error.value)
+    assert str(folder) in str(error.value)
+    return str(error.value)
+
+
+def test_folder_holds_what_it_promises(tiny_quantized):
+    names = {p.name for p in tiny_quantized.iterdir()}
+    assert names >= {"model.safetensors", "config.json", "recipe.yaml", "run.json", "README.md"}
+    dtypes = {str(t.dtype) for t in load_file(tiny_quantized / "model.safetensors").values()}
+    assert dtypes == {"torch.uint8", "torch.float32"}
+    config = json.loads((tiny_quantized / "config.json").read_text())
+    assert config["architecture"] == "vit_tiny_patch16_224"
+    assert config["quantization_config"]["format_version"] == 1
+    assert "QuantViT.from_pretrained" in (tiny_quantized / "README.md").read_text()
+
+
+def test_description_needs_no_weights(tiny_quantized):
+    found = checkpoint.describe(tiny_quantized)
+    assert found["scheme"] == "W4A4"
+    assert found["license"] == "apache-2.0"
+    rows = {name: row for row in found["bits"] for name in row["modules"]}
+    assert rows["blocks.*.attn.qkv"]["weight_bits"] == 4
+    assert rows["blocks.*.attn"]["softmax_bits"] == 4
+
+
+def test_unknown_format_version_names_both(folder):
+    edit_config(folder, lambda c: c["quantization_config"].update(format_version=7))
+    assert "format version 7" in (message := refusal(folder))
+    assert "reads version 1" in message
+
+
+def test_foreign_folder_is_refused(folder):
+    edit_config(folder, lambda c: c.pop("quantization_config"))
+    assert "does not describe a model quantized by qvit" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    assert f"has no {name}" in refusal(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00\xff"])
+def test_broken_configuration(folder, text):
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    assert "config.json" in refusal(folder)
+
+
+def test_configuration_of_another_shape(folder):
+    edit_config(folder, lambda c: c["quantization_config"]["model"].pop("depth"))
+    assert "depth" in refusal(folder)
+
+
+def test_missing_tensor_is_named(folder):
+    edit_weights(folder, lambda s: s.pop("blocks.0.attn.qkv.bias"))
+    assert "lacks blocks.0.attn.qkv.bias" in refusal(folder)
+
+
+def test_unexpected_tensor_is_named(folder):
+    edit_weights(folder, lambda s: s.update(extra=torch.zeros(1)))
+    assert "has unexpected extra" in refusal(folder)
+
+
+def test_wrong_shape_is_named(folder):
+    edit_weights(folder, lambda s: s.update({"head.bias": torch.zeros(9)}))
+    assert "head.bias is torch.float32 [9]" in refusal(folder)
+
+
+def test_wrong_dtype_is_named(folder):
+    edit_weights(folder, lambda s: s.update({"head.bias": s["head.bias"].half()}))
+    assert "head.bias is F16 [6]" in refusal(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_truncated_weights(folder, keep):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "truncated or corrupt" in refusal(folder)
+
+
+def test_missing_folder_names_the_command(tmp_path):
+    with pytest.raises(InputError, match="qvit quantize MODEL"):
+        checkpoint.describe(tmp_path / "absent")
+
+
+def test_model_loads_without_the_float_weights(tiny_quantized, tmp_path):
+    alone = shutil.copytree(tiny_quantized, tmp_path / "alone")
+    for name in ("run.json", "recipe.yaml", "README.md"):
+        (alone / name).unlink()
+    models = [QuantViT.from_pretrained(f) for f in (tiny_quantized, alone)]
+    images = images_for(models[0].vit)
+    assert torch.equal(models[0](images), models[1](images))
+
+
+def test_model_behaves(tiny_quantized):
+    model = QuantViT.from_pretrained(tiny_quantized)
+    images = images_for(model.vit)
+    logits = model(images)
+    assert logits.shape == (3, 6)
+    assert logits.dtype == torch.float32
+    assert not logits.requires_grad
+    assert model.forward_features(images).shape == (3, 17, 64)
+    assert model.scheme == "W4A4"
+    assert model.num_classes == 6
+    # each image alone gives what it gives in a batch
+    assert torch.equal(torch.cat([model(i[None]) for i in images]), logits)
+
+
+def test_transform_belongs_to_the_model(tiny_quantized):
+    from PIL import Image
+
+    model = QuantViT.from_pretrained(tiny_quantized)
+    image = model.transform()(Image.new("RGB", (50, 40), (255, 0, 0)))
+    assert image.shape == (3, 32, 32)
+    torch.testing.assert_close(image[:, 16, 16], torch.tensor([1.0, -1.0, -1.0]))
+    assert model(image[None]).shape == (1, 6)
+
+
+def test_model_refuses_what_it_cannot_do(tiny_quantized):
+    model = QuantViT.from_pretrained(tiny_quantized)
+    with pytest.raises(ValueError, match=r"must be \[B, 3, 32, 32\], got \[1, 3, 64, 64\]"):
+        model(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(TypeError, match="normalised floats"):
+        model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(UsageError, match="cannot be trained"):
+        model.train()
+    with pytest.raises(UsageError, match="expected one of"):
+        QuantViT.from_pretrained(tiny_quantized, backend="gpu")
+
+
+def test_backends_agree(tiny_quantized):
+    images = None
+    logits = {}
+    for backend in ("cpu", "reference"):
+        model = QuantViT.from_pretrained(tiny_quantized, backend=backend)
+        images = images_for(model.vit) if images is None else images
+        logits[backend] = model(images)
+    torch.testing.assert_close(logits["cpu"], logits["reference"], rtol=1e-4, atol=1e-4)

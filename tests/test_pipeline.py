@@ -1,0 +1,61 @@
+import json
+
+import pytest
+import torch
+
+from qvit import pipeline, zoo
+from qvit.deployment import QuantViT
+from qvit.errors import UsageError
+from qvit.models.timm_import import read_model
+from qvit.recipe import Recipe, load_recipe
+from tests.support import images_for
+
+W4A4 = Recipe.preset("qvit", weight_bits=4, activation_bits=4)
+
+
+def test_summary_says_what_was_written(tiny_model, tmp_path):
+    source = zoo.resolve(str(tiny_model))
+    summary = pipeline.quantize(source, W4A4, tmp_path / "out", progress=False)
+    weights = tmp_path / "out" / "model.safetensors"
+    assert summary["bytes"] == weights.stat().st_size
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["sha256"]["model.safetensors"] == summary["sha256"]
+    assert run["source"]["weights"]["path"] == str(tiny_model / "model.safetensors")
+    assert run["images_read"] == 0
+    assert set(run["seconds"]) == {"load", "fold", "ranges", "pack"}
+
+
+def test_plan_estimates_the_bytes(tiny_model, tmp_path):
+    source = zoo.resolve(str(tiny_model))
+    plan = pipeline.plan(source, W4A4)
+    written = pipeline.quantize(source, W4A4, tmp_path / "out", progress=False)["bytes"]
+    header = 12_000  # names and shapes, which the plan leaves out
+    assert abs(plan["estimated_bytes"] + header - written) < 0.1 * written + header
+
+
+def test_written_recipe_replays_to_the_same_bytes(tiny_model, tmp_path):
+    source = zoo.resolve(str(tiny_model))
+    recipe = W4A4.override(["seed=5", "weights.group=32"])
+    first = pipeline.quantize(source, recipe, tmp_path / "a", progress=False)
+    replayed = load_recipe(str(tmp_path / "a" / "recipe.yaml"))
+    second = pipeline.quantize(source, replayed, tmp_path / "b", progress=False)
+    other = pipeline.quantize(source, W4A4, tmp_path / "c", progress=False)
+    assert first["sha256"] == second["sha256"] != other["sha256"]
+
+
+def test_existing_folder_is_refused_before_the_work(tiny_model, tiny_quantized, monkeypatch):
+    monkeypatch.setattr(zoo, "load", lambda *_, **__: pytest.fail("loaded the weights first"))
+    with pytest.raises(UsageError, match="--overwrite"):
+        pipeline.quantize(zoo.resolve(str(tiny_model)), W4A4, tiny_quantized)
+
+
+def test_eight_bits_classify_as_the_float_model(tiny_model, tmp_path):
+    source = zoo.resolve(str(tiny_model))
+    recipe = Recipe.preset("qvit", weight_bits=8, activation_bits=8)
+    pipeline.quantize(source, recipe, tmp_path / "out", progress=False)
+    model = QuantViT.from_pretrained(tmp_path / "out")
+    float_model = zoo.load(source)
+    images = images_for(read_model(float_model, source.pretrained_cfg), count=32)
+    with torch.inference_mode():
+        expected = float_model(images)
+    assert (model(images).argmax(1) == expected.argmax(1)).float().mean() >= 0.9
