@@ -1,0 +1,137 @@
+"""The `reference` backend: every op composed of the functions of `reference.py`, on any device.
+
+The arguments are those of the registered ops, flat tensors and numbers, already checked. Results
+are the definition that the other backends are tested against.
+"""
+
+import torch
+from torch import Tensor
+
+from qvit_kernels import reference
+from qvit_kernels.packing import unpack_int4
+from qvit_kernels.reference import BlockTransform, QKNorm, Quantized
+
+# int8 operands: -128 is a legal code (pixels have it), so one product reaches 2^14.
+_BOUND = 128 * 128
+
+
+def layernorm_quantize(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    signs: Tensor | None,
+    block: int,
+    bits: int,
+    group: int,
+) -> tuple[Tensor, Tensor]:
+    """LayerNorm, block transform, quantization."""
+    return quantize_rows(reference.layer_norm(x, weight, bias, eps), signs, block, bits, group)
+
+
+def quantize_rows(
+    x: Tensor, signs: Tensor | None, block: int, bits: int, group: int
+) -> tuple[Tensor, Tensor]:
+    """Block transform, quantization."""
+    y = reference.block_transform(x.float(), transform_of(signs, block))
+    codes, scale = reference.quantize_rows(y, bits, group)
+    return codes.to(torch.int8).contiguous(), scale.contiguous()
+
+
+def quantize_pixels(
+    images: Tensor, gain: Tensor, offset: Tensor, height: int, width: int
+) -> Tensor:
+    """Codes of the pixels, cut into patches."""
+    codes = reference.quantize_pixels(images, gain, offset).to(torch.int8)
+    return reference.unfold_patches(codes.contiguous(), (height, width)).contiguous()
+
+
+def linear(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Matrix product with rescaling."""
+    codes = unpack_int4(w, x.shape[-1]) if w.dtype == torch.uint8 else w
+    return reference.linear(
+        Quantized(x.float(), x_scale), Quantized(codes.float(), w_scale), bias, _BOUND
+    ).contiguous()
+
+
+def linear_residual(
+    x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None, residual: Tensor
+) -> Tensor:
+    """Matrix product with rescaling, added to the residual stream."""
+    y = residual.float() + linear(x, x_scale, w, w_scale, bias)
+    return y.to(residual.dtype).contiguous()
+
+
+def linear_gelu_quantize(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    approximate: str,
+    signs: Tensor | None,
+    block: int,
+    bits: int,
+    group: int,
+) -> tuple[Tensor, Tensor]:
+    """Matrix product, GELU, block transform, quantization."""
+    y = reference.gelu(linear(x, x_scale, w, w_scale, bias), approximate)
+    return quantize_rows(y, signs, block, bits, group)
+
+
+def linear_qkv(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    heads: int,
+    bits: int,
+    norm: list[Tensor],
+    eps: float,
+    signs: Tensor | None,
+    block: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Matrix product, split by head, each token of each head quantized."""
+    q, k, v = reference.split_heads(linear(x, x_scale, w, w_scale, bias), heads)
+    if norm:
+        q, k = reference.normalize_heads(
+            q, k, QKNorm(norm[0], norm[1], norm[2], norm[3], eps), transform_of(signs, block)
+        )
+    parts = [reference.quantize_rows(part, bits) for part in (q, k, v)]
+    codes = [part.codes.to(torch.int8).contiguous() for part in parts]
+    scales = [part.scale.contiguous() for part in parts]
+    return codes[0], scales[0], codes[1], scales[1], codes[2], scales[2]
+
+
+def attention(
+    q: Tensor,
+    q_scale: Tensor,
+    k: Tensor,
+    k_scale: Tensor,
+    v: Tensor,
+    v_scale: Tensor,
+    softmax_scale: float,
+    softmax_bits: int,
+    bits: int,
+    group: int,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention, its output quantized."""
+    if q.numel() == 0:
+        batch, heads, tokens, width = q.shape
+        rows = q_scale.new_empty(batch, tokens, heads * width)
+    else:
+        rows = reference.attention(
+            Quantized(q.float(), q_scale),
+            Quantized(k.float(), k_scale),
+            Quantized(v.float(), v_scale),
+            softmax_scale=softmax_scale,
+            softmax_bits=softmax_bits,
+            bound=_BOUND,
+        )
+    return quantize_rows(rows, None, 0, bits, group)
+
+
+def transform_of(signs: Tensor | None, block: int) -> BlockTransform | None:
+    """The transform that an op received as two arguments."""
+    return None if signs is None else BlockTransform(signs, block)

@@ -1,0 +1,100 @@
+"""Exact products of int8 matrices on a CPU: oneDNN's where it can be trusted, fp32 in chunks where
+not.
+
+`torch._int_mm` runs on the CPU's int8 dot product (VNNI) at 9 times the speed of an fp32 product.
+Without that instruction oneDNN adds pairs of products in 16 bits and saturates, silently: all 127,
+K = 128 gives 16,320 for 2,064,512. So the first use tests it.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from qvit_kernels.packing import unpack_int4
+
+# torch has no public name for it.
+_int_mm = torch._int_mm  # pyright: ignore[reportPrivateImportUsage]
+
+# |-128 * -128| * 1024 = 2^24: the longest sum of int8 products that fp32 holds exactly.
+_FLOAT32_CHUNK = 1024
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """a @ b, exactly. a: int8 [M, K]; b: int8 [K, N], any strides; out: int32 [M, N],
+    contiguous."""
+    if int8_matmul_is_exact():
+        return _int_mm(a, b, out=out)
+    return _multiply_in_chunks(a, b, out)
+
+
+@lru_cache(maxsize=1)
+def int8_matmul_is_exact() -> bool:
+    """True if `torch._int_mm` returns exact sums on this machine's CPU; tested once, at the first
+    use.
+
+    The operands are what saturation would show on: extremes of both signs and random codes, in
+    shapes that take oneDNN's matrix and vector paths.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for m, k, n in ((1, 64, 32), (17, 128, 32), (64, 97, 48)):
+        a = torch.randint(-128, 128, (m, k), dtype=torch.int8, generator=generator)
+        b = torch.randint(-128, 128, (n, k), dtype=torch.int8, generator=generator)
+        pairs = [(a, b)] + [
+            (torch.full_like(a, p), torch.full_like(b, q))
+            for p, q in ((127, 127), (-128, 127), (127, -128), (-128, -128))
+        ]
+        if not all(_is_exact(left, right) for left, right in pairs):
+            return False
+    return True
+
+
+def _is_exact(a: Tensor, b: Tensor) -> bool:
+    expected = a.double() @ b.double().t()
+    try:
+        by_rows = _int_mm(a, b.t())
+        by_columns = _int_mm(a, b.t().contiguous())
+    except RuntimeError:  # a build of torch without it
+        return False
+    return torch.equal(by_rows.double(), expected) and torch.equal(by_columns.double(), expected)
+
+
+def _multiply_in_chunks(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    out.zero_()
+    for start in range(0, a.shape[1], _FLOAT32_CHUNK):
+        columns = slice(start, start + _FLOAT32_CHUNK)
+        out += (a[:, columns].float() @ b[columns].float()).to(torch.int32)
+    return out
+
+
+class _UnpackedWeights:
+    """int8 forms of packed weights, kept as long as the packed tensor lives and is not written
+    to."""
+
+    def __init__(self) -> None:
+        self._codes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def get(self, packed: Tensor, k: int) -> Tensor:
+        if packed.is_inference():
+            # An inference tensor counts no writes, so a stale copy could not be noticed.
+            return unpack_int4(packed, k)
+        state = (packed._version, packed.data_ptr(), k)
+        held = self._codes.get(packed)
+        if held is None or held[0] != state:
+            held = (state, unpack_int4(packed, k))
+            self._codes[packed] = held
+        return held[1]
+
+
+_unpacked = _UnpackedWeights()
+
+
+def int8_weight(w: Tensor, k: int) -> Tensor:
+    """The weight as int8 [N, k]: itself, or unpacked once from uint8 [N, ceil(k / 2)] and
+    remembered.
+
+    Unpacking costs a tenth of the product at batch 1. The copy goes with the packed tensor and is
+    made again after an in-place write to it (of which torch counts all but those through `.data`).
+    """
+    return _unpacked.get(w, k) if w.dtype == torch.uint8 else w

@@ -1,0 +1,123 @@
+"""The torch ops of namespace `qvit`: schemas, shapes without data, and the way to a backend.
+
+`torch.library.Library` define/impl instead of `custom_op`: 3.8 us against 12 us a call, and a ViT
+makes 90. One implementation for every device, below autograd: it asks `backends` who computes and
+calls the function of the same name there. The schemas are functional; no output aliases an input.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qvit_kernels import backends, composed, cpu
+
+_X = "Tensor x, Tensor x_scale, Tensor w, Tensor w_scale, Tensor? bias"
+_ROWS = "Tensor? signs, int block, int bits, int group"
+
+SCHEMAS = {
+    "layernorm_quantize": f"(Tensor x, Tensor weight, Tensor bias, float eps, {_ROWS})"
+    " -> (Tensor, Tensor)",
+    "quantize_rows": f"(Tensor x, {_ROWS}) -> (Tensor, Tensor)",
+    "quantize_pixels": "(Tensor images, Tensor gain, Tensor offset, int height, int width)"
+    " -> Tensor",
+    "linear": f"({_X}) -> Tensor",
+    "linear_residual": f"({_X}, Tensor residual) -> Tensor",
+    "linear_gelu_quantize": f"({_X}, str approximate, {_ROWS}) -> (Tensor, Tensor)",
+    "linear_qkv": f"({_X}, int heads, int bits, Tensor[] norm, float eps, Tensor? signs, int block)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "attention": "(Tensor q, Tensor q_scale, Tensor k, Tensor k_scale, Tensor v, Tensor v_scale,"
+    " float softmax_scale, int softmax_bits, int bits, int group) -> (Tensor, Tensor)",
+}
+
+# op -> backend -> function
+IMPLEMENTATIONS: dict[str, dict[str, Callable[..., object]]] = {
+    name: {"cpu": getattr(cpu, name), "reference": getattr(composed, name)} for name in SCHEMAS
+}
+
+
+def _dispatching(name: str) -> Callable[..., object]:
+    implementations = IMPLEMENTATIONS[name]
+
+    def run(first: Tensor, *rest: object) -> object:
+        device = first.device
+        implementation = implementations[backends.resolve(device)]
+        if not torch.is_grad_enabled() and not torch.is_autocast_enabled(device.type):
+            return implementation(first, *rest)
+        # Integers have no gradient, and a traced scale would forbid the writes in place. Autocast
+        # would turn the fp32 products of integers into bf16 ones, which are not exact.
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return implementation(first, *rest)
+
+    return run
+
+
+def _rows(x: Tensor, width: int, group: int) -> tuple[Tensor, Tensor]:
+    groups = width // group if group else 1
+    return (
+        x.new_empty((*x.shape[:-1], width), dtype=torch.int8),
+        x.new_empty((*x.shape[:-1], groups), dtype=torch.float32),
+    )
+
+
+def _fake_layernorm_quantize(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _rows(x, x.shape[-1], rest[-1])
+
+
+def _fake_quantize_rows(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _rows(x, x.shape[-1], rest[-1])
+
+
+def _fake_quantize_pixels(
+    images: Tensor, gain: Tensor, offset: Tensor, height: int, width: int
+) -> Tensor:
+    batch, channels, rows, columns = images.shape
+    tokens = (rows // height) * (columns // width)
+    return images.new_empty((batch, tokens, channels * height * width), dtype=torch.int8)
+
+
+def _fake_linear(x: Tensor, x_scale: Tensor, w: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], w.shape[0]), dtype=torch.float32)
+
+
+def _fake_linear_residual(x: Tensor, *rest: Any) -> Tensor:
+    residual: Tensor = rest[-1]
+    return residual.new_empty(residual.shape)
+
+
+def _fake_linear_gelu_quantize(
+    x: Tensor, x_scale: Tensor, w: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    return _rows(x, w.shape[0], rest[-1])
+
+
+def _fake_linear_qkv(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    heads: int,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    batch, tokens, _ = x.shape
+    shape = (batch, heads, tokens)
+    width = w.shape[0] // (3 * heads)
+    return tuple(
+        x.new_empty((*shape, size), dtype=dtype)
+        for _ in range(3)
+        for size, dtype in ((width, torch.int8), (1, torch.float32))
+    )
+
+
+def _fake_attention(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    batch, heads, tokens, width = q.shape
+    return _rows(q.new_empty((batch, tokens, 1)), heads * width, rest[-1])
+
+
+_library = torch.library.Library("qvit", "DEF")
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema)
+    _library.impl(_name, _dispatching(_name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"qvit::{_name}", globals()[f"_fake_{_name}"], lib=_library)
