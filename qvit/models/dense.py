@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from qvit.quant.schemes import LinearScheme
 from qvit_kernels import packing
-from qvit_kernels.reference import BlockTransform, Quantized, qmax_of, quantize
+from qvit_kernels.reference import BlockTransform, Quantized, code_range, quantize
 
 
 class Dense(nn.Module):
@@ -44,9 +44,9 @@ class Dense(nn.Module):
         """Codes [N, K] as whole-numbered floats, differentiable, and their scale [N, G]."""
         assert self.scheme is not None
         assert self.weight_scale is not None
-        qmax = qmax_of(self.scheme.weight.bits)
+        low, high = code_range(self.scheme.weight.bits)
         grouped = self.weight.unflatten(-1, (self.weight_scale.shape[-1], -1))
-        codes = quantize(grouped, self.weight_scale.unsqueeze(-1), -qmax, qmax)
+        codes = quantize(grouped, self.weight_scale.unsqueeze(-1), low, high)
         return Quantized(codes.flatten(-2), self.weight_scale)
 
 

@@ -69,5 +69,5 @@ def _quantize(x: Tensor, to: Dense) -> Quantized:
 
 def _linear(x: Quantized, dense: Dense) -> Tensor:
     scheme = dense.scheme
-    bound = reference.qmax_of(scheme.input.bits) * reference.qmax_of(scheme.weight.bits)
+    bound = 2 ** (scheme.input.bits + scheme.weight.bits - 2)
     return reference.linear(x, dense.quantized_weight(), dense.bias, bound)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
+from qvit_kernels.reference import code_range
+
 
 class Granularity(StrEnum):
     """Which values share a scale. Shapes are those of a scale for a tensor [B, T, K] or a weight [N, K]."""
@@ -47,14 +49,9 @@ class Scheme:
             )
 
     @property
-    def qmin(self) -> int:
-        """Smallest code: -7 for symmetric 4 bits, 0 for affine."""
-        return -self.qmax if self.symmetric else 0
-
-    @property
-    def qmax(self) -> int:
-        """Largest code: 7 for symmetric 4 bits, 15 for affine."""
-        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+    def codes(self) -> tuple[int, int]:
+        """Smallest and largest code: (-8, 7) for symmetric 4 bits, (0, 15) for affine."""
+        return code_range(self.bits) if self.symmetric else (0, 2**self.bits - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

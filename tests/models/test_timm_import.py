@@ -3,9 +3,10 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from qvit import zoo
 from qvit.errors import UsageError
 from qvit.models.floating import Float
-from qvit.models.timm_import import read_config, read_model
+from qvit.models.timm_import import obstacles, read_config, read_model
 from tests.support import SHAPES, STATISTICS, images_for, timm_vit
 
 REFUSED = {
@@ -81,3 +82,10 @@ def test_block_with_foreign_norm_is_refused():
     model = timm_vit(norm_layer="rmsnorm")
     with pytest.raises(UsageError, match="not an affine LayerNorm"):
         read_config(model, STATISTICS)
+
+
+@pytest.mark.parametrize("row", zoo.catalogue(), ids=lambda row: row["alias"])
+def test_catalogue_says_truly_what_can_be_quantized(row):
+    with torch.device("meta"):
+        model = timm.create_model(row["timm_name"], pretrained=False)
+    assert row["quantizable"] == (next(obstacles(model), None) is None)

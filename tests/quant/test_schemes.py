@@ -5,11 +5,11 @@ from qvit.quant.schemes import Granularity, Mode, Scheme
 
 @pytest.mark.parametrize(
     ("bits", "symmetric", "codes"),
-    [(4, True, (-7, 7)), (8, True, (-127, 127)), (4, False, (0, 15)), (2, True, (-1, 1))],
+    [(4, True, (-8, 7)), (8, True, (-127, 127)), (4, False, (0, 15)), (2, True, (-2, 1))],
 )
 def test_codes_of_a_scheme(bits, symmetric, codes):
     scheme = Scheme(bits=bits, granularity=Granularity.TOKEN, symmetric=symmetric)
-    assert (scheme.qmin, scheme.qmax) == codes
+    assert scheme.codes == codes
 
 
 def test_group_size_belongs_to_group_granularity():

@@ -1,0 +1,43 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qvit.quant.ranges import weight_scale
+from qvit_kernels import reference
+
+
+def squared_error(weight, scale, bits):
+    """The obvious way, a row and a group at a time."""
+    low, high = reference.code_range(bits)
+    total = 0.0
+    size = weight.shape[1] // scale.shape[1]
+    for row, steps in zip(weight, scale, strict=True):
+        for values, step in zip(row.split(size), steps, strict=True):
+            codes = torch.round(values / step).clamp(low, high)
+            total += float((codes * step - values).square().sum())
+    return total
+
+
+@given(bits=st.integers(2, 8), group=st.sampled_from([0, 8, 16]), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=25)
+def test_mse_range_is_no_worse_than_minmax(bits, group, seed):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(6, 32, generator=generator) ** 3
+    errors = [
+        squared_error(weight, weight_scale(weight, bits, group, method), bits)
+        for method in ("mse", "minmax")
+    ]
+    assert errors[0] <= errors[1] * (1 + 1e-6)
+
+
+def test_mse_range_clips_an_outlier():
+    weight = torch.cat([torch.randn(1, 1023), torch.tensor([[12.0]])], 1)
+    assert weight_scale(weight, 3).abs() < 0.5 * weight_scale(weight, 3, method="minmax").abs()
+
+
+@pytest.mark.parametrize("group", [0, 4])
+def test_zero_rows_are_harmless(group):
+    scale = weight_scale(torch.zeros(3, 8), 4, group)
+    assert torch.isfinite(scale).all()
+    assert (scale != 0).all()

@@ -1,0 +1,122 @@
+"""What the project promises of a real model on real images. Needs ../shared; `make acceptance` runs it.
+
+The development images (odd classes) measure agreement between executions; accuracy is measured with
+`qvit eval`, and its results lie in benchmarks/results.
+"""
+
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from qvit import zoo
+from qvit.data import DataConfig
+from qvit.deployment import QuantViT
+from qvit.models.integer import Integer
+from qvit.models.simulated import Simulated
+from qvit.models.timm_import import read_model
+from qvit.models.vit import ViT
+from qvit.recipe import Recipe
+from qvit_kernels import ops
+from qvit_kernels.reference import Quantized
+from tests.executions import SideBySide, both
+
+pytestmark = pytest.mark.slow
+
+WEIGHTS = "models/vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
+SCHEMES = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
+
+
+@pytest.fixture(scope="module")
+def vit(shared: Path) -> ViT:
+    source = zoo.resolve("vit_t", weights=shared / WEIGHTS)
+    return read_model(zoo.load(source), source.pretrained_cfg)
+
+
+@pytest.fixture(scope="module")
+def images(shared: Path) -> Tensor:
+    """100 development images: every tenth class, counted from the first odd one."""
+    transform = DataConfig.from_pretrained_cfg(zoo.resolve("vit_t").pretrained_cfg).transform()
+    synsets = (shared / "imagenet" / "synsets.txt").read_text().split()
+    files = [next((shared / "imagenet" / "train" / s).iterdir()) for s in synsets[1::10]]
+    return torch.stack([transform(Image.open(f).convert("RGB")) for f in files])
+
+
+def recipe(scheme: str) -> Recipe:
+    weight_bits, activation_bits = SCHEMES[scheme]
+    return Recipe.preset("qvit", weight_bits=weight_bits, activation_bits=activation_bits)
+
+
+class Nudged(Simulated):
+    """The simulated execution with LayerNorm outputs moved by one unit in the last place."""
+
+    def norm(self, x, norm, to) -> Quantized:
+        return super().norm(x, OneUlp(norm), to)
+
+
+class OneUlp:
+    """A LayerNorm whose bias, and so whose output, is one ulp larger."""
+
+    def __init__(self, norm) -> None:
+        self.weight, self.eps = norm.weight, norm.eps
+        self.bias = torch.nextafter(norm.bias, torch.full_like(norm.bias, torch.inf))
+
+
+def logits_of(model: ViT, run, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([model(batch, run) for batch in images.split(20)])
+
+
+def divergence(a: Tensor, b: Tensor) -> float:
+    """Mean KL between the predictions of two runs, in nats."""
+    p = a.log_softmax(-1)
+    return float((p.exp() * (p - b.log_softmax(-1))).sum(-1).mean())
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_integers_equal_simulation_step_by_step(vit, images, scheme, backend):
+    simulated, integer = both(vit, recipe(scheme))
+    pair = SideBySide(simulated, integer)
+    with torch.inference_mode(), ops.use_backend(backend):
+        simulated(images[:8], pair)
+    assert pair.compared == 1 + 12 * 9 + 1
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_backends_diverge_no_more_than_one_ulp_does(vit, images, scheme, backend):
+    simulated, integer = both(vit, recipe(scheme))
+    expected = logits_of(simulated, Simulated(), images)
+    with ops.use_backend(backend):
+        found = logits_of(integer, Integer(), images)
+    allowed = 1.5 * divergence(expected, logits_of(simulated, Nudged(), images))
+    assert allowed > 0
+    assert divergence(expected, found) <= allowed
+    if scheme == "W8A8":
+        same = (expected.argmax(1) == found.argmax(1)).float().mean()
+        assert same >= 0.98
+
+
+def test_real_model_within_size_memory_and_time(shared, tmp_path, child_environment):
+    out = tmp_path / "vit_t-w4a4"
+    command = ["quantize", "vit_t", "--weights", str(shared / WEIGHTS), "--w", "4", "--a", "4"]
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "qvit", *command, "-o", str(out), "-q"],
+        check=True,
+        env=child_environment,
+    )
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    assert seconds < 120
+    assert peak < 2 * 2**30
+    size = (out / "model.safetensors").stat().st_size
+    assert size <= 0.16 * (shared / WEIGHTS).stat().st_size
+    assert QuantViT.from_pretrained(out).scheme == "W4A4"
