@@ -1,0 +1,55 @@
+# make demo | test | acceptance | lint | bench
+#
+# Everything runs in .venv, which the first target makes: python3 and a package index are all it needs.
+# To use an interpreter that has the packages already, name it:  make test PYTHON=/path/to/python
+BOOTSTRAP ?= python3
+VENV := .venv
+ifeq ($(origin PYTHON),command line)
+READY :=
+else
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+endif
+TESTS ?= tests
+MARKERS ?= not slow
+
+# The packages are found in the tree itself, so a named interpreter need not have qvit installed.
+export PYTHONPATH := $(CURDIR):$(CURDIR)/kernels
+
+.DEFAULT_GOAL := test
+.PHONY: demo test acceptance lint bench clean
+
+# From weights to a low-bit folder, what is in it, and its speed beside the float model. Offline once installed.
+demo: $(READY)
+	@echo "== A DeiT-Tiny with RANDOM weights (nothing is downloaded): sizes and times are real, accuracy would mean nothing."
+	$(PYTHON) -m qvit quantize deit_t --no-pretrained --w 4 --a 4 --overwrite -o out/demo
+	$(PYTHON) -m qvit info out/demo
+	$(PYTHON) -m qvit bench out/demo --device cpu --batch 1,8 --variants fp32,bf16,qvit --rounds 5
+
+test: $(READY)
+	$(PYTHON) -m pytest -m "$(MARKERS)" $(TESTS)
+
+# The bounds on real weights and real images; needs ../shared and several minutes.
+acceptance: $(READY)
+	OMP_NUM_THREADS=$$(nproc) $(PYTHON) -m pytest -m slow $(TESTS)
+
+lint: $(READY)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pyright --pythonpath "$(PYTHON)"
+	$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+
+# DeiT-S with random weights (values do not change the time) at 8 bits against the float model, on this machine.
+bench: $(READY)
+	$(PYTHON) -m qvit quantize deit_s --no-pretrained --w 8 --a 8 --overwrite -o out/deit_s-w8a8
+	$(PYTHON) -m qvit bench out/deit_s-w8a8 --device cpu --batch 1,8 -o out/bench.json
+
+$(VENV)/.ready: pyproject.toml
+	@$(BOOTSTRAP) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "qvit needs Python 3.11 or newer; name one with BOOTSTRAP=python3.12" >&2; exit 1; }
+	$(BOOTSTRAP) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) dist out
