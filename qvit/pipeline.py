@@ -1,6 +1,5 @@
 """The whole recipe on one page: from a float model's name to the folder with its integers."""
 
-import hashlib
 import os
 import platform
 import time
@@ -59,7 +58,7 @@ def quantize(
     with stages("write"), written_whole(out) as folder:
         checkpoint.save_weights(integer, folder)
         size = (folder / checkpoint.WEIGHTS).stat().st_size
-        digest = _sha256(folder / checkpoint.WEIGHTS)
+        digest = checkpoint.hash_file(folder / checkpoint.WEIGHTS)
         origin = _origin(source, weights)
         config = _config_json(source, vit.config, scheme, recipe)
         checkpoint.write_json(folder / checkpoint.CONFIG, config)
@@ -153,7 +152,7 @@ def _origin(source: Source, weights: Path | None) -> dict[str, Any]:
         "hub_id": source.pretrained_cfg.get("hf_hub_id"),
         "weights": None
         if weights is None
-        else {"path": str(weights.resolve()), "sha256": _sha256(weights)},
+        else {"path": str(weights.resolve()), "sha256": checkpoint.hash_file(weights)},
     }
 
 
@@ -200,8 +199,3 @@ def _card(source: Source, origin: dict[str, Any], recipe: Recipe, size: int, rat
         bytes=size,
         ratio=ratio,
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

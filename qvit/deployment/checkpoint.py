@@ -7,6 +7,7 @@ run.json            where the float weights were, versions, seed, hashes, timing
 README.md           model card
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ _DTYPES = {"I8": torch.int8, "U8": torch.uint8, "F32": torch.float32}
 def save_weights(model: ViT, folder: Path) -> None:
     """Write model.safetensors. The same model gives the same bytes: nothing of the run is in it."""
     state = {name: value.contiguous() for name, value in sorted(model.state_dict().items())}
-    metadata = {"format": "pt", "qvit_format_version": str(FORMAT_VERSION)}
-    save_file(state, folder / WEIGHTS, metadata=metadata)
+    # one key only: safetensors writes several in an order that changes from run to run
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def quantization_config(config: ViTConfig, scheme: ModelScheme, name: str) -> dict[str, Any]:
@@ -49,6 +50,12 @@ def quantization_config(config: ViTConfig, scheme: ModelScheme, name: str) -> di
         "model": config.to_dict(),
         "tensors": scheme.to_dict(),
     }
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -68,14 +75,14 @@ def locate(path: str | Path) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or folder.parent.exists():
         raise InputError(f"there is no folder {path}; `qvit quantize MODEL -o {path}` writes one")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    from qvit.zoo.hub import explain
 
     try:
         return Path(snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG, RECIPE, RUN, CARD]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:  # the client passes on errors of an HTTP library that varies
         raise RequirementError(
-            f"there is no folder {path}, and the hub gave no repository of that name: {first}"
+            f"there is no folder {path}, and no repository of that name could be downloaded: {explain(error)}"
         ) from error
 
 
@@ -99,18 +106,19 @@ def describe(folder: Path) -> dict[str, Any]:
     _check_header(folder, _build(config, folder, device="meta"))
     quantization, pretrained = config["quantization_config"], config["pretrained_cfg"]
     run = read_run(folder)
+    source = run.get("source") or {}
     return {
         "folder": str(folder),
         "architecture": config["architecture"],
         "scheme": quantization["scheme"],
         "num_classes": config["num_classes"],
         "input_size": pretrained.get("input_size"),
-        "license": pretrained.get("license"),
+        "license": pretrained.get("license") if source.get("pretrained", True) else None,
         "weights_bytes": (folder / WEIGHTS).stat().st_size,
         "format_version": quantization["format_version"],
         "bits": _bits(quantization["tensors"]),
         "residual": quantization["tensors"]["residual"],
-        "source": run.get("source"),
+        "source": source or None,
         "versions": run.get("versions"),
         "seed": run.get("seed"),
     }

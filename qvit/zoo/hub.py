@@ -94,13 +94,14 @@ def read_config(path: Path, origin: str) -> dict[str, Any]:
 
 
 def _refuse(repo: str, filename: str, error: Exception) -> NoReturn:
-    reason = _reason(error)
+    reason = explain(error)
     raise RequirementError(
         f"{filename} of {repo} could not be downloaded from {_endpoint()}: {reason}. {_WAYS_OUT}."
     ) from error
 
 
-def _reason(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
+    """Why a download failed, as a clause of a sentence."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -111,7 +112,7 @@ def _reason(error: BaseException) -> str:
     )
 
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        return _reason(error.__cause__)
+        return explain(error.__cause__)
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set and the file is not in the cache"
     if isinstance(error, GatedRepoError):

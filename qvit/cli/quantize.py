@@ -1,0 +1,85 @@
+"""`qvit quantize`: a pretrained model in, a folder with its low-bit version out."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qvit.cli.exits import print_line
+from qvit.cli.session import Result, Session, outline, verb
+from qvit.errors import UsageError
+from qvit.recipe import BUDGETS, load_recipe, preset_names
+
+
+@verb("quantize")
+@click.argument("model")
+@click.option(
+    "--w", "--weight-bits", "weight_bits", type=int, help="Bits of the weights, 2 to 8 [8]."
+)
+@click.option(
+    "--a", "--act-bits", "act_bits", type=int, help="Bits of the activations, 2 to 8 [8]."
+)
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Folder to write [out/MODEL-wXaY]."
+)
+@click.option(
+    "--recipe", "recipe_name", default="qvit", show_default=True, metavar="NAME|FILE",
+    help=f"How: {', '.join(preset_names())}, or a recipe.yaml.",
+)  # fmt: skip
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a recipe field."
+)
+@click.option("--budget", type=click.Choice(BUDGETS), help="How much time to spend [standard].")
+@click.option("--seed", type=int, help="Seed of everything random [0].")
+@click.option(
+    "--weights", type=click.Path(path_type=Path), metavar="FILE",
+    help="Float weights: .safetensors, or .pth without code.",
+)  # fmt: skip
+@click.option(
+    "--no-pretrained", is_flag=True, help="Random weights: for timing, downloads nothing."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+def command(session: Session, model: str, **options: Any) -> Result:
+    """Make MODEL low-bit from its weights alone and write a folder that loads without them.
+
+    MODEL is an alias (`qvit models` lists them), any timm name with or without tag,
+    hf-hub:ORG/REPO, or a folder with config.json and model.safetensors.
+    """
+    weights, no_pretrained = options["weights"], options["no_pretrained"]
+    if weights is not None and no_pretrained:
+        raise UsageError("--weights and --no-pretrained exclude each other; give one of them")
+    settings = list(options["settings"])
+    if options["budget"] is not None:
+        settings.append(f"budget={options['budget']}")
+    if options["seed"] is not None:
+        settings.append(f"seed={options['seed']}")
+    recipe = load_recipe(options["recipe_name"], options["weight_bits"], options["act_bits"])
+    recipe = recipe.override(settings)
+
+    from qvit import pipeline, zoo
+
+    source = zoo.resolve(model, weights=weights, pretrained=not no_pretrained)
+    if session.verbosity >= 0:
+        _announce(source)
+    out = options["out"] or Path("out") / f"{_folder_name(model)}-{recipe.scheme.lower()}"
+    if options["dry_run"]:
+        plan = {**pipeline.plan(source, recipe), "out": str(out), "recipe": recipe.to_dict()}
+        return Result(plan, outline(plan))
+    summary = pipeline.quantize(
+        source, recipe, out, overwrite=options["overwrite"], progress=session.progress
+    )
+    return Result(summary, outline(summary))
+
+
+def _announce(source: Any) -> None:
+    origin = "" if source.pretrained else ", random weights"
+    if source.weights is not None:
+        origin = f", weights from {source.weights}"
+    print_line(f"{source.name} = {source.timm_name}{origin}")
+    if source.non_commercial and source.pretrained:
+        print_line(f"these weights are licensed {source.license}: not for commercial use")
+
+
+def _folder_name(model: str) -> str:
+    return model.rstrip("/").split(":")[-1].split("/")[-1].split("@")[0]

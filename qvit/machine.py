@@ -1,0 +1,157 @@
+"""What this machine is: the facts that a time or a bug report means nothing without."""
+
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from qvit.errors import RequirementError, UsageError
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "triton",
+    "timm",
+    "numpy",
+    "safetensors",
+    "huggingface_hub",
+    "click",
+    "tqdm",
+    "PyYAML",
+    "Jinja2",
+)
+# The instruction sets that decide which int8 and bf16 kernels oneDNN can choose.
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+ARM_FLAGS = ("asimddp", "i8mm", "bf16", "sve")
+
+
+def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
+    """Installed versions by distribution name, read without importing anything; None where one is
+    missing.
+    """
+    versions: dict[str, str | None] = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def describe_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+    """The processor: `name`, `cores` this process may use, and `features` that matter to int8 and
+    bf16.
+    """
+    name, flags = platform.processor() or platform.machine(), set[str]()
+    try:
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []  # not Linux: the platform's own name has to do
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            name = value.strip()
+        elif key.strip() in ("flags", "Features"):
+            flags.update(value.split())
+    return {
+        "name": name,
+        "cores": usable_cores(),
+        "features": [flag for flag in CPU_FLAGS + ARM_FLAGS if flag in flags],
+    }
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; fewer than there are under taskset or in a container."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def find_compiler() -> str | None:
+    """Path of the C++ compiler that torch.compile would use on a CPU, or None."""
+    chosen = os.environ.get("CXX")
+    candidates = [chosen] if chosen else ["c++", "g++", "clang++"]
+    return next((path for name in candidates if (path := shutil.which(name))), None)
+
+
+def memory_bytes() -> int | None:
+    """Main memory in bytes, None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def describe_gpus() -> list[dict[str, Any]]:
+    """The CUDA devices that torch sees: `name`, `capability` ("9.0"), `memory_bytes`. Imports
+    torch.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(
+            {
+                "name": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "memory_bytes": properties.total_memory,
+            }
+        )
+    return found
+
+
+def require_device(device: str) -> None:
+    """Refuses a device that is unknown (UsageError) or not there (RequirementError)."""
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise UsageError(f"unknown device {device!r}; use cpu or cuda")
+    if kind == "cuda" and not describe_gpus():
+        raise RequirementError(
+            "--device cuda: torch sees no CUDA device here; use --device cpu, or run `qvit doctor` "
+            "to see what it finds"
+        )
+
+
+def resolve_backend(backend: str, device: str) -> str:
+    """The backend that really runs: for "auto" what QVIT_BACKEND says, else what suits the device.
+
+    Raises UsageError for a name that is none, RequirementError for one that cannot run here.
+    """
+    import torch
+
+    from qvit_kernels import backends
+
+    try:
+        if backend == "auto":
+            return backends.resolve(torch.device(device))
+        with backends.use_backend(backend):
+            return backends.resolve(torch.device(device))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except backends.BackendError as error:
+        raise RequirementError(str(error)) from error
+
+
+def describe_machine() -> dict[str, Any]:
+    """The `machine` object of a benchmark: what the times below it were taken on. Imports torch."""
+    import torch
+
+    cpu = describe_cpu()
+    gpus = describe_gpus()
+    return {
+        "cpu": cpu["name"],
+        "cores": cpu["cores"],
+        "threads": torch.get_num_threads(),
+        "cpu_features": cpu["features"],
+        "memory_bytes": memory_bytes(),
+        "gpu": gpus[0]["name"] if gpus else None,
+        "cuda": torch.version.cuda if gpus else None,
+        "os": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,92 @@
+"""The float model that a quantized folder was made from: its architecture, and its weights if they
+are still there.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+from qvit.deployment import checkpoint
+from qvit.errors import InputError
+from qvit.zoo import Source
+
+logger = logging.getLogger("qvit")
+
+_WAY_OUT = "name the float weights with --float-weights FILE to compare with them"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a folder's float model can be had.
+
+    Attributes:
+        source: How to load it; None where the weights are gone or changed.
+        weights_sha256: Of the weights it was made from; None where that is not known.
+    """
+
+    source: Source | None
+    weights_sha256: str | None
+
+
+def read_architecture(folder: Path) -> Source:
+    """The float architecture behind a quantized folder, with random weights, from config.json.
+
+    Raises:
+        InputError: config.json is absent or does not describe a model.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        cfg = dict(config["pretrained_cfg"])
+        return Source(
+            name=str(folder),
+            architecture=config["architecture"],
+            tag=cfg.get("tag") or "",
+            pretrained=False,
+            pretrained_cfg=cfg | {"num_classes": config["num_classes"]},
+            model_args=dict(config.get("model_args") or {}),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not the configuration of a quantized model ({type(error).__name__}: "
+            f"{error}); quantize the model again, or name another folder"
+        ) from error
+
+
+def find_origin(folder: Path, float_weights: Path | None = None) -> Origin:
+    """Find the float model of a folder.
+
+    A recorded file that is gone or has changed is no error: the log says so, and the source is
+    None.
+
+    Args:
+        folder: The quantized model.
+        float_weights: A file to use whatever was recorded; None goes by run.json.
+
+    Raises:
+        InputError: `float_weights` does not exist, or the folder is broken.
+    """
+    architecture = read_architecture(folder)
+    if float_weights is not None:
+        if not float_weights.is_file():
+            raise InputError(f"--float-weights {float_weights}: no such file")
+        source = dataclasses.replace(architecture, pretrained=True, weights=float_weights)
+        return Origin(source, checkpoint.hash_file(float_weights))
+    source = checkpoint.read_run(folder).get("source") or {}
+    if source.get("pretrained") is False:
+        logger.info("%s was made from random weights: there is no float model to compare", folder)
+        return Origin(None, None)
+    recorded = source.get("weights") or {}
+    digest = recorded.get("sha256")
+    if not recorded.get("path"):
+        logger.info("%s does not say where its float weights are; %s", folder, _WAY_OUT)
+        return Origin(None, digest)
+    path = Path(recorded["path"])
+    if not path.is_file():
+        logger.info("the float weights are no longer at %s; %s", path, _WAY_OUT)
+        return Origin(None, digest)
+    if checkpoint.hash_file(path) != digest:
+        logger.info("the float weights at %s have changed since; %s", path, _WAY_OUT)
+        return Origin(None, digest)
+    return Origin(dataclasses.replace(architecture, pretrained=True, weights=path), digest)
