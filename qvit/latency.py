@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvit import machine, timing, zoo
+from qvit.deployment.placement import require_device, resolve_backend
+from qvit.deployment.provenance import read_architecture
 from qvit.errors import UsageError
-from qvit.origin import read_architecture
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 FLOAT_VARIANTS = ("fp32", "bf16", "fp32-compile", "bf16-compile")
 DEFAULT_VARIANTS = ("fp32", "bf16", "bf16-compile", "qvit")
-BACKENDS = ("auto", "triton", "cpu", "reference")
 COLUMNS = ("p50", "p90", "p99")
 
 Predict = Callable[["torch.Tensor"], object]
@@ -46,9 +46,6 @@ class Request:
         for name in self.variants:
             if name not in known:
                 raise UsageError(f"unknown variant {name!r}; known: {', '.join(known)}")
-        for name in self.backends:
-            if name not in BACKENDS:
-                raise UsageError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
         if not self.variants:
             raise UsageError("no variant to measure; name some, such as --variants fp32,qvit")
         if not self.batches or min(self.batches) < 1:
@@ -76,11 +73,11 @@ def compare_folder(folder: Path, request: Request, *, progress: bool = True) -> 
     """
     from qvit.deployment import QuantViT, checkpoint
 
-    machine.require_device(request.device)
+    require_device(request.device)
     built: dict[str, Predict] = {}
     scheme = checkpoint.read_config(folder)["quantization_config"]["scheme"]
     wanted = request.backends if "qvit" in request.variants else ()
-    for backend in dict.fromkeys(machine.resolve_backend(b, request.device) for b in wanted):
+    for backend in dict.fromkeys(resolve_backend(b, request.device) for b in wanted):
         model = QuantViT.from_pretrained(folder, device=request.device, backend=backend)
         built[_variant_name(model)] = model
     source = read_architecture(folder)
@@ -90,7 +87,7 @@ def compare_folder(folder: Path, request: Request, *, progress: bool = True) -> 
 
 def compare_float(source: "Source", request: Request, *, progress: bool = True) -> dict[str, Any]:
     """Times the float variants of an architecture alone; the result is that of `compare_folder`."""
-    machine.require_device(request.device)
+    require_device(request.device)
     variants = tuple(name for name in request.variants if name != "qvit")
     if not variants:
         raise UsageError(

@@ -7,8 +7,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from qvit.errors import RequirementError, UsageError
-
 PACKAGES = (
     "torch",
     "torchvision",
@@ -103,38 +101,6 @@ def describe_gpus() -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def require_device(device: str) -> None:
-    """Refuses a device that is unknown (UsageError) or not there (RequirementError)."""
-    kind = device.partition(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise UsageError(f"unknown device {device!r}; use cpu or cuda")
-    if kind == "cuda" and not describe_gpus():
-        raise RequirementError(
-            "--device cuda: torch sees no CUDA device here; use --device cpu, or run `qvit doctor` "
-            "to see what it finds"
-        )
-
-
-def resolve_backend(backend: str, device: str) -> str:
-    """The backend that really runs: for "auto" what QVIT_BACKEND says, else what suits the device.
-
-    Raises UsageError for a name that is none, RequirementError for one that cannot run here.
-    """
-    import torch
-
-    from qvit_kernels import backends
-
-    try:
-        if backend == "auto":
-            return backends.resolve(torch.device(device))
-        with backends.use_backend(backend):
-            return backends.resolve(torch.device(device))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    except backends.BackendError as error:
-        raise RequirementError(str(error)) from error
 
 
 def describe_machine() -> dict[str, Any]:

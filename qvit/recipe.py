@@ -59,7 +59,8 @@ class Activations:
     """Inputs of the Linears: symmetric, dynamic, per token.
 
     `proj_group` and `fc2_group`: channels that share a scale in the inputs of proj and fc2 (0: the whole token).
-    A group that does not divide the width is replaced by the largest divisor below it.
+    A group that does not divide the width is replaced by the largest divisor below it; that of proj is a whole
+    number of heads, and one head at least.
     """
 
     bits: int = 8
@@ -90,7 +91,7 @@ class Transforms:
 
     `norm`, `fc2`: block size of the signed Hadamard on LayerNorm outputs and on the fc2 input (0: none).
     `qk`, `v`: one rotation a head for Q and K, and for V (undone in proj), folded offline.
-    A block that does not divide the width is replaced by the largest divisor below it.
+    A block that does not divide the width is replaced by a divisor below it, see quant.transforms.fitting_block.
     """
 
     norm: int = 0
@@ -117,6 +118,8 @@ class Recipe:
     residual: str = "float32"
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed = {self.seed}: expected a whole number from 0 to 2^63 - 1")
         _check_choice("budget", self.budget, BUDGETS)
         _check_choice("residual", self.residual, RESIDUALS)
 
@@ -177,7 +180,10 @@ class Recipe:
             if not isinstance(place, dict) or leaf not in place or isinstance(place[leaf], dict):
                 known = list(_leaves(values))
                 raise UsageError(f"--set {key}: no such recipe field{_nearest(key, known)}")
-            place[leaf] = yaml.safe_load(text)
+            try:
+                place[leaf] = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise UsageError(f"--set {setting}: {text!r} is no value in YAML") from error
         return self.from_dict(values)
 
 
@@ -197,8 +203,8 @@ def load_recipe(
         )
     try:
         recipe = Recipe.from_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the recipe {path}: {error}") from error
+    except (OSError, UnicodeDecodeError, UsageError) as error:
+        raise InputError(f"cannot use the recipe {path}: {error}") from error
     settings = []
     if weight_bits is not None:
         settings.append(f"weights.bits={weight_bits}")

@@ -44,6 +44,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "no head": ("vit_tiny_patch16_224", {"num_classes": 0}),
     "odd widths": ("vit_tiny_patch16_224", {"embed_dim": 100, "num_heads": 5, "mlp_ratio": 1.5}),
     "oblong image": ("vit_tiny_patch16_224", {"img_size": (24, 40), "patch_size": (8, 4)}),
+    "distilled, no head": ("deit_tiny_distilled_patch16_224", {"num_classes": 0}),
+    "patches that leave a rest": ("vit_tiny_patch16_224", {"img_size": 35}),
     "three heads": ("vit_tiny_patch16_224", {"embed_dim": 96, "num_heads": 3}),
 }
 

@@ -7,6 +7,7 @@ import torch
 
 from qvit import latency, machine
 from qvit.cli import run
+from qvit.deployment import placement
 from qvit.errors import InputError, RequirementError, UsageError
 from qvit.latency import Request, compare_folder
 
@@ -111,7 +112,6 @@ def test_compiled_variant_runs(tiny_quantized):
     [
         ({"variants": ("int4",)}, "int4"),
         ({"variants": ()}, "no variant"),
-        ({"backends": ("gpu",)}, "gpu"),
         ({"batches": (0,)}, "batch"),
         ({"rounds": 0}, "--rounds"),
     ],
@@ -127,11 +127,11 @@ def test_folders_and_devices_are_checked(tmp_path, tiny_model):
     with pytest.raises(InputError, match="quantization_config"):
         compare_folder(tiny_model, Request(variants=("qvit",)), progress=False)
     with pytest.raises(UsageError, match="cpu or cuda"):
-        machine.require_device("tpu")
+        placement.require_device("tpu")
     with pytest.raises(UsageError, match="nonsense"):
-        machine.resolve_backend("nonsense", "cpu")
+        placement.resolve_backend("nonsense", "cpu")
     with pytest.raises(RequirementError, match="CPU tensors only"):
-        machine.resolve_backend("cpu", "cuda")
+        placement.resolve_backend("cpu", "cuda")
 
 
 def test_the_processor_is_described(tmp_path):

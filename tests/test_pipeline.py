@@ -25,12 +25,13 @@ def test_summary_says_what_was_written(tiny_model, tmp_path):
     assert set(run["seconds"]) == {"load", "fold", "ranges", "pack"}
 
 
-def test_plan_estimates_the_bytes(tiny_model, tmp_path):
+def test_plan_knows_the_bytes(tiny_model, tmp_path):
     source = zoo.resolve(str(tiny_model))
     plan = pipeline.plan(source, W4A4)
-    written = pipeline.quantize(source, W4A4, tmp_path / "out", progress=False)["bytes"]
-    header = 12_000  # names and shapes, which the plan leaves out
-    assert abs(plan["estimated_bytes"] + header - written) < 0.1 * written + header
+    pipeline.quantize(source, W4A4, tmp_path / "out", progress=False)
+    data = (tmp_path / "out" / "model.safetensors").read_bytes()
+    header = int.from_bytes(data[:8], "little")
+    assert plan["tensor_bytes"] == len(data) - 8 - header
 
 
 def test_written_recipe_replays_to_the_same_bytes(tiny_model, tmp_path):
@@ -45,8 +46,10 @@ def test_written_recipe_replays_to_the_same_bytes(tiny_model, tmp_path):
 
 def test_existing_folder_is_refused_before_the_work(tiny_model, tiny_quantized, monkeypatch):
     monkeypatch.setattr(zoo, "load", lambda *_, **__: pytest.fail("loaded the weights first"))
-    with pytest.raises(UsageError, match="--overwrite"):
-        pipeline.quantize(zoo.resolve(str(tiny_model)), W4A4, tiny_quantized)
+    source = zoo.resolve(str(tiny_model))
+    for refuse in (pipeline.quantize, pipeline.plan):
+        with pytest.raises(UsageError, match="--overwrite"):
+            refuse(source, W4A4, tiny_quantized)
 
 
 def test_eight_bits_classify_as_the_float_model(tiny_model, tmp_path):
@@ -59,3 +62,51 @@ def test_eight_bits_classify_as_the_float_model(tiny_model, tmp_path):
     with torch.inference_mode():
         expected = float_model(images)
     assert (model(images).argmax(1) == expected.argmax(1)).float().mean() >= 0.9
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "seed=1",
+        "weights.range=minmax",
+        "weights.group=16",
+        "transforms.norm=16",
+        "transforms.fc2=16",
+    ],
+)
+def test_recipe_fields_reach_the_weights(tiny_model, tmp_path, setting):
+    source = zoo.resolve(str(tiny_model))
+    digests = [
+        pipeline.quantize(source, recipe, tmp_path / str(i), progress=False)["sha256"]
+        for i, recipe in enumerate((W4A4, W4A4.override([setting])))
+    ]
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "residual=bfloat16",
+        "activations.bits=8",
+        "activations.proj_group=32",
+        "activations.fc2_group=0",
+        "attention.bits=8",
+        "attention.softmax_bits=8",
+    ],
+)
+def test_recipe_fields_reach_the_logits(tiny_model, tmp_path, setting):
+    source = zoo.resolve(str(tiny_model))
+    logits = []
+    for i, recipe in enumerate((W4A4, W4A4.override([setting]))):
+        pipeline.quantize(source, recipe, tmp_path / str(i), progress=False)
+        model = QuantViT.from_pretrained(tmp_path / str(i))
+        logits.append(model(torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)))
+    assert not torch.equal(*logits)
+
+
+def test_files_are_readable_as_any_new_file(tiny_quantized, tmp_path):
+    (tmp_path / "new").write_text("")
+    expected = (tmp_path / "new").stat().st_mode & 0o777
+    for path in tiny_quantized.iterdir():
+        if path.is_file():
+            assert path.stat().st_mode & 0o777 == expected, path.name

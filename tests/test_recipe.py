@@ -74,5 +74,25 @@ def test_recipe_file_with_bits_replaced(tmp_path):
 
 
 def test_missing_recipe_file(tmp_path):
-    with pytest.raises(InputError, match=r"cannot read the recipe .*absent\.yaml"):
+    with pytest.raises(InputError, match=r"cannot use the recipe .*absent\.yaml"):
         load_recipe(str(tmp_path / "absent.yaml"))
+
+
+@pytest.mark.parametrize("text", ["{", "weights: {bits: 33}", "[1]"])
+def test_broken_recipe_file_is_bad_input(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"mine\.yaml"):
+        load_recipe(str(path))
+
+
+@pytest.mark.parametrize("setting", ["seed=[1", "seed=-1", f"seed={10**22}"])
+def test_impossible_settings(setting):
+    with pytest.raises(UsageError, match="seed"):
+        Recipe().override([setting])
+
+
+def test_zero_bits_are_not_the_default():
+    for bits in ((0, None), (None, 0)):
+        with pytest.raises(UsageError, match="2 to 8 bits"):
+            load_recipe("qvit", *bits)

@@ -3,8 +3,8 @@
 The matrix products are int8 (`integer_matmul`). What remains is memory traffic, so every op takes a
 few megabytes of rows at a time, writes the int32 sums into one buffer, and rescales, activates and
 quantizes there in place, in the order of operations of `reference`. Three steps are left out
-because they change nothing here: |x| is max(max x, -min x); a dynamic scale never needs the clamp,
-since |x| <= qmax * s * (1 + 2^-23) rounds to at most qmax; and int8 weights need no preparation.
+because they change nothing here: |x| is max(max x, -min x); a dynamic 8-bit scale never needs
+the clamp, since |x| <= 127 * s * (1 + 2^-23) rounds to at most 127; and int8 weights need no preparation.
 """
 
 import math
@@ -79,7 +79,7 @@ def quantize_rows(
 
 def linear(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None) -> Tensor:
     """Matrix product with rescaling."""
-    out = torch.empty((*x.shape[:-1], w.shape[0]))
+    out = torch.empty((*x.shape[:-1], w.shape[0]), dtype=torch.float32)
     rows = out.view(-1, w.shape[0])
     product = _Product(x, x_scale, w, w_scale, bias)
     for span in _spans(rows.shape[0], w.shape[0]):
@@ -141,7 +141,7 @@ def linear_qkv(
     batch, tokens, _ = x.shape
     width = w.shape[0] // (3 * heads)
     codes = torch.empty((batch * tokens, 3 * heads, width), dtype=torch.int8)
-    scale = torch.empty((batch * tokens, 3 * heads))
+    scale = torch.empty((batch * tokens, 3 * heads), dtype=torch.float32)
     for span, y in _Product(x, x_scale, w, w_scale, bias).blocks():
         parts = y.view(-1, 3 * heads, width)
         if norm:
@@ -211,7 +211,7 @@ def _attend(codes: list[Tensor], scales: list[Tensor], qmax: int) -> tuple[Tenso
     heads, tokens, width = q.shape
     keys, values = k.unbind(), v.unbind()
     sums = torch.empty((heads, tokens, width), dtype=torch.int32)
-    ratio = torch.empty((heads, tokens, 1))
+    ratio = torch.empty((heads, tokens, 1), dtype=torch.float32)
     for span in _spans(tokens, heads * tokens):
         acc = scratch("logits", (heads, span.stop - span.start, tokens)).view(torch.int32)
         for a, b, o in zip(q[:, span].unbind(), keys, acc.unbind(), strict=True):
@@ -288,7 +288,7 @@ class _Rows:
         width = shape[-1]
         groups = width // (group or width)
         self._codes = torch.empty(shape, dtype=torch.int8)
-        self._scale = torch.empty((*shape[:-1], groups))
+        self._scale = torch.empty((*shape[:-1], groups), dtype=torch.float32)
         self._codes_by_row = self._codes.view(-1, groups, width // groups)
         self._scale_by_row = self._scale.view(-1, groups)
         self._bits = bits

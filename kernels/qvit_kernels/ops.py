@@ -96,8 +96,8 @@ def quantize_pixels(images: Tensor, gain: Tensor, offset: Tensor, patch: tuple[i
     _check_vector("gain", gain, images.shape[1])
     _check_vector("offset", offset, images.shape[1])
     height, width = patch
-    if height < 1 or width < 1 or images.shape[2] % height or images.shape[3] % width:
-        raise ValueError(f"patch must divide the image, got {height}x{width} for {_shape(images)}")
+    if not (1 <= height <= images.shape[2] and 1 <= width <= images.shape[3]):
+        raise ValueError(f"patch must fit in the image, got {height}x{width} for {_shape(images)}")
     return torch.ops.qvit.quantize_pixels.default(images, gain, offset, height, width)
 
 

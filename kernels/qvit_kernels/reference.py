@@ -7,6 +7,7 @@ rounded fp32 operation in the order written (no contraction into fma), except `l
 and the sum of a softmax row, whose last bit is a backend's own.
 
     s = max(amax / steps, TINY)       q = clamp(rint(x / s), low, high)          rint: half to even
+    s > 0 for activations; the step of a weight may be negative
     8 bits: steps = 127, codes -127..127      b < 8: steps = 2^(b-1) - 1/2, codes -2^(b-1)..2^(b-1)-1
     y[m,n] = (sum_g float(acc[m,n,g]) * sx[m,g]) * sw[n] + bias[n]               acc: exact integer
 """
@@ -132,6 +133,10 @@ def integer_matmul(a: Tensor, b: Tensor, bound: int = 127 * 127) -> Tensor:
     fp32 while no partial sum can reach 2^24 (whatever matmul precision is set: codes fit bf16 and tf32),
     else fp64, rounded to fp32 once, as the conversion of an int32 accumulator is.
     """
+    device = a.device.type
+    if torch.is_autocast_enabled(device):  # would return the sums in bf16
+        with torch.autocast(device, enabled=False):
+            return integer_matmul(a, b, bound)
     if a.shape[-1] * bound < _FLOAT32_EXACT:
         return a @ b.transpose(-1, -2)
     return (a.double() @ b.double().transpose(-1, -2)).float()
@@ -207,10 +212,11 @@ def _odd_part(block: int) -> tuple[int, int]:
 @lru_cache(maxsize=32)
 def _dct(size: int) -> Tensor:
     """Orthonormal DCT-II, [size, size], rows are basis vectors."""
-    n = torch.arange(size, dtype=torch.float64)
-    matrix = torch.cos(math.pi / size * torch.outer(n, n + 0.5)) * math.sqrt(2.0 / size)
-    matrix[0] /= math.sqrt(2.0)
-    return matrix.float()
+    with torch.inference_mode(False), torch.device("cpu"):  # it is kept, and may be trained through
+        n = torch.arange(size, dtype=torch.float64)
+        matrix = torch.cos(math.pi / size * torch.outer(n, n + 0.5)) * math.sqrt(2.0 / size)
+        matrix[0] /= math.sqrt(2.0)
+        return matrix.to(torch.float32)
 
 
 def _ordered_product(x: Tensor, matrix: Tensor) -> Tensor:
@@ -273,8 +279,13 @@ def quantize_pixels(images: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
 
 
 def unfold_patches(images: Tensor, patch: tuple[int, int]) -> Tensor:
-    """[B, C, H, W] -> [B, (H/ph)*(W/pw), C*ph*pw], columns in the order of a convolution weight."""
+    """[B, C, H, W] -> [B, (H//ph)*(W//pw), C*ph*pw], columns in the order of a convolution weight.
+
+    Pixels beyond the last whole patch are left out, as by a convolution of that stride.
+    """
     batch, channels, height, width = images.shape
     rows, columns = height // patch[0], width // patch[1]
-    tiles = images.view(batch, channels, rows, patch[0], columns, patch[1])
-    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+    whole = images[:, :, : rows * patch[0], : columns * patch[1]]
+    tiles = whole.reshape(batch, channels, rows, patch[0], columns, patch[1])
+    values = channels * patch[0] * patch[1]
+    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, values)

@@ -28,6 +28,6 @@ def scratch(role: str, shape: tuple[int, ...]) -> Tensor:
     held = _buffers.by_role.get(role)
     if held is None or held.numel() < size:
         with torch.inference_mode(False):  # an inference tensor could not be written to elsewhere
-            held = torch.empty(size)
+            held = torch.empty(size, dtype=torch.float32)
         _buffers.by_role[role] = held
     return held[:size].view(shape)

@@ -1,7 +1,5 @@
 """`qvit bench`: how fast a folder runs beside its float model."""
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +62,10 @@ def command(session: Session, target: str, **options: Any) -> Result:
         source = zoo.resolve(target, pretrained=False)
         found = latency.compare_float(source, request, progress=session.progress)
     if options["out"] is not None:
-        _write(options["out"], found)
+        from qvit.deployment import checkpoint
+
+        options["out"].parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(options["out"], found)
     return Result(found, _render(found))
 
 
@@ -79,16 +80,6 @@ def _batch_size(text: str) -> int:
         raise UsageError(
             f"--batch {text!r}: expected numbers separated by commas, such as 1,8"
         ) from None
-
-
-def _write(path: Path, found: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _render(found: Mapping[str, Any]) -> str:

@@ -52,7 +52,7 @@ def command(session: Session, target: str, **options: Any) -> Result:
     if folder is not None and options["weights"] is not None:
         raise UsageError(f"{target} is quantized: name its float model with --float-weights")
 
-    from qvit import assessment
+    from qvit.evaluation import assessment
 
     images = assessment.Images(
         data=options["data"],

@@ -64,7 +64,11 @@ def command(session: Session, model: str, **options: Any) -> Result:
         _announce(source)
     out = options["out"] or Path("out") / f"{_folder_name(model)}-{recipe.scheme.lower()}"
     if options["dry_run"]:
-        plan = {**pipeline.plan(source, recipe), "out": str(out), "recipe": recipe.to_dict()}
+        plan = {
+            **pipeline.plan(source, recipe, out, overwrite=options["overwrite"]),
+            "out": str(out),
+            "recipe": recipe.to_dict(),
+        }
         return Result(plan, outline(plan))
     summary = pipeline.quantize(
         source, recipe, out, overwrite=options["overwrite"], progress=session.progress

@@ -9,18 +9,23 @@ README.md           model card
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from qvit.errors import InputError, RequirementError
 from qvit.models.config import ViTConfig
 from qvit.models.dense import IntegerDense
+from qvit.models.validity import check_executable
 from qvit.models.vit import ViT
 from qvit.quant.schemes import ModelScheme
+from qvit_kernels.packing import unpack_int4
+from qvit_kernels.reference import code_range
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, RECIPE, RUN, CARD = (
@@ -37,8 +42,9 @@ _DTYPES = {"I8": torch.int8, "U8": torch.uint8, "F32": torch.float32}
 def save_weights(model: ViT, folder: Path) -> None:
     """Write model.safetensors. The same model gives the same bytes: nothing of the run is in it."""
     state = {name: value.contiguous() for name, value in sorted(model.state_dict().items())}
-    # one key only: safetensors writes several in an order that changes from run to run
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    # One key only: safetensors writes several in an order that changes from run to run. Written from here,
+    # because its own save_file makes a file that only its owner can read.
+    (folder / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
 
 
 def quantization_config(config: ViTConfig, scheme: ModelScheme, name: str) -> dict[str, Any]:
@@ -58,9 +64,14 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Indented JSON with a final newline."""
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Indented JSON with a final newline, written beside and renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def locate(path: str | Path) -> Path:
@@ -96,6 +107,7 @@ def load(folder: Path) -> tuple[ViT, dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         raise _unreadable(folder, error) from error
     model.load_state_dict(state, strict=True)
+    _check_codes(model, folder)
     return model.eval().requires_grad_(False), config
 
 
@@ -168,6 +180,7 @@ def _build(config: dict[str, Any], folder: Path, device: str = "cpu") -> ViT:
     try:
         shape = ViTConfig.from_dict(quantization["model"])
         scheme = ModelScheme.from_dict(quantization["tensors"])
+        check_executable(shape, scheme)
         with torch.device(device):
             return ViT(shape, scheme, IntegerDense)
     except (
@@ -207,6 +220,20 @@ def _check_header(folder: Path, model: ViT) -> None:
                 f"{path}: {name} is {found[name][1]} {list(found[name][0])}, and config.json asks for "
                 f"{dtype} {list(shape)}; {_AGAIN}"
             )
+
+
+def _check_codes(model: ViT, folder: Path) -> None:
+    """4 and 8 bits fill their containers; other widths must keep within their codes."""
+    for name, module in model.named_modules():
+        if not isinstance(module, IntegerDense) or module.scheme.weight.bits in (4, 8):
+            continue
+        bits = module.scheme.weight.bits
+        codes = module.codes
+        if codes.dtype == torch.uint8:
+            codes = unpack_int4(codes, 2 * codes.shape[1])
+        low, high = code_range(bits)
+        if codes.amin() < low or codes.amax() > high:
+            raise InputError(f"{folder / WEIGHTS}: {name} has codes beyond {bits} bits; {_AGAIN}")
 
 
 def _refuse(path: Path, what: str, names: list[str]) -> None:

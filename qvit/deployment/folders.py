@@ -1,8 +1,7 @@
 """Folders that appear whole or not at all."""
 
-import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +33,9 @@ def check_target(out: Path, *, overwrite: bool, marker: str) -> None:
 def written_whole(out: Path) -> Iterator[Path]:
     """A temporary sibling to write into; it becomes `out` at the end, and vanishes if anything fails."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    staging = _sibling(out, "partial")
+    staging.mkdir()
     try:
-        staging.chmod(0o777 & ~_umask())
         yield staging
         _replace(staging, out)
     finally:
@@ -47,18 +46,16 @@ def _replace(staging: Path, out: Path) -> None:
     if not out.exists():
         staging.rename(out)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-    out.rename(old / out.name)
+    old = _sibling(out, "old")
+    out.rename(old)
     try:
         staging.rename(out)
     except OSError:
-        (old / out.name).rename(out)
+        old.rename(out)
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _sibling(out: Path, purpose: str) -> Path:
+    """A hidden name beside `out` that nobody uses."""
+    return out.parent / f".{out.name}.{secrets.token_hex(4)}.{purpose}"

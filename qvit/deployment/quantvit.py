@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from qvit.data import DataConfig
 from qvit.deployment import checkpoint
-from qvit.errors import RequirementError, UsageError
+from qvit.deployment.placement import require_device
+from qvit.errors import UsageError
 from qvit.models.integer import Integer
 from qvit.models.vit import ViT
 from qvit_kernels import ops
@@ -27,7 +28,7 @@ class QuantViT(nn.Module):
     def __init__(self, vit: ViT, config: dict[str, Any], *, backend: str = "auto") -> None:
         super().__init__()
         if backend not in ops.BACKENDS:
-            raise UsageError(f"backend = {backend!r}: expected one of {', '.join(ops.BACKENDS)}")
+            raise UsageError(f"unknown backend {backend!r}; use one of {', '.join(ops.BACKENDS)}")
         self.vit = vit
         self.config = config
         self.backend = backend
@@ -42,11 +43,7 @@ class QuantViT(nn.Module):
 
         Raises InputError naming what is wrong with the folder, RequirementError for a device that is not there.
         """
-        device = torch.device(device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise RequirementError(
-                f"device {device}: torch sees no CUDA GPU here; use device='cpu'"
-            )
+        require_device(str(device))
         vit, config = checkpoint.load(checkpoint.locate(path))
         return cls(vit, config, backend=backend).to(device)
 

@@ -5,7 +5,6 @@ made from.
 """
 
 import hashlib
-import json
 import logging
 import os
 from pathlib import Path
@@ -15,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
+from qvit.deployment import checkpoint
+from qvit.errors import InputError
 from qvit.evaluation.accuracy import Predictions
 
 logger = logging.getLogger("qvit")
@@ -39,7 +40,7 @@ def cache_float_logits(
         Whether they were kept.
     """
     try:
-        run = _read_run(folder)
+        run = checkpoint.read_run(folder)
         name = f"{_SECTION}/{fingerprint[:12]}.safetensors"
         target = folder / name
         target.parent.mkdir(exist_ok=True)
@@ -63,8 +64,8 @@ def cache_float_logits(
             "skipped": predictions.skipped,
         }
         run[_SECTION] = {**run.get(_SECTION, {}), fingerprint: entry}
-        _write_run(folder, run)
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        checkpoint.write_json(folder / checkpoint.RUN, run)
+    except (InputError, OSError, ValueError, TypeError, SafetensorError) as error:
         logger.warning("the float logits are not kept in %s: %s", folder, error)
         return False
     return True
@@ -86,8 +87,8 @@ def cached_float_logits(
         is damaged counts as none, with a warning.
     """
     try:
-        entry = _read_run(folder).get(_SECTION, {}).get(fingerprint)
-    except (OSError, ValueError, AttributeError):
+        entry = checkpoint.read_run(folder).get(_SECTION, {}).get(fingerprint)
+    except (InputError, AttributeError):
         return None
     if not isinstance(entry, dict):
         return None
@@ -111,23 +112,6 @@ def _read_predictions(folder: Path, entry: dict[str, Any]) -> Predictions:
         indices=tensors["indices"],
         skipped=int(entry["skipped"]),
     )
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    if not isinstance(run, dict):
-        raise ValueError("run.json is not a JSON object")
-    return run
-
-
-def _write_run(folder: Path, run: dict[str, Any]) -> None:
-    target = folder / "run.json"
-    beside = _sibling(target)
-    try:
-        beside.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _sibling(path: Path) -> Path:

@@ -26,7 +26,7 @@ def set_weight_ranges(folded: ViT, method: str = "mse") -> ViT:
 
 
 def _center_pixels(embed: PatchEmbed) -> None:
-    """Take the pixel offset through the quantized weight, so that a grey image meets no rounding error at all."""
+    """Take the pixel offset through the quantized weight, so that an image of the mean colour keeps its value."""
     codes, scale = embed.proj.quantized_weight()
     quantized = (codes.unflatten(-1, (scale.shape[-1], -1)) * scale.unsqueeze(-1)).flatten(-2)
     offsets = per_column(embed.offset, embed)

@@ -47,11 +47,6 @@ class ViTConfig:
         return rows * columns
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens in the residual stream."""
-        return self.num_prefix_tokens + self.num_patches
-
-    @property
     def patch_values(self) -> int:
         """Pixel values in a patch: columns of the patch embedding."""
         return self.in_chans * self.patch_size[0] * self.patch_size[1]

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from qvit.models.dense import Dense
 from qvit.models.vit import Attention, Mlp, PatchEmbed
-from qvit_kernels.reference import block_transform, gelu, split_heads, unfold_patches
+from qvit_kernels.reference import (
+    block_transform,
+    gelu,
+    normalize_heads,
+    split_heads,
+    unfold_patches,
+)
 
 
 class Float:
@@ -27,9 +33,8 @@ class Float:
     def qkv(self, h: Tensor, attn: Attention) -> tuple[Tensor, Tensor, Tensor]:
         """See Execution."""
         q, k, v = split_heads(_linear(h, attn.qkv), attn.heads)
-        if attn.q_norm is not None and attn.k_norm is not None:
-            q = block_transform(attn.q_norm(q), attn.rotation)
-            k = block_transform(attn.k_norm(k), attn.rotation)
+        if attn.norm is not None:
+            q, k = normalize_heads(q, k, attn.norm, attn.rotation)
         return q, k, v
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, attn: Attention) -> Tensor:

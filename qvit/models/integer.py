@@ -3,7 +3,6 @@
 from torch import Tensor, nn
 
 from qvit.models.dense import IntegerDense
-from qvit.models.simulated import qk_norm_of
 from qvit.models.vit import Attention, Mlp, PatchEmbed
 from qvit_kernels import ops
 from qvit_kernels.reference import Quantized
@@ -14,8 +13,8 @@ class Integer:
 
     def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
         """See Execution."""
-        patches = ops.quantize_pixels(images, embed.gain, embed.offset, embed.patch)
-        unit = images.new_ones(1, 1)
+        patches = ops.quantize_pixels(images.float(), embed.gain, embed.offset, embed.patch)
+        unit = embed.gain.new_ones(1, 1)
         return ops.linear(Quantized(patches, unit), embed.proj.stored, embed.proj.bias)
 
     def norm(self, x: Tensor, norm: nn.LayerNorm, to: IntegerDense) -> Quantized:
@@ -29,7 +28,7 @@ class Integer:
         """See Execution."""
         dense, bits = attn.qkv, attn.scheme.qkv.bits
         return ops.linear_qkv(
-            h, dense.stored, dense.bias, attn.heads, bits, qk_norm_of(attn), attn.rotation
+            h, dense.stored, dense.bias, attn.heads, bits, attn.norm, attn.rotation
         )
 
     def attention(self, q: Quantized, k: Quantized, v: Quantized, attn: Attention) -> Quantized:

@@ -1,6 +1,7 @@
 """From a recipe and the shape of a model to the scheme of every tensor in it."""
 
 from qvit.models.config import ViTConfig
+from qvit.models.validity import PIXELS
 from qvit.quant.schemes import (
     AttentionScheme,
     Granularity,
@@ -11,9 +12,6 @@ from qvit.quant.schemes import (
 )
 from qvit.quant.transforms import fitting_block
 from qvit.recipe import Recipe
-
-# Pixels have a known range: 8 bits hold them exactly, whatever the model's bit-width.
-_PIXELS = Scheme(bits=8, granularity=Granularity.CHANNEL, mode=Mode.STATIC, symmetric=False)
 
 
 def plan_scheme(config: ViTConfig, recipe: Recipe) -> ModelScheme:
@@ -34,7 +32,7 @@ def plan_scheme(config: ViTConfig, recipe: Recipe) -> ModelScheme:
 def _linear(name: str, width: int, config: ViTConfig, recipe: Recipe) -> LinearScheme:
     transform, group = 0, 0
     if name == "patch_embed.proj":
-        return LinearScheme(weight=_weight(width, width, recipe), input=_PIXELS)
+        return LinearScheme(weight=_weight(width, width, recipe), input=PIXELS)
     if name.endswith("attn.proj"):
         group = _whole_heads(width, config.head_dim, recipe.activations.proj_group)
     elif name.endswith("mlp.fc2"):

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from qvit.models.dense import Dense
 from qvit.models.vit import Attention, Mlp, PatchEmbed
 from qvit_kernels import reference
-from qvit_kernels.reference import QKNorm, Quantized
+from qvit_kernels.reference import Quantized
 
 
 class Simulated:
@@ -26,9 +26,8 @@ class Simulated:
     def qkv(self, h: Quantized, attn: Attention) -> tuple[Quantized, Quantized, Quantized]:
         """See Execution."""
         q, k, v = reference.split_heads(_linear(h, attn.qkv), attn.heads)
-        norm = qk_norm_of(attn)
-        if norm is not None:
-            q, k = reference.normalize_heads(q, k, norm, attn.rotation)
+        if attn.norm is not None:
+            q, k = reference.normalize_heads(q, k, attn.norm, attn.rotation)
         bits = attn.scheme.qkv.bits
         return tuple(reference.quantize_rows(t, bits) for t in (q, k, v))  # pyright: ignore[reportReturnType]
 
@@ -50,14 +49,6 @@ class Simulated:
     def head(self, x: Tensor, dense: Dense) -> Tensor:
         """See Execution."""
         return _linear(_quantize(x, dense), dense)
-
-
-def qk_norm_of(attn: Attention) -> QKNorm | None:
-    """The parameters of QK-norm as the arithmetic takes them."""
-    q, k = attn.q_norm, attn.k_norm
-    if q is None or k is None:
-        return None
-    return QKNorm(q.weight, q.bias, k.weight, k.bias, q.eps)
 
 
 def _quantize(x: Tensor, to: Dense) -> Quantized:

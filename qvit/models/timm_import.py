@@ -15,14 +15,13 @@ from torch import nn
 from qvit.errors import UsageError
 from qvit.models.config import ViTConfig
 from qvit.models.dense import Dense
+from qvit.models.validity import POOLS
 from qvit.models.vit import ViT
 
 SUPPORTED = (
     "plain ViT and DeiT blocks of timm's VisionTransformer: deit*, deit3*, vit_* (augreg, clip, dinov2, "
     "register and distillation tokens, LayerScale, QK-norm, class-token or average pooling); `qvit models` lists them"
 )
-_POOLS = ("token", "avg", "max", "avgmax")
-_GELUS = {"GELU": "none", "GELUTanh": "tanh"}
 
 
 def read_model(model: nn.Module, pretrained_cfg: Mapping[str, Any]) -> ViT:
@@ -66,7 +65,7 @@ def read_config(model: nn.Module, pretrained_cfg: Mapping[str, Any]) -> ViTConfi
         pool_include_prefix=model.pool_include_prefix,
         qk_norm=isinstance(block.attn.q_norm, nn.LayerNorm),
         norm_eps=block.norm1.eps,
-        gelu=_GELUS[type(block.mlp.act).__name__],
+        gelu=_gelu(block.mlp.act) or "",
     )
 
 
@@ -78,8 +77,10 @@ def obstacles(model: nn.Module) -> Iterator[str]:
     assert isinstance(model, VisionTransformer)
     if type(model.patch_embed) is not TimmPatchEmbed or not _is_identity(model.patch_embed.norm):
         yield f"its patch embedding is a {type(model.patch_embed).__name__} with a stem or a norm of its own"
-    if model.attn_pool is not None or model.global_pool not in _POOLS:
-        yield f"its pooling is {model.global_pool!r}, which is none of {', '.join(_POOLS)}"
+    if isinstance(model, VisionTransformerDistilled) and model.reg_token is not None:
+        yield "it has register tokens beside a distillation token, which timm leaves out of its forward pass"
+    if model.attn_pool is not None or model.global_pool not in POOLS:
+        yield f"its pooling is {model.global_pool!r}, which is none of {', '.join(POOLS)}"
     eps = {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)}
     if len(eps) > 1:
         yield f"its norms have several epsilons: {sorted(eps)}"
@@ -103,7 +104,7 @@ def _block_obstacles(block: Any) -> Iterator[str]:
         yield f"has a {type(block.mlp).__name__} in place of a two-layer perceptron"
     elif not _is_identity(block.mlp.norm):
         yield "normalises inside its perceptron"
-    elif type(block.mlp.act).__name__ not in _GELUS:
+    elif _gelu(block.mlp.act) is None:
         yield f"has the activation {type(block.mlp.act).__name__}, not GELU"
     for norm in (block.norm1, block.norm2, block.attn.q_norm, block.attn.k_norm):
         yield from _foreign_norm(norm, "norm")
@@ -113,6 +114,13 @@ def _foreign_norm(norm: Any, name: str) -> Iterator[str]:
     if _is_identity(norm) or (isinstance(norm, nn.LayerNorm) and norm.bias is not None):
         return
     yield f"has {name} = {type(norm).__name__}, not an affine LayerNorm"
+
+
+def _gelu(act: Any) -> str | None:
+    """How an activation approximates GELU: "none" or "tanh"; None for another activation."""
+    if type(act).__name__ == "GELUTanh":
+        return "tanh"
+    return getattr(act, "approximate", "none") if type(act).__name__ == "GELU" else None
 
 
 def _is_identity(module: nn.Module | None) -> bool:

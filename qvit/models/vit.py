@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qvit.models.config import ViTConfig
 from qvit.models.execution import Execution
 from qvit.quant.schemes import AttentionScheme, ModelScheme
-from qvit_kernels.reference import BlockTransform
+from qvit_kernels.reference import BlockTransform, QKNorm
 
 # Dense takes a scheme or none, IntegerDense needs one; which of them fills a model is its maker's
 # choice, and each execution knows the container it was written for.
@@ -34,7 +34,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch = config.patch_size
         self.proj = proj
-        mean, std = torch.tensor(config.mean), torch.tensor(config.std)
+        mean, std = (torch.tensor(v, dtype=torch.float32) for v in (config.mean, config.std))
         self.register_buffer("gain", 255 * std, persistent=False)
         self.register_buffer("offset", 255 * mean - 128, persistent=False)
 
@@ -60,6 +60,14 @@ class Attention(nn.Module):
         self.k_norm = nn.LayerNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         online = config.qk_norm and scheme is not None and scheme.rotate_qk
         self.register_buffer("signs", torch.ones(config.head_dim) if online else None)
+
+    @property
+    def norm(self) -> QKNorm | None:
+        """The parameters of QK-norm as the arithmetic takes them, if there are any."""
+        q, k = self.q_norm, self.k_norm
+        if q is None or k is None:
+            return None
+        return QKNorm(q.weight, q.bias, k.weight, k.bias, q.eps)
 
     @property
     def rotation(self) -> BlockTransform | None:
@@ -128,6 +136,7 @@ class ViT(nn.Module):
         self.fc_norm = _norm(config.fc_norm, config)
         self.head = linears.get("head")
         self.head_dist = linears.get("head_dist")
+        self.float()  # whatever torch's default dtype is
 
     def forward(self, images: Tensor, run: Execution) -> Tensor:
         """images: normalised float [B, C, H, W]; returns logits fp32 [B, num_classes]."""
@@ -146,13 +155,11 @@ class ViT(nn.Module):
 
     def forward_head(self, tokens: Tensor, run: Execution) -> Tensor:
         """Pool tokens [B, T, D] and classify; without a head (num_classes = 0) the pooled features."""
-        if self.head_dist is not None:
-            pair = run.head(tokens[:, 0], self.head), run.head(tokens[:, 1], self.head_dist)
-            return (pair[0] + pair[1]) / 2
+        if self.config.dist_token:
+            first = _classify(tokens[:, 0], self.head, run)
+            return (first + _classify(tokens[:, 1], self.head_dist, run)) / 2
         x = _pool(tokens, self.config)
-        if self.fc_norm is not None:
-            x = self.fc_norm(x)
-        return x if self.head is None else run.head(x, self.head)
+        return _classify(x if self.fc_norm is None else self.fc_norm(x), self.head, run)
 
     def _with_prefix(self, patches: Tensor) -> Tensor:
         tokens = (self.cls_token, self.dist_token, self.reg_token)
@@ -164,6 +171,10 @@ class ViT(nn.Module):
         return torch.cat([*prefix, patches], dim=1) + self.pos_embed
 
 
+def _classify(x: Tensor, head: Any, run: Execution) -> Tensor:
+    return x if head is None else run.head(x, head)
+
+
 def _pool(tokens: Tensor, config: ViTConfig) -> Tensor:
     if config.global_pool == "token":
         return tokens[:, 0]
@@ -173,6 +184,7 @@ def _pool(tokens: Tensor, config: ViTConfig) -> Tensor:
         return patches.mean(1)
     if config.global_pool == "max":
         return patches.amax(1)
+    assert config.global_pool == "avgmax"
     return 0.5 * (patches.amax(1) + patches.mean(1))
 
 

@@ -57,8 +57,16 @@ def _squared_error(
     values: Tensor, axes: tuple[int, ...], scheme: Scheme, low: Tensor, high: Tensor
 ) -> Tensor:
     scale, zero_point = scale_and_zero_point(low, high, scheme)
-    codes = (reference.round_half_even(values / scale) + zero_point).clamp(*scheme.codes)
-    return ((codes - zero_point) * scale - values).square().sum(axes, keepdim=True)
+    return (
+        (fake_quantize(values, scale, zero_point, scheme) - values).square().sum(axes, keepdim=True)
+    )
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
+    """Quantize and dequantize: (clamp(rint(x / s) + z, low, high) - z) * s; scale, zero_point broadcast to x."""
+    zero_point = reference.round_half_even(zero_point)
+    codes = reference.round_half_even(x / scale) + zero_point
+    return (codes.clamp(*scheme.codes) - zero_point) * scale
 
 
 def scale_and_zero_point(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:

@@ -7,34 +7,31 @@ point LSQ+'s (Bhalgat et al. 2020).
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qvit.quant.observers import observe, scale_and_zero_point
+from qvit.quant.observers import fake_quantize, observe, scale_and_zero_point
 from qvit.quant.schemes import Granularity, Mode, Scheme
-from qvit_kernels import reference
-
-
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
-    """Quantize and dequantize: (clamp(rint(x / s) + z, low, high) - z) * s; scale, zero_point broadcast to x."""
-    zero_point = reference.round_half_even(zero_point)
-    codes = reference.round_half_even(x / scale) + zero_point
-    return (codes.clamp(*scheme.codes) - zero_point) * scale
 
 
 def grouped(x: Tensor, scheme: Scheme) -> tuple[Tensor, tuple[int, ...]]:
     """x, split so that the values sharing a scale span whole axes, and those axes.
 
-    Activations are [..., K] (heads [B, H, T, d]); CHANNEL keeps the last axis, GROUP splits it.
+    Activations are [..., K] (heads [B, H, T, d]); CHANNEL keeps the last axis, GROUP splits it. Dynamic scales
+    belong to one row; static ones are shared by all rows.
     """
     if scheme.granularity is Granularity.GROUP:
-        return x.unflatten(-1, (-1, scheme.group)), (-1,)
+        x = x.unflatten(-1, (-1, scheme.group))
+    axes = range(x.dim())
     if scheme.granularity is Granularity.TENSOR:
-        return x, tuple(range(x.dim()))
-    if scheme.granularity is Granularity.CHANNEL:
-        return x, tuple(range(x.dim() - 1))
-    return x, (-1,)
+        return x, tuple(axes)
+    if scheme.mode is Mode.DYNAMIC:
+        return x, (x.dim() - 1,)
+    kept = {Granularity.CHANNEL: -1, Granularity.GROUP: -2, Granularity.HEAD: -3}
+    keep = kept[scheme.granularity] % x.dim()
+    return x, tuple(a for a in axes if a != keep)
 
 
 class Quantizer(nn.Module):
@@ -66,6 +63,15 @@ class Quantizer(nn.Module):
         scale, zero_point = scale_and_zero_point(low, high, self.scheme)
         self.scale.data = scale
         self.zero_point.data = zero_point
+
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any
+    ) -> None:
+        """Take the shape of a calibrated range from the state, which an uncalibrated quantizer cannot know."""
+        for name, parameter in self.named_parameters():
+            if prefix + name in state_dict:
+                parameter.data = torch.empty_like(state_dict[prefix + name])
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         """x on the grid of its scheme, same shape, with straight-through gradients."""

@@ -43,6 +43,8 @@ class Scheme:
                 f"granularity {self.granularity} with group = {self.group}: a group size belongs to "
                 "granularity 'group', and to no other"
             )
+        if self.mode is not Mode.DYNAMIC and self.granularity is Granularity.TOKEN:
+            raise ValueError("a scale per token cannot be static: other images have other tokens")
         if self.mode is Mode.DYNAMIC and self.granularity is Granularity.CHANNEL:
             raise ValueError(
                 "a scale per channel cannot be dynamic: it would mix the tokens of a batch"

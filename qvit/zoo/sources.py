@@ -141,7 +141,7 @@ def load(source: Source, *, seed: int = 0) -> "nn.Module":
     """
     path = fetch(source)
     state = read_state(path) if path is not None else None
-    model = _build(source, seed)
+    model = build(source, seed=seed)
     if state is not None:
         load_into(model, state, architecture=source.timm_name, origin=str(path))
     return model.float().eval()
@@ -186,7 +186,12 @@ def _weights_in(folder: Path) -> Path:
     )
 
 
-def _build(source: Source, seed: int) -> "nn.Module":
+def build(source: Source, *, seed: int = 0) -> "nn.Module":
+    """The model of a source with random weights; under `torch.device("meta")` with none.
+
+    Raises:
+        InputError: timm cannot build what a configuration asks for.
+    """
     import timm
     import torch
 

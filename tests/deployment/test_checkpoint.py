@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from qvit.deployment import QuantViT, checkpoint
 from qvit.errors import InputError, UsageError
+from qvit_kernels import registration
 from tests.support import images_for
 
 
@@ -163,15 +164,59 @@ def test_model_refuses_what_it_cannot_do(tiny_quantized):
         model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     with pytest.raises(UsageError, match="cannot be trained"):
         model.train()
-    with pytest.raises(UsageError, match="expected one of"):
+    with pytest.raises(UsageError, match="unknown backend"):
         QuantViT.from_pretrained(tiny_quantized, backend="gpu")
 
 
-def test_backends_agree(tiny_quantized):
-    images = None
+def test_backends_agree_and_are_what_was_asked_for(tiny_quantized, monkeypatch):
+    ran = set()
+    for implementations in registration.IMPLEMENTATIONS.values():
+        for name, function in list(implementations.items()):
+            spy = lambda *a, name=name, function=function: ran.add(name) or function(*a)  # noqa: E731
+            monkeypatch.setitem(implementations, name, spy)
+    models = {b: QuantViT.from_pretrained(tiny_quantized, backend=b) for b in ("cpu", "reference")}
+    images = images_for(models["cpu"].vit)
     logits = {}
-    for backend in ("cpu", "reference"):
-        model = QuantViT.from_pretrained(tiny_quantized, backend=backend)
-        images = images_for(model.vit) if images is None else images
-        logits[backend] = model(images)
+    for name, model in models.items():
+        ran.clear()
+        logits[name] = model(images)
+        assert ran == {name}
     torch.testing.assert_close(logits["cpu"], logits["reference"], rtol=1e-4, atol=1e-4)
+
+
+def linear_named(config, name):
+    groups = config["quantization_config"]["tensors"]["linears"]
+    return next(g["scheme"] for g in groups if any(t.endswith(name) for t in g["targets"]))
+
+
+NOT_EXECUTABLE = {
+    "static input": lambda c: linear_named(c, "fc1")["input"].update(mode="static"),
+    "affine input": lambda c: linear_named(c, "fc1")["input"].update(symmetric=False),
+    "input per tensor": lambda c: linear_named(c, "fc1")["input"].update(granularity="tensor"),
+    "40 bits": lambda c: linear_named(c, "fc1")["input"].update(bits=40),
+    "group that does not divide": lambda c: linear_named(c, "fc2")["input"].update(group=7),
+    "block that does not divide": lambda c: linear_named(c, "fc1").update(transform=7),
+    "transformed proj": lambda c: linear_named(c, "proj").update(transform=16),
+    "one softmax bit": lambda c: attention_of(c).update(softmax_bits=1),
+    "affine qkv": lambda c: attention_of(c)["qkv"].update(symmetric=False),
+    "pooling": lambda c: c["quantization_config"]["model"].update(global_pool="foo"),
+    "gelu": lambda c: c["quantization_config"]["model"].update(gelu="quick"),
+    "residual": lambda c: c["quantization_config"]["tensors"].update(residual="load"),
+    "depth": lambda c: c["quantization_config"]["model"].update(depth=3),
+}
+
+
+def attention_of(config):
+    return config["quantization_config"]["tensors"]["attentions"][0]["scheme"]
+
+
+@pytest.mark.parametrize("change", NOT_EXECUTABLE)
+def test_scheme_that_would_not_be_executed_is_refused(folder, change):
+    edit_config(folder, NOT_EXECUTABLE[change])
+    assert "does not describe a model" in refusal(folder)
+
+
+def test_codes_beyond_their_bits_are_refused(folder):
+    edit_config(folder, lambda c: linear_named(c, "fc1")["weight"].update(bits=3))
+    with pytest.raises(InputError, match="codes beyond 3 bits"):
+        checkpoint.load(folder)

@@ -8,6 +8,7 @@ from qvit.models.integer import Integer
 from qvit.models.simulated import Simulated
 from qvit.recipe import Recipe
 from qvit_kernels import ops
+from qvit_kernels.reference import Quantized
 from tests.executions import SideBySide, both
 from tests.support import SHAPES, float_vit, images_for
 
@@ -15,6 +16,9 @@ RECIPES = {
     "W8A8": Recipe.preset("qvit", weight_bits=8, activation_bits=8),
     "W4A8": Recipe.preset("qvit", weight_bits=4, activation_bits=8),
     "W4A4": Recipe.preset("qvit", weight_bits=4, activation_bits=4),
+    "four widths": Recipe.preset("qvit", weight_bits=4, activation_bits=5).override(
+        ["attention.bits=6", "attention.softmax_bits=7"]
+    ),
     "W3A5 without groups": Recipe.preset("plain", weight_bits=3, activation_bits=5),
     "W4A4, weight groups, bf16 residual": Recipe.preset(
         "qvit", weight_bits=4, activation_bits=4
@@ -63,17 +67,89 @@ def test_gradients_reach_every_weight_and_scale():
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_grey_images_meet_no_error_in_the_patch_embedding():
+def test_image_of_the_mean_colour_keeps_its_value():
     vit = float_vit()
     simulated, _ = both(vit, RECIPES["W4A4"])
-    mean, std = torch.tensor(vit.config.mean), torch.tensor(vit.config.std)
-    black = (-mean / std).view(1, -1, 1, 1).expand(1, -1, *vit.config.image_size)
-    grey = torch.zeros_like(black)
+    embed, images = simulated.patch_embed, torch.zeros(1, 3, 32, 32)
+    codes, scale = embed.proj.quantized_weight()
+    weight = (codes.unflatten(-1, (scale.shape[1], -1)) * scale.unsqueeze(-1)).flatten(-2)
+    rest = (embed.offset.round() - embed.offset).repeat_interleave(8 * 8)
     with torch.inference_mode():
-        errors = [
-            (Simulated().embed(x, simulated.patch_embed) - Float().embed(x, vit.patch_embed))
-            .abs()
-            .max()
-            for x in (grey, black)
-        ]
-    assert errors[0] < 0.1 * errors[1]
+        error = Simulated().embed(images, embed) - Float().embed(images, vit.patch_embed)
+    # all that is left is that the mean is no whole pixel value
+    torch.testing.assert_close(error, (weight * rest).sum(1).expand_as(error), rtol=0, atol=1e-3)
+    assert embed.proj.bias.abs().max() > 1
+
+
+def test_residual_stream_has_its_dtype():
+    seen = []
+
+    class Watching(Simulated):
+        def norm(self, x, norm, to):
+            seen.append(x.dtype)
+            return super().norm(x, norm, to)
+
+    recipe = RECIPES["W8A8"].override(["residual=bfloat16"])
+    simulated, integer = both(float_vit(), recipe)
+    images = images_for(simulated)
+    with torch.inference_mode():
+        simulated(images, Watching())
+        assert set(seen) == {torch.bfloat16}
+        torch.testing.assert_close(integer(images, Integer()), simulated(images, Simulated()))
+
+
+def test_simulated_sums_are_exact_beyond_what_fp32_holds():
+    simulated, integer = both(float_vit(mlp_ratio=48.0, depth=1), RECIPES["W8A8"])
+    assert simulated.config.hidden_dim * 127 * 127 > 2**24
+    pair = SideBySide(simulated, integer)
+    fc2 = simulated.get_submodule("blocks.0.mlp.fc2")
+    with torch.no_grad():  # all weights and codes at the top of their range, one odd one out
+        fc2.weight.fill_(1.0)
+        fc2.weight_scale.fill_(1 / 127)
+        codes = torch.full((1, 2, simulated.config.hidden_dim), 127.0)
+        codes[..., 0] = 126.0
+        partner = pair.partner[id(fc2)]
+        partner.weight.fill_(127)
+        partner.weight_scale.fill_(1 / 127)
+    with torch.inference_mode():
+        x = torch.zeros(1, 2, 64)
+        pair.residual(x, Quantized(codes, torch.ones(1, 2, 1)), fc2)
+    assert pair.compared == 1
+
+
+@pytest.mark.parametrize("images_dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_images_of_other_float_types(images_dtype):
+    _, integer = both(float_vit(), RECIPES["W8A8"])
+    images = images_for(integer).to(images_dtype)
+    with torch.inference_mode():
+        logits = integer(images, Integer())
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, integer(images.float(), Integer()), rtol=0.1, atol=0.1)
+
+
+def test_empty_batch():
+    _, integer = both(float_vit(), RECIPES["W4A4"])
+    with torch.inference_mode():
+        assert integer(torch.zeros(0, 3, 32, 32), Integer()).shape == (0, 7)
+
+
+def test_autocast_and_default_dtype_change_nothing():
+    simulated, integer = both(float_vit("odd widths"), RECIPES["W4A4"])
+    images = images_for(simulated)
+    for model, run in ((simulated, Simulated()), (integer, Integer())):
+        with torch.inference_mode():
+            expected = model(images, run)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(model(images, run), expected)
+            torch.set_default_dtype(torch.float64)
+            try:
+                assert torch.equal(model(images, run), expected)
+            finally:
+                torch.set_default_dtype(torch.float32)
+
+
+def test_training_after_inference_with_an_odd_block():
+    simulated, _ = both(float_vit("odd widths"), RECIPES["W4A4"])
+    with torch.inference_mode():
+        simulated(images_for(simulated), Simulated())
+    simulated(images_for(simulated), Simulated()).sum().backward()

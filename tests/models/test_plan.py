@@ -22,6 +22,13 @@ def test_everything_is_quantized():
     assert set(inputs.values()) == {4}
 
 
+def test_groups_of_proj_are_whole_heads():
+    recipe = Recipe.preset("qvit", weight_bits=4, activation_bits=4)
+    for heads, head_dim, expected in ((6, 64, 128), (3, 64, 64), (4, 80, 80), (2, 16, 32)):
+        plan = scheme(recipe, embed_dim=heads * head_dim, num_heads=heads, depth=1)
+        assert plan.linears["blocks.0.attn.proj"].input.group == expected
+
+
 def test_w8a8_is_per_token_without_transforms():
     plan = scheme(Recipe.preset("qvit", weight_bits=8, activation_bits=8))
     for name, linear in plan.linears.items():

@@ -41,7 +41,7 @@ def test_dynamic_rows_are_the_references():
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(
     ("granularity", "scales"),
-    [(Granularity.TENSOR, 1), (Granularity.CHANNEL, 16), (Granularity.GROUP, 3 * 5 * 2)],
+    [(Granularity.TENSOR, 1), (Granularity.CHANNEL, 16), (Granularity.GROUP, 2)],
 )
 def test_static_ranges_stay_as_calibrated(granularity, scales, symmetric):
     group = 8 if granularity is Granularity.GROUP else 0
@@ -50,6 +50,22 @@ def test_static_ranges_stay_as_calibrated(granularity, scales, symmetric):
     quantizer.calibrate(x)
     assert quantizer.scale.numel() == scales
     assert quantizer(100 * x).abs().max() <= 2 * x.abs().max()
+
+
+def test_static_heads_have_one_scale_each_for_any_batch():
+    quantizer = Quantizer(scheme(granularity=Granularity.HEAD))
+    quantizer.calibrate(torch.randn(4, 3, 10, 8) * torch.tensor([1.0, 10, 100]).view(3, 1, 1))
+    assert quantizer.scale.shape == (1, 3, 1, 1)
+    assert quantizer.scale[0, 2] > 5 * quantizer.scale[0, 1] > 25 * quantizer.scale[0, 0]
+    assert quantizer(torch.randn(2, 3, 7, 8)).shape == (2, 3, 7, 8)
+
+
+def test_calibrated_state_loads_into_a_new_quantizer():
+    first, second = (Quantizer(scheme(mode=Mode.LEARNED, symmetric=False)) for _ in range(2))
+    x = torch.randn(4, 16)
+    first.calibrate(x)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(x), second(x))
 
 
 def test_affine_grid_uses_its_codes_for_what_is_there():
@@ -103,6 +119,7 @@ def test_observers_trade_range_for_resolution():
     assert ranges["minmax"] == 40
     assert ranges["percentile"] < 5
     assert ranges["mse"] < 15
+    assert observe(-x, (0, 1), scheme(), "percentile")[0] > -5
     errors = {}
     for name in ("minmax", "mse"):
         quantizer = Quantizer(scheme(), observer=name)

@@ -41,3 +41,21 @@ def test_zero_rows_are_harmless(group):
     scale = weight_scale(torch.zeros(3, 8), 4, group)
     assert torch.isfinite(scale).all()
     assert (scale != 0).all()
+
+
+def test_step_points_the_extra_code_at_the_longer_tail():
+    weight = torch.tensor([[-8.0, 7, 3, -2, 1], [8.0, -7, -3, 2, -1]])
+    scale = weight_scale(weight, 4).squeeze(1)
+    assert scale[0] > 0 > scale[1]
+    assert squared_error(weight, scale.unsqueeze(1), 4) < 0.01
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_search_follows_heavy_tails(bits):
+    weight = torch.distributions.StudentT(3.0).sample((64, 3072))
+    found = squared_error(weight, weight_scale(weight, bits), bits)
+    largest = weight_scale(weight, bits, method="minmax")
+    everywhere = [
+        squared_error(weight, largest * f, bits) for f in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+    ]
+    assert found <= min(everywhere)

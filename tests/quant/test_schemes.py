@@ -23,3 +23,8 @@ def test_dynamic_channels_are_refused():
     with pytest.raises(ValueError, match="cannot be dynamic"):
         Scheme(bits=8, granularity=Granularity.CHANNEL)
     Scheme(bits=8, granularity=Granularity.CHANNEL, mode=Mode.STATIC)
+
+
+def test_static_tokens_are_refused():
+    with pytest.raises(ValueError, match="cannot be static"):
+        Scheme(bits=8, granularity=Granularity.TOKEN, mode=Mode.STATIC)

@@ -3,9 +3,9 @@ are still there.
 """
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from qvit.deployment import checkpoint
 from qvit.errors import InputError
@@ -29,29 +29,35 @@ class Origin:
     weights_sha256: str | None
 
 
+def describe_origin(source: Source, weights: Path | None) -> dict[str, Any]:
+    """What run.json keeps of the float model, for `find_origin`. `weights`: the file that was read."""
+    return {
+        "name": source.name,
+        "timm_name": source.timm_name,
+        "pretrained": source.pretrained,
+        "hub_id": source.pretrained_cfg.get("hf_hub_id"),
+        "weights": None
+        if weights is None
+        else {"path": str(weights.resolve()), "sha256": checkpoint.hash_file(weights)},
+    }
+
+
 def read_architecture(folder: Path) -> Source:
     """The float architecture behind a quantized folder, with random weights, from config.json.
 
     Raises:
         InputError: config.json is absent or does not describe a model.
     """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        cfg = dict(config["pretrained_cfg"])
-        return Source(
-            name=str(folder),
-            architecture=config["architecture"],
-            tag=cfg.get("tag") or "",
-            pretrained=False,
-            pretrained_cfg=cfg | {"num_classes": config["num_classes"]},
-            model_args=dict(config.get("model_args") or {}),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not the configuration of a quantized model ({type(error).__name__}: "
-            f"{error}); quantize the model again, or name another folder"
-        ) from error
+    config = checkpoint.read_config(folder)
+    cfg = dict(config["pretrained_cfg"])
+    return Source(
+        name=str(folder),
+        architecture=config["architecture"],
+        tag=cfg.get("tag") or "",
+        pretrained=False,
+        pretrained_cfg=cfg | {"num_classes": config["num_classes"]},
+        model_args=dict(config.get("model_args") or {}),
+    )
 
 
 def find_origin(folder: Path, float_weights: Path | None = None) -> Origin:

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qvit import evaluation, machine, zoo
+from qvit import zoo
 from qvit.data import DataConfig, ImageFolder, fingerprint, open_images
 from qvit.deployment import QuantViT
-from qvit.evaluation import Predictions
-from qvit.origin import find_origin, read_architecture
+from qvit.deployment.placement import require_device, resolve_backend
+from qvit.deployment.provenance import find_origin, read_architecture
+from qvit.evaluation.accuracy import Predictions, compare, predict
+from qvit.evaluation.float_cache import cache_float_logits, cached_float_logits
 
 logger = logging.getLogger("qvit")
 
@@ -73,39 +75,35 @@ def assess_folder(
         InputError: The folder, the data, the class map or the float weights do not fit.
         RequirementError: The device or the backend is missing.
     """
-    machine.require_device(device)
-    backend = machine.resolve_backend(backend, device)
+    require_device(device)
+    backend = resolve_backend(backend, device)
     model = QuantViT.from_pretrained(folder, device=device, backend=backend)
     architecture = read_architecture(folder)
     dataset = images.open(model.data_config.to_dict(), architecture.num_classes)
     floats = _float_predictions(folder, float_weights, dataset, images.batch_size, device, progress)
-    predictions = evaluation.predict(
-        model, dataset, batch_size=images.batch_size, progress=progress
-    )
+    predictions = predict(model, dataset, batch_size=images.batch_size, progress=progress)
     return {
         "model": architecture.timm_name,
         "scheme": model.scheme,
         "folder": str(folder),
         "backend": backend,
-    } | evaluation.compare(predictions, floats).to_dict()
+    } | compare(predictions, floats).to_dict()
 
 
 def assess_float(
     source: zoo.Source, images: Images, *, device: str = "cpu", progress: bool = True
 ) -> dict[str, Any]:
     """Evaluates a float model; the result is that of `assess_folder`, its float fields None."""
-    machine.require_device(device)
+    require_device(device)
     dataset = images.open(source.pretrained_cfg, source.num_classes)
     model = zoo.load(source).to(device)
-    predictions = evaluation.predict(
-        model, dataset, batch_size=images.batch_size, progress=progress
-    )
+    predictions = predict(model, dataset, batch_size=images.batch_size, progress=progress)
     return {
         "model": source.timm_name,
         "scheme": None,
         "folder": None,
         "backend": None,
-    } | evaluation.compare(predictions).to_dict()
+    } | compare(predictions).to_dict()
 
 
 def _float_predictions(
@@ -119,12 +117,12 @@ def _float_predictions(
     origin = find_origin(folder, float_weights)
     key = fingerprint(dataset)
     if origin.weights_sha256 is not None:
-        kept = evaluation.cached_float_logits(folder, key, origin.weights_sha256)
+        kept = cached_float_logits(folder, key, origin.weights_sha256)
         if kept is not None:
             return kept
     if origin.source is None:
         return None
     model = zoo.load(origin.source).to(device)
-    predictions = evaluation.predict(model, dataset, batch_size=batch_size, progress=progress)
-    evaluation.cache_float_logits(folder, key, predictions, origin.weights_sha256)
+    predictions = predict(model, dataset, batch_size=batch_size, progress=progress)
+    cache_float_logits(folder, key, predictions, origin.weights_sha256)
     return predictions
