@@ -168,7 +168,7 @@ def _build_floats(
     wanted = [name for name in FLOAT_VARIANTS if name in request.variants]
     if not wanted:
         return {}
-    on_cpu = request.device == "cpu"
+    on_cpu = request.device.startswith("cpu")
     if on_cpu and machine.find_compiler() is None:
         for name in [name for name in wanted if name.endswith("-compile")]:
             left_out[name] = "torch.compile needs a C++ compiler on a CPU, and none was found"

@@ -43,7 +43,8 @@ def quantize(
     Raises UsageError for a model that is no plain ViT or a target that may not be written, and the errors of
     `zoo.load`; nothing is left behind then.
     """
-    check_target(out, overwrite=overwrite, marker=checkpoint.CONFIG)
+    out = out.resolve()
+    check_target(out, overwrite=overwrite, is_ours=checkpoint.is_checkpoint)
     stages = _Stages(progress)
     with stages("load"):
         weights = zoo.fetch(source)
@@ -90,7 +91,7 @@ def plan(
     Raises what `quantize` raises for a model or a target that it would refuse.
     """
     if out is not None:
-        check_target(out, overwrite=overwrite, marker=checkpoint.CONFIG)
+        check_target(out.resolve(), overwrite=overwrite, is_ours=checkpoint.is_checkpoint)
     with torch.device("meta"):
         model = zoo.build(source)
         config = read_config(model, source.pretrained_cfg)
@@ -145,7 +146,11 @@ def _config_json(
         "num_features": config.embed_dim,
         "global_pool": config.global_pool,
         "model_args": source.model_args,
-        "pretrained_cfg": source.pretrained_cfg,
+        # an img_size among the model's arguments wins over the size that its tag was trained at
+        "pretrained_cfg": {
+            **source.pretrained_cfg,
+            "input_size": [config.in_chans, *config.image_size],
+        },
         "quantization_config": checkpoint.quantization_config(config, scheme, recipe.scheme),
     }
 

@@ -3,12 +3,11 @@ import json
 import pytest
 import torch
 
-from qvit import pipeline, zoo
+from qvit import evaluation, pipeline, zoo
+from qvit.data import open_images
 from qvit.deployment import QuantViT
 from qvit.errors import UsageError
-from qvit.models.timm_import import read_model
 from qvit.recipe import Recipe, load_recipe
-from tests.support import images_for
 
 W4A4 = Recipe.preset("qvit", weight_bits=4, activation_bits=4)
 
@@ -52,16 +51,21 @@ def test_existing_folder_is_refused_before_the_work(tiny_model, tiny_quantized, 
             refuse(source, W4A4, tiny_quantized)
 
 
-def test_eight_bits_classify_as_the_float_model(tiny_model, tmp_path):
-    source = zoo.resolve(str(tiny_model))
+def test_eight_bits_classify_as_the_float_model(tmp_path):
+    """On a model that was really trained, and images that it was trained for."""
+    source = zoo.resolve("demo_vit")
     recipe = Recipe.preset("qvit", weight_bits=8, activation_bits=8)
     pipeline.quantize(source, recipe, tmp_path / "out", progress=False)
     model = QuantViT.from_pretrained(tmp_path / "out")
-    float_model = zoo.load(source)
-    images = images_for(read_model(float_model, source.pretrained_cfg), count=32)
-    with torch.inference_mode():
-        expected = float_model(images)
-    assert (model(images).argmax(1) == expected.argmax(1)).float().mean() >= 0.9
+    images = open_images("demo:240", model.data_config)
+    predictions, expected = (
+        evaluation.predict(m, images, progress=False) for m in (model, zoo.load(source))
+    )
+    found = evaluation.compare(predictions, expected)
+    assert found.float_top1 is not None
+    assert found.agreement is not None
+    assert found.agreement >= 98
+    assert found.top1 >= found.float_top1 - 1 >= 85
 
 
 @pytest.mark.parametrize(
@@ -110,3 +114,21 @@ def test_files_are_readable_as_any_new_file(tiny_quantized, tmp_path):
     for path in tiny_quantized.iterdir():
         if path.is_file():
             assert path.stat().st_mode & 0o777 == expected, path.name
+
+
+def test_float_models_and_other_folders_are_never_overwritten(tiny_model, tmp_path):
+    import shutil
+
+    victim = shutil.copytree(tiny_model, tmp_path / "victim")
+    before = (victim / "model.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="is not replaced"):
+        pipeline.quantize(zoo.resolve(str(victim)), W4A4, victim, overwrite=True, progress=False)
+    assert (victim / "model.safetensors").read_bytes() == before
+
+
+def test_links_are_followed_not_replaced(tiny_model, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    pipeline.quantize(zoo.resolve(str(tiny_model)), W4A4, tmp_path / "link", progress=False)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "model.safetensors").is_file()

@@ -64,12 +64,12 @@ def use_backend(name: str) -> Iterator[None]:
         _scoped.reset(token)
 
 
-def resolve(device: torch.device) -> str:
-    """The backend that computes tensors of `device` under the current choice: "cpu" or "reference".
+def resolve(device: torch.device, name: str | None = None) -> str:
+    """The backend that computes tensors of `device`: "cpu" or "reference". `name` None: the current choice.
 
     Raises BackendError where the chosen one cannot.
     """
-    name = backend()
+    name = backend() if name is None else _checked(name, "backend")
     if name == "reference":
         return name
     if name == "triton":

@@ -52,6 +52,8 @@ def layernorm_quantize(
     transform: BlockTransform | None,
     bits: int,
     group: int = 0,
+    *,
+    backend: str | None = None,
 ) -> Quantized:
     """LayerNorm over the last axis in fp32, the block transform, then dynamic quantization of rows
     or groups.
@@ -65,12 +67,19 @@ def layernorm_quantize(
     signs, block = _transform_arguments(transform, x.shape[-1])
     _check_grid(x.shape[-1], bits, group)
     return Quantized(
-        *torch.ops.qvit.layernorm_quantize.default(x, weight, bias, eps, signs, block, bits, group)
+        *torch.ops.qvit.layernorm_quantize.default(
+            x, weight, bias, eps, signs, block, bits, group, backend=backend
+        )
     )
 
 
 def quantize_rows(
-    x: Tensor, transform: BlockTransform | None, bits: int, group: int = 0
+    x: Tensor,
+    transform: BlockTransform | None,
+    bits: int,
+    group: int = 0,
+    *,
+    backend: str | None = None,
 ) -> Quantized:
     """The block transform, then dynamic symmetric quantization of each row, or of each `group` of
     it.
@@ -80,10 +89,19 @@ def quantize_rows(
     _check_float("x", x, _FLOATS)
     signs, block = _transform_arguments(transform, x.shape[-1])
     _check_grid(x.shape[-1], bits, group)
-    return Quantized(*torch.ops.qvit.quantize_rows.default(x, signs, block, bits, group))
+    return Quantized(
+        *torch.ops.qvit.quantize_rows.default(x, signs, block, bits, group, backend=backend)
+    )
 
 
-def quantize_pixels(images: Tensor, gain: Tensor, offset: Tensor, patch: tuple[int, int]) -> Tensor:
+def quantize_pixels(
+    images: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    patch: tuple[int, int],
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """8-bit codes of normalised images, cut into patches: rint(x * gain + offset).
 
     images: float [B, C, H, W]; gain, offset: fp32 [C] (255 * std, 255 * mean - 128); patch:
@@ -98,20 +116,29 @@ def quantize_pixels(images: Tensor, gain: Tensor, offset: Tensor, patch: tuple[i
     height, width = patch
     if not (1 <= height <= images.shape[2] and 1 <= width <= images.shape[3]):
         raise ValueError(f"patch must fit in the image, got {height}x{width} for {_shape(images)}")
-    return torch.ops.qvit.quantize_pixels.default(images, gain, offset, height, width)
+    return torch.ops.qvit.quantize_pixels.default(
+        images, gain, offset, height, width, backend=backend
+    )
 
 
-def linear(x: Quantized, weight: Quantized, bias: Tensor | None) -> Tensor:
+def linear(
+    x: Quantized, weight: Quantized, bias: Tensor | None, *, backend: str | None = None
+) -> Tensor:
     """Integer matrix product with rescaling and bias: the head, the patch embedding.
 
     x: [..., K]; weight: [N, K]; bias: fp32 [N] or None. Returns fp32 [..., N].
     """
     _check_product(x, weight, bias)
-    return torch.ops.qvit.linear.default(*x, *weight, bias)
+    return torch.ops.qvit.linear.default(*x, *weight, bias, backend=backend)
 
 
 def linear_residual(
-    x: Quantized, weight: Quantized, bias: Tensor | None, residual: Tensor
+    x: Quantized,
+    weight: Quantized,
+    bias: Tensor | None,
+    residual: Tensor,
+    *,
+    backend: str | None = None,
 ) -> Tensor:
     """`linear` added to the residual stream in fp32, then rounded to the stream's dtype.
 
@@ -124,7 +151,7 @@ def linear_residual(
             f"residual must have the shape of the product, "
             f"{(*x.codes.shape[:-1], weight.codes.shape[0])}, got {_shape(residual)}"
         )
-    return torch.ops.qvit.linear_residual.default(*x, *weight, bias, residual)
+    return torch.ops.qvit.linear_residual.default(*x, *weight, bias, residual, backend=backend)
 
 
 def linear_gelu_quantize(
@@ -135,6 +162,8 @@ def linear_gelu_quantize(
     transform: BlockTransform | None,
     bits: int,
     group: int = 0,
+    *,
+    backend: str | None = None,
 ) -> Quantized:
     """`linear`, GELU, the block transform, then dynamic quantization: fc1 of the MLP.
 
@@ -147,7 +176,7 @@ def linear_gelu_quantize(
     _check_grid(weight.codes.shape[0], bits, group)
     return Quantized(
         *torch.ops.qvit.linear_gelu_quantize.default(
-            *x, *weight, bias, approximate, signs, block, bits, group
+            *x, *weight, bias, approximate, signs, block, bits, group, backend=backend
         )
     )
 
@@ -160,6 +189,8 @@ def linear_qkv(
     bits: int,
     qk_norm: QKNorm | None = None,
     qk_transform: BlockTransform | None = None,
+    *,
+    backend: str | None = None,
 ) -> tuple[Quantized, Quantized, Quantized]:
     """`linear`, split into Q, K and V by head, each token of each head quantized.
 
@@ -187,7 +218,9 @@ def linear_qkv(
             "qk_transform needs qk_norm: without the norm the rotation folds into the weight"
         )
     signs, block = _transform_arguments(qk_transform, width)
-    out = torch.ops.qvit.linear_qkv.default(*x, *weight, bias, heads, bits, norm, eps, signs, block)
+    out = torch.ops.qvit.linear_qkv.default(
+        *x, *weight, bias, heads, bits, norm, eps, signs, block, backend=backend
+    )
     return Quantized(*out[:2]), Quantized(*out[2:4]), Quantized(*out[4:])
 
 
@@ -199,6 +232,8 @@ def attention(
     softmax_bits: int,
     bits: int,
     group: int = 0,
+    *,
+    backend: str | None = None,
 ) -> Quantized:
     """Quantized softmax attention, its output quantized by rows or groups: the input of proj.
 
@@ -218,7 +253,9 @@ def attention(
     _check_bits("softmax_bits", softmax_bits)
     _check_grid(q.codes.shape[1] * q.codes.shape[3], bits, group)
     return Quantized(
-        *torch.ops.qvit.attention.default(*q, *k, *v, softmax_scale, softmax_bits, bits, group)
+        *torch.ops.qvit.attention.default(
+            *q, *k, *v, softmax_scale, softmax_bits, bits, group, backend=backend
+        )
     )
 
 

@@ -4,6 +4,7 @@ Nothing heavy is imported here; a verb imports what it needs when it runs, so th
 immediate.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -71,4 +72,7 @@ def _settle_stdout() -> None:
 
 def main() -> None:
     """Entry point of the `qvit` command."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: `qvit ... >&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the process ends
     sys.exit(run(sys.argv[1:]))

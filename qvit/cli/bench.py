@@ -53,6 +53,8 @@ def command(session: Session, target: str, **options: Any) -> Result:
         device=options["device"],
         seed=options["seed"],
     )
+    if options["out"] is not None:
+        _check_report(options["out"])
     folder = as_folder(target)
     if folder is not None:
         found = latency.compare_folder(folder, request, progress=session.progress)
@@ -64,9 +66,18 @@ def command(session: Session, target: str, **options: Any) -> Result:
     if options["out"] is not None:
         from qvit.deployment import checkpoint
 
-        options["out"].parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(options["out"], found)
     return Result(found, _render(found))
+
+
+def _check_report(path: Path) -> None:
+    """Refuse a report that could not be written, before anything is measured for it."""
+    if path.is_dir():
+        raise UsageError(f"-o {path} is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"-o {path} cannot be written: {error.strerror}") from error
 
 
 def _split(text: str) -> list[str]:
@@ -86,7 +97,7 @@ def _render(found: Mapping[str, Any]) -> str:
     machine = found["machine"]
     rows = [row | row["latency_ms"] for row in found["rows"]]
     title = " ".join(filter(None, [found["model"], found["scheme"]]))
-    place = machine["gpu"] if found["device"] != "cpu" else machine["cpu"]
+    place = machine["gpu"] if not found["device"].startswith("cpu") else machine["cpu"]
     lines = [
         f"{title} on {place}, {machine['threads']} threads, torch {machine['torch']}",
         "",

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
+from qvit.data import DataConfig
 from qvit.errors import InputError, RequirementError
 from qvit.models.config import ViTConfig
 from qvit.models.dense import IntegerDense
@@ -100,14 +101,15 @@ def locate(path: str | Path) -> Path:
 def load(folder: Path) -> tuple[ViT, dict[str, Any]]:
     """The integer model and config.json. Raises InputError for anything that does not fit, saying what."""
     config = read_config(folder)
+    # the header is believed before memory is: a damaged configuration may ask for terabytes
+    _check_header(folder, _build(config, folder, device="meta"))
     model = _build(config, folder)
-    _check_header(folder, model)
     try:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise _unreadable(folder, error) from error
     model.load_state_dict(state, strict=True)
-    _check_codes(model, folder)
+    _check_values(model, folder)
     return model.eval().requires_grad_(False), config
 
 
@@ -151,16 +153,41 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} has format version {version!r}, and this qvit reads version {FORMAT_VERSION}; "
             "install the qvit that wrote it (run.json names it), or quantize the model again"
         )
-    for key in ("architecture", "num_classes", "pretrained_cfg"):
-        if key not in config:
-            raise InputError(f"{folder / CONFIG} lacks {key!r}; {_AGAIN}")
+    for key, kind in (("architecture", str), ("num_classes", int), ("pretrained_cfg", dict)):
+        if not isinstance(config.get(key), kind):
+            raise InputError(f"{folder / CONFIG} has no valid {key!r}; {_AGAIN}")
+    if not isinstance(quantization.get("scheme"), str):
+        raise InputError(f"{folder / CONFIG} does not name its scheme; {_AGAIN}")
+    try:
+        DataConfig.from_pretrained_cfg(config["pretrained_cfg"]).transform()
+    except (
+        Exception
+    ) as error:  # timm and torchvision have a kind of error for each kind of nonsense
+        raise InputError(
+            f"pretrained_cfg in {folder / CONFIG} is no preprocessing "
+            f"({type(error).__name__}: {error}); {_AGAIN}"
+        ) from error
     return config
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder was written by qvit, in whatever version or condition."""
+    try:
+        quantization = _read_json(folder / CONFIG).get("quantization_config")
+    except InputError:
+        return False
+    return isinstance(quantization, dict) and quantization.get("quant_method") == "qvit"
+
+
 def read_run(folder: Path) -> dict[str, Any]:
-    """run.json, or nothing where a folder came without it."""
+    """run.json, or nothing where a folder came without it. Raises InputError where it is damaged."""
     path = Path(folder) / RUN
-    return _read_json(path) if path.is_file() else {}
+    run = _read_json(path) if path.is_file() else {}
+    source = run.get("source") or {}
+    weights = (source.get("weights") or {}) if isinstance(source, dict) else None
+    if not isinstance(weights, dict) or not isinstance(weights.get("path", ""), str):
+        raise InputError(f"{path} does not say where the model came from; remove it, or {_AGAIN}")
+    return run
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -181,10 +208,14 @@ def _build(config: dict[str, Any], folder: Path, device: str = "cpu") -> ViT:
         shape = ViTConfig.from_dict(quantization["model"])
         scheme = ModelScheme.from_dict(quantization["tensors"])
         check_executable(shape, scheme)
+        if shape.num_classes != config["num_classes"]:
+            raise ValueError(
+                f"{shape.num_classes} classes, and the root says {config['num_classes']}"
+            )
         with torch.device(device):
             return ViT(shape, scheme, IntegerDense)
     except (
-        KeyError,
+        LookupError,
         TypeError,
         ValueError,
         AttributeError,
@@ -222,8 +253,11 @@ def _check_header(folder: Path, model: ViT) -> None:
             )
 
 
-def _check_codes(model: ViT, folder: Path) -> None:
-    """4 and 8 bits fill their containers; other widths must keep within their codes."""
+def _check_values(model: ViT, folder: Path) -> None:
+    """Finite floats, and codes within their bits (4 and 8 bits fill their containers)."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"{folder / WEIGHTS}: {name} is not finite; {_AGAIN}")
     for name, module in model.named_modules():
         if not isinstance(module, IntegerDense) or module.scheme.weight.bits in (4, 8):
             continue

@@ -1,19 +1,24 @@
 """Folders that appear whole or not at all."""
 
+import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from qvit.errors import UsageError
 
+# File systems end names at 255 bytes; a temporary sibling adds up to 20.
+_LONGEST_NAME = 230
 
-def check_target(out: Path, *, overwrite: bool, marker: str) -> None:
-    """Refuse a target that may not be written, before any work is done.
 
-    `marker`: a file that shows an existing folder to be of our making; nothing else is ever replaced.
+def check_target(out: Path, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
+    """Refuse a target that may not or cannot be written, before any work is done.
+
+    `is_ours` tells whether an existing folder is of our making; nothing else is ever replaced.
     """
+    _check_place(out)
     if not out.exists():
         return
     if not out.is_dir():
@@ -22,16 +27,29 @@ def check_target(out: Path, *, overwrite: bool, marker: str) -> None:
         return
     if not overwrite:
         raise UsageError(f"{out} exists; give --overwrite to replace it, or another folder with -o")
-    if not (out / marker).is_file():
+    if not is_ours(out):
         raise UsageError(
-            f"{out} holds something else than a quantized model (no {marker}), and is not replaced; "
+            f"{out} holds something else than a quantized model, and is not replaced; "
             "choose another folder with -o"
         )
 
 
+def _check_place(out: Path) -> None:
+    if len(out.name.encode()) > _LONGEST_NAME:
+        raise UsageError(f"the folder name {out.name[:40]}... is too long; choose another with -o")
+    above = next(p for p in out.parents if p.exists())
+    if not above.is_dir():
+        raise UsageError(f"{out}: {above} is a file; choose another folder with -o")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(f"{out}: {above} may not be written to; choose another folder with -o")
+
+
 @contextmanager
 def written_whole(out: Path) -> Iterator[Path]:
-    """A temporary sibling to write into; it becomes `out` at the end, and vanishes if anything fails."""
+    """A temporary sibling to write into; it becomes `out` at the end, and vanishes if anything fails.
+
+    `out` is resolved (`Path.resolve`), or a link would be replaced instead of what it points to.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = _sibling(out, "partial")
     staging.mkdir()

@@ -1,7 +1,6 @@
 """QuantViT: a quantized Vision Transformer that computes in integers."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +19,8 @@ from qvit_kernels import ops
 class QuantViT(nn.Module):
     """Images to logits, in integers; loads without float weights and without network.
 
+    `.to(device)` moves it; `.half()` and other dtypes leave it as it is, since its scales and norms are fp32.
+
     Attributes:
         config: config.json of the checkpoint, as nested values.
         backend: "auto", "triton", "cpu" or "reference"; "auto" follows QVIT_BACKEND, then the device.
@@ -32,7 +33,6 @@ class QuantViT(nn.Module):
         self.vit = vit
         self.config = config
         self.backend = backend
-        self._run = Integer()
         self.eval()
 
     @classmethod
@@ -43,7 +43,7 @@ class QuantViT(nn.Module):
 
         Raises InputError naming what is wrong with the folder, RequirementError for a device that is not there.
         """
-        require_device(str(device))
+        require_device(device if isinstance(device, str) else str(torch.device(device)))
         vit, config = checkpoint.load(checkpoint.locate(path))
         return cls(vit, config, backend=backend).to(device)
 
@@ -67,16 +67,19 @@ class QuantViT(nn.Module):
         return self.vit.config.num_classes
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images, float [B, 3, H, W], to logits fp32 [B, num_classes] (pooled features without a head)."""
+        """Normalised images, float [B, 3, H, W], to logits fp32 [B, num_classes] (pooled features without a head).
+
+        Pixels are clamped to the 8-bit range, so that infinities and NaN give finite logits that mean nothing.
+        """
         self._check(images)
-        with torch.inference_mode(), self._backend():
-            return self.vit(images, self._run)
+        with torch.no_grad():  # not inference_mode: its tensors could not enter a trained head
+            return self.vit(images, self._execution)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalised images, float [B, 3, H, W], to tokens after the final norm, fp32 [B, T, D]."""
         self._check(images)
-        with torch.inference_mode(), self._backend():
-            return self.vit.forward_features(images, self._run)
+        with torch.no_grad():
+            return self.vit.forward_features(images, self._execution)
 
     def train(self, mode: bool = True) -> Self:
         """A QuantViT holds integers and cannot be trained; `eval()` is what it always is."""
@@ -86,11 +89,25 @@ class QuantViT(nn.Module):
             )
         return super().train(False)
 
-    def _backend(self) -> Any:
-        return nullcontext() if self.backend == "auto" else ops.use_backend(self.backend)
+    @property
+    def _execution(self) -> Integer:
+        return Integer(None if self.backend == "auto" else self.backend)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move to a device, never to a dtype: scales in half precision would no longer be the checkpoint's."""
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
 
     def _check(self, images: Tensor) -> None:
         expected = (self.vit.config.in_chans, *self.vit.config.image_size)
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"images must be a tensor, got {type(images).__name__}; model.transform() makes one"
+            )
         if images.dim() != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"images must be [B, {', '.join(map(str, expected))}], got {list(images.shape)}; "

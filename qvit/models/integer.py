@@ -9,48 +9,85 @@ from qvit_kernels.reference import Quantized
 
 
 class Integer:
-    """Stored integers in, integers between the steps."""
+    """Stored integers in, integers between the steps. `backend`: None goes by the current choice."""
+
+    def __init__(self, backend: str | None = None) -> None:
+        self._backend = backend
 
     def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
         """See Execution."""
-        patches = ops.quantize_pixels(images.float(), embed.gain, embed.offset, embed.patch)
+        patches = ops.quantize_pixels(
+            images.float(), embed.gain, embed.offset, embed.patch, backend=self._backend
+        )
         unit = embed.gain.new_ones(1, 1)
-        return ops.linear(Quantized(patches, unit), embed.proj.stored, embed.proj.bias)
+        return ops.linear(
+            Quantized(patches, unit), embed.proj.stored, embed.proj.bias, backend=self._backend
+        )
 
     def norm(self, x: Tensor, norm: nn.LayerNorm, to: IntegerDense) -> Quantized:
         """See Execution."""
         scheme = to.scheme.input
         return ops.layernorm_quantize(
-            x, norm.weight, norm.bias, norm.eps, to.transform, scheme.bits, scheme.group
+            x,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            to.transform,
+            scheme.bits,
+            scheme.group,
+            backend=self._backend,
         )
 
     def qkv(self, h: Quantized, attn: Attention) -> tuple[Quantized, Quantized, Quantized]:
         """See Execution."""
         dense, bits = attn.qkv, attn.scheme.qkv.bits
         return ops.linear_qkv(
-            h, dense.stored, dense.bias, attn.heads, bits, attn.norm, attn.rotation
+            h,
+            dense.stored,
+            dense.bias,
+            attn.heads,
+            bits,
+            attn.norm,
+            attn.rotation,
+            backend=self._backend,
         )
 
     def attention(self, q: Quantized, k: Quantized, v: Quantized, attn: Attention) -> Quantized:
         """See Execution."""
         to = attn.proj.scheme.input
         return ops.attention(
-            q, k, v, attn.softmax_scale, attn.scheme.softmax_bits, to.bits, to.group
+            q,
+            k,
+            v,
+            attn.softmax_scale,
+            attn.scheme.softmax_bits,
+            to.bits,
+            to.group,
+            backend=self._backend,
         )
 
     def residual(self, x: Tensor, h: Quantized, dense: IntegerDense) -> Tensor:
         """See Execution."""
-        return ops.linear_residual(h, dense.stored, dense.bias, x)
+        return ops.linear_residual(h, dense.stored, dense.bias, x, backend=self._backend)
 
     def gelu(self, h: Quantized, mlp: Mlp) -> Quantized:
         """See Execution."""
         to, dense = mlp.fc2.scheme.input, mlp.fc1
         return ops.linear_gelu_quantize(
-            h, dense.stored, dense.bias, mlp.gelu, mlp.fc2.transform, to.bits, to.group
+            h,
+            dense.stored,
+            dense.bias,
+            mlp.gelu,
+            mlp.fc2.transform,
+            to.bits,
+            to.group,
+            backend=self._backend,
         )
 
     def head(self, x: Tensor, dense: IntegerDense) -> Tensor:
         """See Execution."""
         scheme = dense.scheme.input
-        codes = ops.quantize_rows(x, dense.transform, scheme.bits, scheme.group)
-        return ops.linear(codes, dense.stored, dense.bias)
+        codes = ops.quantize_rows(
+            x, dense.transform, scheme.bits, scheme.group, backend=self._backend
+        )
+        return ops.linear(codes, dense.stored, dense.bias, backend=self._backend)

@@ -79,6 +79,15 @@ def obstacles(model: nn.Module) -> Iterator[str]:
         yield f"its patch embedding is a {type(model.patch_embed).__name__} with a stem or a norm of its own"
     if isinstance(model, VisionTransformerDistilled) and model.reg_token is not None:
         yield "it has register tokens beside a distillation token, which timm leaves out of its forward pass"
+    if isinstance(model, VisionTransformerDistilled) and model.no_embed_class:
+        yield "its distillation token has no position embedding, but its weights have one"
+    if len(model.blocks) == 0:
+        yield "it has no blocks"
+        return
+    if getattr(model.patch_embed, "dynamic_img_pad", False):
+        yield "it pads images to whole patches (dynamic_img_pad)"
+    if model.in_chans != 3:
+        yield f"it takes images of {model.in_chans} channels, and qvit feeds RGB"
     if model.attn_pool is not None or model.global_pool not in POOLS:
         yield f"its pooling is {model.global_pool!r}, which is none of {', '.join(POOLS)}"
     eps = {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)}

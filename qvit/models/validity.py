@@ -1,5 +1,7 @@
 """What the executions can execute: a scheme read from a file is believed only after this."""
 
+import math
+
 from qvit.models.config import ViTConfig
 from qvit.quant.schemes import (
     AttentionScheme,
@@ -20,6 +22,12 @@ PIXELS = Scheme(bits=8, granularity=Granularity.CHANNEL, mode=Mode.STATIC, symme
 
 def check_executable(config: ViTConfig, scheme: ModelScheme) -> None:
     """Raises ValueError naming the first thing that the executions would not do as it is written."""
+    blocks = len(scheme.attentions)
+    _require(config.depth == blocks, f"depth {config.depth}, and schemes of {blocks} blocks")
+    statistics = [*config.mean, *config.std, config.norm_eps]
+    _require(all(math.isfinite(v) for v in statistics), "mean, std or norm_eps is not finite")
+    _require(min(config.std) > 0 <= config.norm_eps, "std must be positive, norm_eps not negative")
+    _require(all(-1 <= v <= 2 for v in config.mean), f"mean {config.mean} is that of no pixels")
     _require(config.gelu in GELUS, f"gelu {config.gelu!r} is none of {GELUS}")
     _require(config.global_pool in POOLS, f"pooling {config.global_pool!r} is none of {POOLS}")
     _require(scheme.residual in RESIDUALS, f"residual {scheme.residual!r} is none of {RESIDUALS}")

@@ -1,5 +1,9 @@
+import copy
 import json
+import pickle
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -203,6 +207,12 @@ NOT_EXECUTABLE = {
     "gelu": lambda c: c["quantization_config"]["model"].update(gelu="quick"),
     "residual": lambda c: c["quantization_config"]["tensors"].update(residual="load"),
     "depth": lambda c: c["quantization_config"]["model"].update(depth=3),
+    "boundless depth": lambda c: c["quantization_config"]["model"].update(depth=10**12),
+    "no patch": lambda c: c["quantization_config"]["model"].update(patch_size=[]),
+    "zero std": lambda c: c["quantization_config"]["model"].update(std=[0.0, 0.0, 0.0]),
+    "negative epsilon": lambda c: c["quantization_config"]["model"].update(norm_eps=-5.0),
+    "mean of no pixels": lambda c: c["quantization_config"]["model"].update(mean=[9.0, 9.0, 9.0]),
+    "other classes": lambda c: c.update(num_classes=7),
 }
 
 
@@ -220,3 +230,76 @@ def test_codes_beyond_their_bits_are_refused(folder):
     edit_config(folder, lambda c: linear_named(c, "fc1")["weight"].update(bits=3))
     with pytest.raises(InputError, match="codes beyond 3 bits"):
         checkpoint.load(folder)
+
+
+BROKEN_PREPROCESSING = {
+    "no object": lambda c: c.update(pretrained_cfg="x"),
+    "size": lambda c: c["pretrained_cfg"].update(input_size="x"),
+    "mean": lambda c: c["pretrained_cfg"].update(mean=5),
+    "interpolation": lambda c: c["pretrained_cfg"].update(interpolation="sharp"),
+    "crop": lambda c: c["pretrained_cfg"].update(crop_pct="x"),
+}
+
+
+@pytest.mark.parametrize("change", BROKEN_PREPROCESSING)
+def test_broken_preprocessing_is_refused(folder, change):
+    edit_config(folder, BROKEN_PREPROCESSING[change])
+    assert "pretrained_cfg" in refusal(folder)
+
+
+@pytest.mark.parametrize("source", [5, {"weights": "x"}, {"weights": {"path": 3}}])
+def test_damaged_provenance_is_refused_where_it_is_read(folder, source):
+    (folder / "run.json").write_text(json.dumps({"source": source}))
+    with pytest.raises(InputError, match=r"run\.json does not say where"):
+        checkpoint.describe(folder)
+    QuantViT.from_pretrained(folder)
+
+
+def test_damaged_configuration_costs_no_memory(folder):
+    edit_config(folder, lambda c: c["quantization_config"]["model"].update(num_heads=10**7))
+    start = time.perf_counter()
+    refusal(folder)
+    assert time.perf_counter() - start < 5
+
+
+def test_values_that_are_not_finite_are_refused(folder):
+    edit_weights(folder, lambda s: s["blocks.0.mlp.fc1.weight_scale"].fill_(float("nan")))
+    with pytest.raises(InputError, match="weight_scale is not finite"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_model_compiles_whole_and_exports(tiny_quantized, backend):
+    model = QuantViT.from_pretrained(tiny_quantized, backend=backend)
+    images = images_for(model.vit)
+    expected = model(images)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(images), expected)
+    exported = torch.export.export(model, (images,)).module()
+    assert torch.equal(exported(images), expected)
+
+
+def test_logits_can_feed_a_trained_head(tiny_quantized):
+    model = QuantViT.from_pretrained(tiny_quantized)
+    probe = torch.nn.Linear(6, 2)
+    probe(model(images_for(model.vit))).sum().backward()
+    assert probe.weight.grad is not None
+
+
+@pytest.mark.parametrize("convert", ["half", "bfloat16", "double"])
+def test_other_dtypes_leave_the_model_as_it_is(tiny_quantized, convert):
+    model = QuantViT.from_pretrained(tiny_quantized)
+    images = images_for(model.vit)
+    expected = model(images)
+    assert torch.equal(getattr(model, convert)()(images), expected)
+    assert torch.equal(model.to(torch.float16)(images), expected)
+
+
+def test_copies_and_threads(tiny_quantized):
+    model = QuantViT.from_pretrained(tiny_quantized)
+    images = images_for(model.vit)
+    expected = model(images)
+    assert torch.equal(copy.deepcopy(model)(images), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(images), expected)  # noqa: S301 - our own
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(r, expected) for r in pool.map(model, [images] * 8))

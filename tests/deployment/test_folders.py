@@ -3,8 +3,6 @@ import pytest
 from qvit.deployment.folders import check_target, written_whole
 from qvit.errors import UsageError
 
-MARKER = "config.json"
-
 
 def names(folder):
     return sorted(p.name for p in folder.iterdir())
@@ -49,17 +47,37 @@ def test_old_folder_is_replaced_whole(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
+def has_marker(folder):
+    return (folder / "marker").is_file()
+
+
+def check(out, overwrite=False):
+    check_target(out, overwrite=overwrite, is_ours=has_marker)
+
+
 def test_targets(tmp_path):
     out = tmp_path / "out"
-    check_target(out, overwrite=False, marker=MARKER)
+    check(out)
+    check(tmp_path / "not" / "yet" / "there")
     out.mkdir()
-    check_target(out, overwrite=False, marker=MARKER)
+    check(out)
     (out / "thesis.tex").write_text("1")
     with pytest.raises(UsageError, match="--overwrite"):
-        check_target(out, overwrite=False, marker=MARKER)
+        check(out)
     with pytest.raises(UsageError, match="is not replaced"):
-        check_target(out, overwrite=True, marker=MARKER)
-    (out / MARKER).write_text("{}")
-    check_target(out, overwrite=True, marker=MARKER)
+        check(out, overwrite=True)
+    (out / "marker").write_text("")
+    check(out, overwrite=True)
     with pytest.raises(UsageError, match="is a file"):
-        check_target(out / MARKER, overwrite=True, marker=MARKER)
+        check(out / "marker", overwrite=True)
+
+
+def test_places_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("1")
+    with pytest.raises(UsageError, match="file is a file"):
+        check(tmp_path / "file" / "out")
+    with pytest.raises(UsageError, match="too long"):
+        check(tmp_path / ("x" * 240))
+    monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, who may everything
+    with pytest.raises(UsageError, match="may not be written"):
+        check(tmp_path / "out")
