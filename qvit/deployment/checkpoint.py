@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from qvit.data import DataConfig
-from qvit.errors import InputError, RequirementError
+from qvit.errors import InputError
 from qvit.models.config import ViTConfig
 from qvit.models.dense import IntegerDense
 from qvit.models.validity import check_executable
@@ -86,16 +86,11 @@ def locate(path: str | Path) -> Path:
     name = str(path)
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or folder.parent.exists():
         raise InputError(f"there is no folder {path}; `qvit quantize MODEL -o {path}` writes one")
-    from huggingface_hub import snapshot_download
+    from qvit.zoo.hub import download
 
-    from qvit.zoo.hub import explain
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG, RECIPE, RUN, CARD]))
-    except Exception as error:  # the client passes on errors of an HTTP library that varies
-        raise RequirementError(
-            f"there is no folder {path}, and no repository of that name could be downloaded: {explain(error)}"
-        ) from error
+    advice = "Check the name, or point HF_ENDPOINT at a mirror that can be reached"
+    files = [download(name, [file], advice=advice) for file in (CONFIG, WEIGHTS)]
+    return files[0].parent
 
 
 def load(folder: Path) -> tuple[ViT, dict[str, Any]]:

@@ -14,12 +14,13 @@ _WAYS_OUT = (
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
-def download(repo: str, candidates: Sequence[str]) -> Path:
+def download(repo: str, candidates: Sequence[str], *, advice: str = _WAYS_OUT) -> Path:
     """Fetch the first file of `candidates` that the repository has, through the hub's cache.
 
     Args:
         repo: "org/name" or "org/name@revision".
         candidates: File names in order of preference.
+        advice: What else the user can do, for the message of a failure.
 
     Returns:
         The file in the local cache.
@@ -46,13 +47,13 @@ def download(repo: str, candidates: Sequence[str]) -> Path:
         except (
             LocalEntryNotFoundError
         ) as error:  # no answer and nothing in the cache; a kind of the next
-            _refuse(repo, filename, error)
+            _refuse(repo, filename, error, advice)
         except EntryNotFoundError:
             continue
         except Exception as error:  # noqa: BLE001 (the client passes on errors of an HTTP library that varies)
-            _refuse(repo, filename, error)
+            _refuse(repo, filename, error, advice)
     raise RequirementError(
-        f"{repo} at {_endpoint()} has none of {', '.join(candidates)}. {_WAYS_OUT}."
+        f"{repo} at {_endpoint()} has none of {', '.join(candidates)}. {advice}."
     )
 
 
@@ -93,14 +94,14 @@ def read_config(path: Path, origin: str) -> dict[str, Any]:
     return config
 
 
-def _refuse(repo: str, filename: str, error: Exception) -> NoReturn:
-    reason = explain(error)
+def _refuse(repo: str, filename: str, error: Exception, advice: str) -> NoReturn:
+    reason = _explain(error)
     raise RequirementError(
-        f"{filename} of {repo} could not be downloaded from {_endpoint()}: {reason}. {_WAYS_OUT}."
+        f"{filename} of {repo} could not be downloaded from {_endpoint()}: {reason}. {advice}."
     ) from error
 
 
-def explain(error: BaseException) -> str:
+def _explain(error: BaseException) -> str:
     """Why a download failed, as a clause of a sentence."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -112,7 +113,7 @@ def explain(error: BaseException) -> str:
     )
 
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        return explain(error.__cause__)
+        return _explain(error.__cause__)
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set and the file is not in the cache"
     if isinstance(error, GatedRepoError):
