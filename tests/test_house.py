@@ -238,4 +238,4 @@ def test_wheel_holds_both_packages(child_environment, tmp_path):
     assert packaged == expected
     assert any(name.endswith("licenses/LICENSE") for name in held)
     entry = next(name for name in held if name.endswith("entry_points.txt"))
-    assert "qvit = qvit.cli:main" in zipfile.ZipFile(wheel).read(entry).decode()
+    assert "qvit = qvit.__main__:main" in zipfile.ZipFile(wheel).read(entry).decode()
