@@ -1,0 +1,61 @@
+"""Cells of a suite: measured once, kept as JSON files that say how they came about."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from qvit.machine import describe_machine, package_versions
+
+ROOT = Path(__file__).resolve().parent.parent
+Cell = tuple[str, Callable[[], dict[str, Any]]]
+
+
+def machine_name() -> str:
+    """A folder name for this machine: processor and cores."""
+    machine = describe_machine()
+    words = "".join(c if c.isalnum() else " " for c in machine["cpu"].lower()).split()
+    return "-".join([*words, f"{machine['cores']}-cores"])
+
+
+def measure(cells: Iterator[Cell], out: Path) -> list[dict[str, Any]]:
+    """Measure the cells that `out` does not hold yet; returns all of them, in order."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = []
+    for name, run in cells:
+        path = out / f"{name}.json"
+        if not path.is_file():
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            _write(path, {"cell": name, **run(), **_circumstances()})
+        found.append(json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
+def _circumstances() -> dict[str, Any]:
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "versions": package_versions(),
+        "machine": describe_machine(),
+    }
+
+
+def _commit() -> str | None:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or None
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
