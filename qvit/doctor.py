@@ -70,7 +70,7 @@ def check_int8() -> dict[str, Any]:
     found: dict[str, str] = {}
     for name in ("cpu", "reference"):
         with ops.use_backend(name):
-            codes = ops.Quantized(x, torch.ones(65, 1)), ops.Quantized(w, torch.ones(63, 1))
+            codes = ops.Quantized(x, torch.ones(65, 1)), ops.Weight(w, torch.ones(63))
             found[name] = "exact" if torch.equal(ops.linear(*codes, None), expected) else "WRONG"
         if found[name] != "exact":
             problems.append(

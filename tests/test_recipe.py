@@ -42,6 +42,7 @@ def test_unknown_names_get_the_nearest():
         ("weights.range=best", "expected one of mse, minmax"),
         ("residual=int8", "expected one of float32"),
         ("weights.group=-1", "expected 0"),
+        ("weights.group=32", "more than 4 bits have one scale per output channel"),
         ("budget=huge", "expected one of quick"),
     ],
 )
@@ -51,10 +52,10 @@ def test_bad_settings(setting, message):
 
 
 def test_settings_change_one_field():
-    recipe = Recipe().override(["weights.group=64", "transforms.v=true"])
-    assert recipe.weights.group == 64
+    recipe = Recipe().override(["activations.fc2_group=64", "transforms.v=true"])
+    assert recipe.activations.fc2_group == 64
     assert recipe.transforms.v
-    assert recipe.override(["weights.group=0", "transforms.v=false"]) == Recipe()
+    assert recipe.override(["activations.fc2_group=0", "transforms.v=false"]) == Recipe()
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", "just words"])

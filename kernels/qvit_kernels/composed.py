@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from qvit_kernels import reference
-from qvit_kernels.packing import unpack_int4
-from qvit_kernels.reference import BlockTransform, QKNorm, Quantized
+from qvit_kernels.packing import pack_int4, unpack_int4
+from qvit_kernels.reference import BlockTransform, QKNorm, Quantized, Weight
 
 # int8 operands: -128 is a legal code (pixels have it), so one product reaches 2^14.
 _BOUND = 128 * 128
@@ -24,18 +24,22 @@ def layernorm_quantize(
     block: int,
     bits: int,
     group: int,
+    packed: bool,
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm, block transform, quantization."""
-    return quantize_rows(reference.layer_norm(x, weight, bias, eps), signs, block, bits, group)
+    return quantize_rows(
+        reference.layer_norm(x, weight, bias, eps), signs, block, bits, group, packed
+    )
 
 
 def quantize_rows(
-    x: Tensor, signs: Tensor | None, block: int, bits: int, group: int
+    x: Tensor, signs: Tensor | None, block: int, bits: int, group: int, packed: bool
 ) -> tuple[Tensor, Tensor]:
     """Block transform, quantization."""
     y = reference.block_transform(x.float(), transform_of(signs, block))
     codes, scale = reference.quantize_rows(y, bits, group)
-    return codes.to(torch.int8).contiguous(), scale.contiguous()
+    stored = codes.to(torch.int8).contiguous()
+    return pack_int4(stored) if packed else stored, scale.contiguous()
 
 
 def quantize_pixels(
@@ -46,19 +50,34 @@ def quantize_pixels(
     return reference.unfold_patches(codes.contiguous(), (height, width)).contiguous()
 
 
-def linear(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None) -> Tensor:
+def linear(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
     """Matrix product with rescaling."""
-    codes = unpack_int4(w, x.shape[-1]) if w.dtype == torch.uint8 else w
+    codes = unpack_int4(x, 2 * x.shape[-1]) if x.dtype == torch.uint8 else x
+    weight = unpack_int4(w, codes.shape[-1]) if w.dtype == torch.uint8 else w
+    levels = None if multiplier is None else multiplier.float()
     return reference.linear(
-        Quantized(x.float(), x_scale), Quantized(codes.float(), w_scale), bias, _BOUND
+        Quantized(codes.float(), x_scale), Weight(weight.float(), w_scale, levels), bias, _BOUND
     ).contiguous()
 
 
 def linear_residual(
-    x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None, residual: Tensor
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor,
 ) -> Tensor:
     """Matrix product with rescaling, added to the residual stream."""
-    y = residual.float() + linear(x, x_scale, w, w_scale, bias)
+    y = residual.float() + linear(x, x_scale, w, w_scale, multiplier, bias)
     return y.to(residual.dtype).contiguous()
 
 
@@ -67,16 +86,18 @@ def linear_gelu_quantize(
     x_scale: Tensor,
     w: Tensor,
     w_scale: Tensor,
+    multiplier: Tensor | None,
     bias: Tensor | None,
     approximate: str,
     signs: Tensor | None,
     block: int,
     bits: int,
     group: int,
+    packed: bool,
 ) -> tuple[Tensor, Tensor]:
     """Matrix product, GELU, block transform, quantization."""
-    y = reference.gelu(linear(x, x_scale, w, w_scale, bias), approximate)
-    return quantize_rows(y, signs, block, bits, group)
+    y = reference.gelu(linear(x, x_scale, w, w_scale, multiplier, bias), approximate)
+    return quantize_rows(y, signs, block, bits, group, packed)
 
 
 def linear_qkv(
@@ -84,6 +105,7 @@ def linear_qkv(
     x_scale: Tensor,
     w: Tensor,
     w_scale: Tensor,
+    multiplier: Tensor | None,
     bias: Tensor | None,
     heads: int,
     bits: int,
@@ -93,7 +115,7 @@ def linear_qkv(
     block: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Matrix product, split by head, each token of each head quantized."""
-    q, k, v = reference.split_heads(linear(x, x_scale, w, w_scale, bias), heads)
+    q, k, v = reference.split_heads(linear(x, x_scale, w, w_scale, multiplier, bias), heads)
     if norm:
         q, k = reference.normalize_heads(
             q, k, QKNorm(norm[0], norm[1], norm[2], norm[3], eps), transform_of(signs, block)
@@ -101,7 +123,21 @@ def linear_qkv(
     parts = [reference.quantize_rows(part, bits) for part in (q, k, v)]
     codes = [part.codes.to(torch.int8).contiguous() for part in parts]
     scales = [part.scale.contiguous() for part in parts]
-    return codes[0], scales[0], codes[1], scales[1], codes[2], scales[2]
+    values = empty_values(codes[2].shape, codes[2].device).copy_(codes[2])
+    return codes[0], scales[0], codes[1], scales[1], values, scales[2]
+
+
+def empty_values(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Memory for the codes of V, [B, H, T, d], in which the tokens of a channel are neighbours.
+
+    The product with the softmax numerators sums over tokens, and int8 tensor cores want what they sum over side by
+    side. A channel takes a multiple of 32 bytes, so that every row of it can be loaded in 16-byte pieces.
+    """
+    batch, heads, tokens, width = shape
+    pitch = (tokens + 31) // 32 * 32
+    return torch.empty((batch, heads, width, pitch), dtype=torch.int8, device=device)[
+        ..., :tokens
+    ].transpose(-1, -2)
 
 
 def attention(
@@ -111,10 +147,13 @@ def attention(
     k_scale: Tensor,
     v: Tensor,
     v_scale: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
     softmax_scale: float,
     softmax_bits: int,
     bits: int,
     group: int,
+    packed: bool,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention, its output quantized."""
     if q.numel() == 0:
@@ -127,9 +166,11 @@ def attention(
             Quantized(v.float(), v_scale),
             softmax_scale=softmax_scale,
             softmax_bits=softmax_bits,
+            bias=bias,
+            mask=mask,
             bound=_BOUND,
         )
-    return quantize_rows(rows, None, 0, bits, group)
+    return quantize_rows(rows, None, 0, bits, group, packed)
 
 
 def transform_of(signs: Tensor | None, block: int) -> BlockTransform | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qvit_kernels import composed, reference
 from qvit_kernels.integer_matmul import int8_matmul_is_exact, int8_weight, multiply
+from qvit_kernels.packing import pack_int4, unpack_int4
 from qvit_kernels.reference import BlockTransform, QKNorm
 from qvit_kernels.scratch import scratch
 
@@ -57,44 +58,58 @@ def layernorm_quantize(
     block: int,
     bits: int,
     group: int,
+    packed: bool,
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm, block transform, quantization."""
     rows = x.reshape(-1, x.shape[-1])
-    sink = _Rows(x.shape, bits, group, signs, block)
+    sink = _Rows(x.shape, bits, group, signs, block, packed)
     for span in _spans(rows.shape[0], x.shape[-1]):
         sink.write(span, reference.layer_norm(rows[span], weight, bias, eps))
     return sink.result()
 
 
 def quantize_rows(
-    x: Tensor, signs: Tensor | None, block: int, bits: int, group: int
+    x: Tensor, signs: Tensor | None, block: int, bits: int, group: int, packed: bool
 ) -> tuple[Tensor, Tensor]:
     """Block transform, quantization."""
     rows = x.reshape(-1, x.shape[-1])
-    sink = _Rows(x.shape, bits, group, signs, block)
+    sink = _Rows(x.shape, bits, group, signs, block, packed)
     for span in _spans(rows.shape[0], x.shape[-1]):
         sink.write(span, rows[span].to(torch.float32, copy=True))
     return sink.result()
 
 
-def linear(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None) -> Tensor:
+def linear(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
     """Matrix product with rescaling."""
     out = torch.empty((*x.shape[:-1], w.shape[0]), dtype=torch.float32)
     rows = out.view(-1, w.shape[0])
-    product = _Product(x, x_scale, w, w_scale, bias)
+    product = _Product(x, x_scale, w, w_scale, multiplier, bias)
     for span in _spans(rows.shape[0], w.shape[0]):
         product.write(span, rows[span])
     return out
 
 
 def linear_residual(
-    x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None, residual: Tensor
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor,
 ) -> Tensor:
     """Matrix product with rescaling, added to the residual stream."""
     out = torch.empty(residual.shape, dtype=residual.dtype)
     rows = out.view(-1, w.shape[0])
     stream = residual.reshape(rows.shape)
-    product = _Product(x, x_scale, w, w_scale, bias)
+    product = _Product(x, x_scale, w, w_scale, multiplier, bias)
     if out.dtype == torch.float32:
         for span in _spans(rows.shape[0], w.shape[0]):
             product.write(span, rows[span]).add_(stream[span])
@@ -109,17 +124,19 @@ def linear_gelu_quantize(
     x_scale: Tensor,
     w: Tensor,
     w_scale: Tensor,
+    multiplier: Tensor | None,
     bias: Tensor | None,
     approximate: str,
     signs: Tensor | None,
     block: int,
     bits: int,
     group: int,
+    packed: bool,
 ) -> tuple[Tensor, Tensor]:
     """Matrix product, GELU, block transform, quantization."""
     shape = (*x.shape[:-1], w.shape[0])
-    sink = _Rows(shape, bits, group, signs, block)
-    for span, y in _Product(x, x_scale, w, w_scale, bias).blocks():
+    sink = _Rows(shape, bits, group, signs, block, packed)
+    for span, y in _Product(x, x_scale, w, w_scale, multiplier, bias).blocks():
         sink.write(span, torch.ops.aten.gelu_.default(y, approximate=approximate))
     return sink.result()
 
@@ -129,6 +146,7 @@ def linear_qkv(
     x_scale: Tensor,
     w: Tensor,
     w_scale: Tensor,
+    multiplier: Tensor | None,
     bias: Tensor | None,
     heads: int,
     bits: int,
@@ -142,7 +160,7 @@ def linear_qkv(
     width = w.shape[0] // (3 * heads)
     codes = torch.empty((batch * tokens, 3 * heads, width), dtype=torch.int8)
     scale = torch.empty((batch * tokens, 3 * heads), dtype=torch.float32)
-    for span, y in _Product(x, x_scale, w, w_scale, bias).blocks():
+    for span, y in _Product(x, x_scale, w, w_scale, multiplier, bias).blocks():
         parts = y.view(-1, 3 * heads, width)
         if norm:
             q, k = reference.normalize_heads(
@@ -154,17 +172,14 @@ def linear_qkv(
             parts[:, :heads], parts[:, heads : 2 * heads] = q, k
         scale[span] = _divide_by_scale(parts, bits)
         codes[span] = parts
-    q, k, v = _by_head(codes.view(batch, tokens, 3, heads, width))
-    q_scale, k_scale, v_scale = _by_head(scale.view(batch, tokens, 3, heads, 1))
-    return q, q_scale, k, k_scale, v, v_scale
-
-
-def _by_head(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, T, 3, H, n] -> three tensors [B, H, T, n] of their own memory."""
-    q, k, v = (
-        part.transpose(1, 2).clone(memory_format=torch.contiguous_format) for part in x.unbind(2)
+    q, k, v = codes.view(batch, tokens, 3, heads, width).transpose(1, 3).unbind(2)
+    q_scale, k_scale, v_scale = (
+        part.clone(memory_format=torch.contiguous_format)
+        for part in scale.view(batch, tokens, 3, heads, 1).transpose(1, 3).unbind(2)
     )
-    return q, k, v
+    values = composed.empty_values((batch, heads, tokens, width), x.device).copy_(v)
+    q, k = (part.clone(memory_format=torch.contiguous_format) for part in (q, k))
+    return q, q_scale, k, k_scale, values, v_scale
 
 
 def attention(
@@ -174,14 +189,20 @@ def attention(
     k_scale: Tensor,
     v: Tensor,
     v_scale: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
     softmax_scale: float,
     softmax_bits: int,
     bits: int,
     group: int,
+    packed: bool,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention of some images, or some heads of one, at a time, its output quantized."""
+    if bias is not None or mask is not None:
+        arguments = (bias, mask, softmax_scale, softmax_bits, bits, group, packed)
+        return composed.attention(q, q_scale, k, k_scale, v, v_scale, *arguments)
     batch, heads, tokens, width = q.shape
-    sink = _Rows((batch, tokens, heads * width), bits, group, None, 0)
+    sink = _Rows((batch, tokens, heads * width), bits, group, None, 0, packed)
     if not q.numel():
         return sink.result()
     codes = (q, k.transpose(-1, -2), v)
@@ -221,7 +242,7 @@ def _attend(codes: list[Tensor], scales: list[Tensor], qmax: int) -> tuple[Tenso
         y.sub_(y.amax(-1, keepdim=True)).exp2_()
         divisor = y.sum(-1, keepdim=True)
         scale = reference.scale_of(y.mul_(scales[2]).amax(-1, keepdim=True), qmax)
-        numerators = y.div_(scale).round_().to(torch.int8)
+        numerators = y.mul_(scale.reciprocal()).round_().to(torch.int8)
         for a, b, o in zip(numerators.unbind(), values, sums[:, span].unbind(), strict=True):
             multiply(a, b, o)
         ratio[:, span] = scale.div_(divisor)
@@ -232,19 +253,24 @@ class _Product:
     """An integer matrix product whose rows are computed on demand, rescaled, with the bias."""
 
     def __init__(
-        self, x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None
+        self,
+        x: Tensor,
+        x_scale: Tensor,
+        w: Tensor,
+        w_scale: Tensor,
+        multiplier: Tensor | None,
+        bias: Tensor | None,
     ) -> None:
-        k = x.shape[-1]
+        dynamic = x_scale.shape[:-1] == x.shape[:-1]
+        if x.dtype == torch.uint8:
+            x = unpack_int4(x, 2 * x.shape[-1])
+        k, groups = x.shape[-1], x_scale.shape[-1]
         self._x = x.reshape(-1, k)
         count = self._x.shape[0]
-        dynamic = x_scale.shape[:-1] == x.shape[:-1]
-        groups = x_scale.shape[-1]
         self._x_scale = x_scale.reshape(-1, groups) if dynamic else x_scale.expand(count, groups)
-        self._w = int8_weight(w, k).t()
-        self._per_group = w_scale.shape[1] > 1
-        self._w_scale = w_scale.t().contiguous()
+        self._w = int8_weight(w, k, multiplier).t()
+        self._w_scale = w_scale
         self._bias = bias
-        self._parts = max(groups, w_scale.shape[1])
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield all rows as (rows, fp32 values) in one buffer that may be written to."""
@@ -255,35 +281,32 @@ class _Product:
     def write(self, rows: slice, y: Tensor) -> Tensor:
         """Compute some rows into `y`, fp32 [rows, N], contiguous; return it."""
         x, scale = self._x[rows], self._x_scale[rows]
-        if self._parts == 1:
-            _in_float(multiply(x, self._w, y.view(torch.int32))).mul_(scale)
-        else:
-            self._add_parts(x, scale, y)
-        if not self._per_group:
-            y.mul_(self._w_scale[0])
-        return y if self._bias is None else y.add_(self._bias)
-
-    def _add_parts(self, x: Tensor, x_scale: Tensor, y: Tensor) -> None:
-        size = x.shape[1] // self._parts
+        groups = scale.shape[1]
+        size = x.shape[1] // groups
         part = y
-        for g in range(self._parts):
+        for g in range(groups):
             columns = slice(g * size, (g + 1) * size)
             _in_float(multiply(x[:, columns], self._w[columns], part.view(torch.int32)))
-            column = g * x_scale.shape[1] // self._parts
-            part.mul_(x_scale[:, column : column + 1])
-            if self._per_group:
-                part.mul_(self._w_scale[g * self._w_scale.shape[0] // self._parts])
-            if g == 0:
-                part = scratch("part", (y.shape[0], y.shape[1]))
-            else:
+            part.mul_(scale[:, g : g + 1])
+            if g:
                 y.add_(part)
+            elif groups > 1:
+                part = scratch("part", (y.shape[0], y.shape[1]))
+        y.mul_(self._w_scale)
+        return y if self._bias is None else y.add_(self._bias)
 
 
 class _Rows:
     """Quantized rows under construction."""
 
     def __init__(
-        self, shape: tuple[int, ...], bits: int, group: int, signs: Tensor | None, block: int
+        self,
+        shape: tuple[int, ...],
+        bits: int,
+        group: int,
+        signs: Tensor | None,
+        block: int,
+        packed: bool,
     ) -> None:
         width = shape[-1]
         groups = width // (group or width)
@@ -293,6 +316,7 @@ class _Rows:
         self._scale_by_row = self._scale.view(-1, groups)
         self._bits = bits
         self._transform = composed.transform_of(signs, block)
+        self._packed = packed
         self.rows = self._scale_by_row.shape[0]
 
     def write(self, span: slice, y: Tensor) -> None:
@@ -304,7 +328,7 @@ class _Rows:
         codes.copy_(grouped)
 
     def result(self) -> tuple[Tensor, Tensor]:
-        return self._codes, self._scale
+        return pack_int4(self._codes) if self._packed else self._codes, self._scale
 
 
 def _in_float(sums: Tensor) -> Tensor:
@@ -344,7 +368,7 @@ def _divide_by_scale(y: Tensor, bits: int) -> Tensor:
     """Turn y, fp32 [..., K], into the codes of its rows, in place; return the scales [...]."""
     amax = torch.maximum(y.amax(-1), y.amin(-1).neg_())
     scale = reference.scale_of(amax, reference.steps_of(bits))
-    y.div_(scale.unsqueeze(-1)).round_()
+    y.mul_(scale.reciprocal().unsqueeze(-1)).round_()
     if bits < 8:
         y.clamp_(*reference.code_range(bits))
     return scale

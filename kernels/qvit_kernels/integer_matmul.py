@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from qvit_kernels.packing import unpack_int4
+from qvit_kernels.reference import Weight
 
 # torch has no public name for it.
 _int_mm = torch._int_mm  # pyright: ignore[reportPrivateImportUsage]
@@ -68,33 +69,37 @@ def _multiply_in_chunks(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-class _UnpackedWeights:
-    """int8 forms of packed weights, kept as long as the packed tensor lives and is not written
-    to."""
+class _Int8Weights:
+    """int8 forms of stored weights, kept as long as the stored codes live and are not written to."""
 
     def __init__(self) -> None:
-        self._codes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._held: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
-    def get(self, packed: Tensor, k: int) -> Tensor:
-        if packed.is_inference():
+    def get(self, w: Tensor, k: int, multiplier: Tensor | None) -> Tensor:
+        if w.is_inference() or (multiplier is not None and multiplier.is_inference()):
             # An inference tensor counts no writes, so a stale copy could not be noticed.
-            return unpack_int4(packed, k)
-        state = (packed._version, packed.data_ptr(), k)
-        held = self._codes.get(packed)
+            return _integers(w, k, multiplier)
+        state = (k, *(None if t is None else (t._version, t.data_ptr()) for t in (w, multiplier)))
+        held = self._held.get(w)
         if held is None or held[0] != state:
-            held = (state, unpack_int4(packed, k))
-            self._codes[packed] = held
+            held = (state, _integers(w, k, multiplier))
+            self._held[w] = held
         return held[1]
 
 
-_unpacked = _UnpackedWeights()
+def _integers(w: Tensor, k: int, multiplier: Tensor | None) -> Tensor:
+    codes = unpack_int4(w, k) if w.dtype == torch.uint8 else w
+    return Weight(codes, codes, multiplier).integers()
 
 
-def int8_weight(w: Tensor, k: int) -> Tensor:
-    """The weight as int8 [N, k]: itself, or unpacked once from uint8 [N, ceil(k / 2)] and
-    remembered.
+_int8_weights = _Int8Weights()
 
-    Unpacking costs a tenth of the product at batch 1. The copy goes with the packed tensor and is
-    made again after an in-place write to it (of which torch counts all but those through `.data`).
+
+def int8_weight(w: Tensor, k: int, multiplier: Tensor | None) -> Tensor:
+    """codes * multiplier as int8 [N, k]: the stored tensor itself, or computed once and remembered.
+
+    Unpacking costs a tenth of the product at batch 1. The copy goes with the stored tensor and is made again after an
+    in-place write to it or the multipliers (of which torch counts all but those through `.data`).
     """
-    return _unpacked.get(w, k) if w.dtype == torch.uint8 else w
+    plain = w.dtype == torch.int8 and multiplier is None
+    return w if plain else _int8_weights.get(w, k, multiplier)

@@ -1,15 +1,16 @@
 """The operations of a quantized ViT block: typed, checked, run by the backend that is chosen.
 
-One operation is one launch: everything between two matrix products happens inside. Codes are int8,
-whatever their bits; weights are int8 [N, K], or uint8 [N, ceil(K/2)] with two int4 codes in a byte
-(`packing`). `reference.py` defines every result, and is what to train through: nothing here has a
-gradient. Results are new and contiguous. All raise TypeError for a dtype and ValueError for a shape
-or number that does not fit, naming the argument, the rule and what came.
+One operation is one launch: everything between two matrix products happens inside. Codes are int8, whatever their bits,
+or uint8 with two int4 codes in a byte (`packing`): weights in rows of ceil(K/2) bytes, and activations where `packed`
+asked for it. `reference.py` defines every result, and is what to train through: nothing here has a gradient. Results
+are new, and contiguous but for the codes of V (see `linear_qkv`). All raise TypeError for a dtype and ValueError for a
+shape or number that does not fit, naming the argument, the rule and what came.
 
-    x.codes       int8 [..., K]
-    x.scale       fp32 [..., G], or [1, G] for all rows (static); G divides K
-    weight.codes  int8 [N, K], or uint8 [N, ceil(K/2)]
-    weight.scale  fp32 [N, Gw]; Gw divides K, and the coarser of G and Gw divides the finer
+    x.codes            int8 [..., K], or uint8 [..., K/2] for an even K
+    x.scale            fp32 [..., G], or [1, G] for all rows (static); G divides K
+    weight.codes       int8 [N, K], or uint8 [N, ceil(K/2)]
+    weight.scale       fp32 [N]
+    weight.multiplier  int8 [N, Gw], Gw divides K, or None; |code * multiplier| <= 127, which is not checked
 """
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from qvit_kernels import registration  # noqa: F401 - defines the ops
 from qvit_kernels.backends import BACKENDS, BackendError, backend, set_backend, use_backend
 from qvit_kernels.packing import packed_size
-from qvit_kernels.reference import BlockTransform, QKNorm, Quantized
+from qvit_kernels.reference import BlockTransform, QKNorm, Quantized, Weight
 
 __all__ = [
     "BACKENDS",
@@ -26,6 +27,7 @@ __all__ = [
     "BlockTransform",
     "QKNorm",
     "Quantized",
+    "Weight",
     "attention",
     "backend",
     "layernorm_quantize",
@@ -53,6 +55,7 @@ def layernorm_quantize(
     bits: int,
     group: int = 0,
     *,
+    packed: bool = False,
     backend: str | None = None,
 ) -> Quantized:
     """LayerNorm over the last axis in fp32, the block transform, then dynamic quantization of rows
@@ -65,10 +68,10 @@ def layernorm_quantize(
     _check_vector("weight", weight, x.shape[-1])
     _check_vector("bias", bias, x.shape[-1])
     signs, block = _transform_arguments(transform, x.shape[-1])
-    _check_grid(x.shape[-1], bits, group)
+    _check_grid(x.shape[-1], bits, group, packed)
     return Quantized(
         *torch.ops.qvit.layernorm_quantize.default(
-            x, weight, bias, eps, signs, block, bits, group, backend=backend
+            x, weight, bias, eps, signs, block, bits, group, packed, backend=backend
         )
     )
 
@@ -79,6 +82,7 @@ def quantize_rows(
     bits: int,
     group: int = 0,
     *,
+    packed: bool = False,
     backend: str | None = None,
 ) -> Quantized:
     """The block transform, then dynamic symmetric quantization of each row, or of each `group` of
@@ -88,9 +92,9 @@ def quantize_rows(
     """
     _check_float("x", x, _FLOATS)
     signs, block = _transform_arguments(transform, x.shape[-1])
-    _check_grid(x.shape[-1], bits, group)
+    _check_grid(x.shape[-1], bits, group, packed)
     return Quantized(
-        *torch.ops.qvit.quantize_rows.default(x, signs, block, bits, group, backend=backend)
+        *torch.ops.qvit.quantize_rows.default(x, signs, block, bits, group, packed, backend=backend)
     )
 
 
@@ -122,7 +126,7 @@ def quantize_pixels(
 
 
 def linear(
-    x: Quantized, weight: Quantized, bias: Tensor | None, *, backend: str | None = None
+    x: Quantized, weight: Weight, bias: Tensor | None, *, backend: str | None = None
 ) -> Tensor:
     """Integer matrix product with rescaling and bias: the head, the patch embedding.
 
@@ -134,7 +138,7 @@ def linear(
 
 def linear_residual(
     x: Quantized,
-    weight: Quantized,
+    weight: Weight,
     bias: Tensor | None,
     residual: Tensor,
     *,
@@ -156,13 +160,14 @@ def linear_residual(
 
 def linear_gelu_quantize(
     x: Quantized,
-    weight: Quantized,
+    weight: Weight,
     bias: Tensor | None,
     approximate: str,
     transform: BlockTransform | None,
     bits: int,
     group: int = 0,
     *,
+    packed: bool = False,
     backend: str | None = None,
 ) -> Quantized:
     """`linear`, GELU, the block transform, then dynamic quantization: fc1 of the MLP.
@@ -173,17 +178,17 @@ def linear_gelu_quantize(
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
     signs, block = _transform_arguments(transform, weight.codes.shape[0])
-    _check_grid(weight.codes.shape[0], bits, group)
+    _check_grid(weight.codes.shape[0], bits, group, packed)
     return Quantized(
         *torch.ops.qvit.linear_gelu_quantize.default(
-            *x, *weight, bias, approximate, signs, block, bits, group, backend=backend
+            *x, *weight, bias, approximate, signs, block, bits, group, packed, backend=backend
         )
     )
 
 
 def linear_qkv(
     x: Quantized,
-    weight: Quantized,
+    weight: Weight,
     bias: Tensor | None,
     heads: int,
     bits: int,
@@ -197,7 +202,8 @@ def linear_qkv(
     x: [B, T, K]; weight: [3 * H * d, K], Q rows first; qk_norm: LayerNorm over d of Q and K before
     they are quantized, qk_transform: a block transform after that norm (of size d or a divisor;
     needs qk_norm, without it the rotation belongs in the weight). Returns Q, K, V: codes int8 [B,
-    H, T, d], scale fp32 [B, H, T, 1].
+    H, T, d], scale fp32 [B, H, T, 1]. The memory of V's codes is [B, H, d, pitch], the tokens of a channel side by
+    side: what `attention` multiplies with.
     """
     _check_product(x, weight, bias)
     rows = weight.codes.shape[0]
@@ -233,11 +239,16 @@ def attention(
     bits: int,
     group: int = 0,
     *,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    packed: bool = False,
     backend: str | None = None,
 ) -> Quantized:
     """Quantized softmax attention, its output quantized by rows or groups: the input of proj.
 
-    q, k, v: codes int8 [B, H, T, d], scale fp32 [B, H, T, 1]; softmax_scale: usually d ** -0.5.
+    q, k, v: codes int8 [B, H, T, d], scale fp32 [B, H, T, 1]; softmax_scale: usually d ** -0.5; bias: fp32, added to
+    the logits, mask: bool, False where a key is not to be seen, both [b, h, T, T], b a divisor of B (image i takes
+    row i % b), h 1 or H.
     Returns codes int8 [B, T, H * d], scale fp32 [B, T, H * d / group].
     """
     for name, part in (("q", q), ("k", k), ("v", v)):
@@ -250,13 +261,38 @@ def attention(
         _check_float(f"{name}.scale", part.scale, (torch.float32,))
         if part.scale.shape != (*q.codes.shape[:3], 1):
             raise ValueError(f"{name}.scale must be [B, H, T, 1], got {_shape(part.scale)}")
+    for name, tensor, dtype in (("bias", bias, torch.float32), ("mask", mask, torch.bool)):
+        if tensor is not None:
+            _check_logits(name, tensor, dtype, _shape(q.codes))
     _check_bits("softmax_bits", softmax_bits)
-    _check_grid(q.codes.shape[1] * q.codes.shape[3], bits, group)
+    _check_grid(q.codes.shape[1] * q.codes.shape[3], bits, group, packed)
     return Quantized(
         *torch.ops.qvit.attention.default(
-            *q, *k, *v, softmax_scale, softmax_bits, bits, group, backend=backend
+            *q,
+            *k,
+            *v,
+            bias,
+            mask,
+            softmax_scale,
+            softmax_bits,
+            bits,
+            group,
+            packed,
+            backend=backend,
         )
     )
+
+
+def _check_logits(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    batch, heads, tokens, _ = shape
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
+    rows = tensor.shape[0] if tensor.dim() == 4 else 0
+    fits = tensor.shape[1:] in ((1, tokens, tokens), (heads, tokens, tokens))
+    if rows == 0 or batch % rows or not fits:
+        raise ValueError(
+            f"{name} must be [b, 1 or {heads}, {tokens}, {tokens}] with b a divisor of {batch}, got {_shape(tensor)}"
+        )
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
@@ -291,10 +327,14 @@ def _check_bits(name: str, bits: int) -> None:
         raise ValueError(f"{name} must be 2 to 8, got {bits}")
 
 
-def _check_grid(width: int, bits: int, group: int) -> None:
+def _check_grid(width: int, bits: int, group: int, packed: bool) -> None:
     _check_bits("bits", bits)
     if group < 0 or (group and width % group):
         raise ValueError(f"group must be 0 or divide the row, got {group} for {width} values")
+    if packed and (bits > 4 or width % 2):
+        raise ValueError(
+            f"packed codes have at most 4 bits, in rows of an even length, got {bits} bits, {width} values"
+        )
 
 
 def _transform_arguments(transform: BlockTransform | None, width: int) -> tuple[Tensor | None, int]:
@@ -308,9 +348,8 @@ def _transform_arguments(transform: BlockTransform | None, width: int) -> tuple[
     return transform.signs, transform.block
 
 
-def _check_product(x: Quantized, weight: Quantized, bias: Tensor | None) -> None:
-    _check_codes("x", x.codes)
-    k = x.codes.shape[-1]
+def _check_product(x: Quantized, weight: Weight, bias: Tensor | None) -> None:
+    k = _check_activations(x)
     codes = weight.codes
     if codes.dtype not in (torch.int8, torch.uint8):
         raise TypeError(
@@ -322,6 +361,21 @@ def _check_product(x: Quantized, weight: Quantized, bias: Tensor | None) -> None
         raise ValueError(
             f"{kind}weight.codes must be [N, {stored}] for x of {k} columns, got {_shape(codes)}"
         )
+    _check_vector("weight.scale", weight.scale, codes.shape[0])
+    if weight.multiplier is not None:
+        _check_multiplier(weight.multiplier, codes.shape[0], k)
+    if bias is not None:
+        _check_vector("bias", bias, codes.shape[0])
+
+
+def _check_activations(x: Quantized) -> int:
+    """Number of columns."""
+    if x.codes.dtype == torch.uint8:
+        _check_codes("x", x.codes.view(torch.int8))
+        k = 2 * x.codes.shape[-1]
+    else:
+        _check_codes("x", x.codes)
+        k = x.codes.shape[-1]
     if k > _MAX_K:
         raise ValueError(f"x may have at most {_MAX_K} columns for an int32 sum, got {k}")
     _check_float("x.scale", x.scale, (torch.float32,))
@@ -329,15 +383,17 @@ def _check_product(x: Quantized, weight: Quantized, bias: Tensor | None) -> None
         raise ValueError(
             f"x.scale must be {(*x.codes.shape[:-1], 'G')} or (1, G), got {_shape(x.scale)}"
         )
-    _check_float("weight.scale", weight.scale, (torch.float32,))
-    if weight.scale.dim() != 2 or weight.scale.shape[0] != codes.shape[0]:
-        raise ValueError(f"weight.scale must be ({codes.shape[0]}, G), got {_shape(weight.scale)}")
-    finer = max(x.scale.shape[-1], weight.scale.shape[-1])
-    coarser = min(x.scale.shape[-1], weight.scale.shape[-1])
-    if finer % coarser or k % finer:
+    if k % x.scale.shape[-1]:
+        raise ValueError(f"the groups of x.scale must divide {k} columns, got {x.scale.shape[-1]}")
+    return k
+
+
+def _check_multiplier(multiplier: Tensor, rows: int, k: int) -> None:
+    if multiplier.dtype != torch.int8:
+        raise TypeError(f"weight.multiplier must be torch.int8, got {multiplier.dtype}")
+    if multiplier.dim() != 2 or multiplier.shape[0] != rows or not multiplier.shape[1]:
+        raise ValueError(f"weight.multiplier must be ({rows}, G), got {_shape(multiplier)}")
+    if k % multiplier.shape[1]:
         raise ValueError(
-            f"the groups of x.scale and weight.scale must nest and divide {k} columns, "
-            f"got {x.scale.shape[-1]} and {weight.scale.shape[-1]}"
+            f"the groups of weight.multiplier must divide {k} columns, got {multiplier.shape[1]}"
         )
-    if bias is not None:
-        _check_vector("bias", bias, codes.shape[0])

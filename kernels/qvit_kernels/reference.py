@@ -6,9 +6,9 @@ are tested against it. Every sum of integer products is exact; every float opera
 rounded fp32 operation in the order written (no contraction into fma), except `layer_norm`, `gelu`, `exp2`
 and the sum of a softmax row, whose last bit is a backend's own.
 
-    s = max(amax / steps, TINY)       q = clamp(rint(x / s), low, high)          rint: half to even
-    s > 0 for activations; the step of a weight may be negative
+    s = max(amax / steps, TINY)       q = clamp(rint(x * (1 / s)), low, high)    rint: half to even
     8 bits: steps = 127, codes -127..127      b < 8: steps = 2^(b-1) - 1/2, codes -2^(b-1)..2^(b-1)-1
+    w[n,k] = code[n,k] * multiplier[n,g]                                         |w| <= 127, exact integer
     y[m,n] = (sum_g float(acc[m,n,g]) * sx[m,g]) * sw[n] + bias[n]               acc: exact integer
 """
 
@@ -29,6 +29,9 @@ _FLOAT32_EXACT = 2**24
 
 _LOG2_E = 1.4426950408889634
 
+# The logit of a masked key. Not -inf: a row of nothing else would have no maximum to subtract.
+HIDDEN = -(2.0**30)
+
 
 class Quantized(NamedTuple):
     """Integer codes with their scales: the value is `codes * scale`, a scale for each group of the last axis.
@@ -38,6 +41,29 @@ class Quantized(NamedTuple):
 
     codes: Tensor
     scale: Tensor
+
+
+class Weight(NamedTuple):
+    """The integers of a weight matrix: the value is `codes * multiplier * scale`.
+
+    Two levels of scales, as in QServe (Lin et al. 2024, 4.1): a real one for each output channel, and for each group
+    of neighbouring columns a small integer, so that groups cost a product nothing: `codes * multiplier` is an int8.
+
+    codes: [N, K] whole numbers (float carriers here, int8 or packed int4 in the backends); scale: fp32 [N];
+    multiplier: whole numbers [N, G], G divides K, |codes * multiplier| <= 127, none zero; None: all one. A negative
+    multiplier puts the extra code below zero of a grid at its other end.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    multiplier: Tensor | None = None
+
+    def integers(self) -> Tensor:
+        """codes * multiplier, [N, K]."""
+        if self.multiplier is None:
+            return self.codes
+        grouped = self.codes.unflatten(-1, (self.multiplier.shape[-1], -1))
+        return (grouped * self.multiplier.unsqueeze(-1)).flatten(-2)
 
 
 class BlockTransform(NamedTuple):
@@ -97,6 +123,11 @@ def steps_of(bits: int) -> float:
     return 127.0 if bits == 8 else 2 ** (bits - 1) - 0.5
 
 
+def largest_multiplier(bits: int) -> int:
+    """Largest group multiplier of a weight: 15 for 4 bits, so that every product with a code fits in +-127."""
+    return 127 // -code_range(bits)[0]
+
+
 def softmax_qmax_of(bits: int) -> int:
     """Largest code of the unsigned softmax numerators: 15 for 4 bits; 127 for 8, to fit a signed byte."""
     return min(2**bits - 1, 127)
@@ -112,8 +143,13 @@ def scale_of(amax: Tensor, steps: float) -> Tensor:
 
 
 def quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-    """Codes of `x` on the grid of step `scale` (broadcast against x), saturating at `low` and `high`."""
-    return round_half_even(x / scale).clamp(low, high)
+    """Codes of `x` on the grid of step `scale` (broadcast against x), saturating at `low` and `high`.
+
+    By the reciprocal: one division a row and not one a value. A kernel spends a multiplication on a value then, where
+    a correctly rounded division is ten instructions and a branch. At 8 bits |x| <= 127 * s * (1 + 2^-22) still
+    rounds to at most 127.
+    """
+    return round_half_even(x * scale.reciprocal()).clamp(low, high)
 
 
 def quantize_rows(x: Tensor, bits: int, group: int = 0) -> Quantized:
@@ -143,33 +179,23 @@ def integer_matmul(a: Tensor, b: Tensor, bound: int = 127 * 127) -> Tensor:
 
 
 def linear(
-    x: Quantized, weight: Quantized, bias: Tensor | None = None, bound: int = 127 * 127
+    x: Quantized, weight: Weight, bias: Tensor | None = None, bound: int = 127 * 127
 ) -> Tensor:
     """Integer matrix product with rescaling.
 
-    x: codes [..., K], scale [..., Gx] (or [1, Gx], static); weight: codes [N, K], scale [N, Gw]; bias: fp32 [N].
-    The coarser of the two groupings must divide the finer. With one weight scale a row it multiplies the finished
-    sum; with groups it multiplies each partial sum. Returns fp32 [..., N].
+    x: codes [..., K], scale [..., G] (or [1, G], static); weight: [N, K]; bias: fp32 [N]. Each partial sum over a
+    group of x takes that group's scale; the finished sum takes the weight's. Returns fp32 [..., N].
     """
-    parts = max(x.scale.shape[-1], weight.scale.shape[-1])
-    size = x.codes.shape[-1] // parts
-    per_group = weight.scale.shape[-1] > 1
+    groups = x.scale.shape[-1]
     total = None
-    for g in range(parts):
-        columns = slice(g * size, (g + 1) * size)
-        part = integer_matmul(x.codes[..., columns], weight.codes[:, columns], bound)
-        part = part * _column(x.scale, g, parts).unsqueeze(-1)
-        if per_group:
-            part = part * _column(weight.scale, g, parts)
+    for g, (codes, integers) in enumerate(
+        zip(x.codes.chunk(groups, -1), weight.integers().chunk(groups, -1), strict=True)
+    ):
+        part = integer_matmul(codes, integers, bound) * x.scale[..., g, None]
         total = part if total is None else total + part
     assert total is not None
-    if not per_group:
-        total = total * weight.scale[:, 0]
+    total = total * weight.scale
     return total if bias is None else total + bias
-
-
-def _column(scale: Tensor, part: int, parts: int) -> Tensor:
-    return scale[..., part * scale.shape[-1] // parts]
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -249,15 +275,26 @@ def attention(
     *,
     softmax_scale: float,
     softmax_bits: int,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
     bound: int = 127 * 127,
 ) -> Tensor:
     """Quantized softmax attention. q, k, v: codes [B, H, T, d], scale [B, H, T, 1]; returns fp32 [B, T, H*d].
 
     The softmax is exact over the row. V has a scale per token, so it joins the numerators before they are
     quantized with one scale a row; the divisor is the fp32 sum of the unquantized numerators.
+
+    bias: fp32 [b, h, T, T], added to the scaled logits; mask: bool [b, h, T, T], False where a key is not to be seen
+    (a row that sees nothing sees everything alike). b divides B, image i takes row i % b; h is 1 or H.
     """
     logits = integer_matmul(q.codes, k.codes, bound)
     logits = logits * (q.scale * (softmax_scale * _LOG2_E)) * k.scale.transpose(-1, -2)
+    batch = logits.shape[0]
+    if bias is not None:
+        logits = logits + (bias * _LOG2_E).repeat(batch // bias.shape[0], 1, 1, 1)
+    if mask is not None:
+        hidden = ~mask.repeat(batch // mask.shape[0], 1, 1, 1)
+        logits = logits.masked_fill(hidden, HIDDEN)
     numerators = torch.exp2(logits - logits.amax(-1, keepdim=True))
     divisor = numerators.sum(-1, keepdim=True)
     weighted = numerators * v.scale.transpose(-1, -2)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from qvit_kernels import backends, composed, cpu
+from qvit_kernels.packing import packed_size
 
-_X = "Tensor x, Tensor x_scale, Tensor w, Tensor w_scale, Tensor? bias"
-_ROWS = "Tensor? signs, int block, int bits, int group"
+_X = "Tensor x, Tensor x_scale, Tensor w, Tensor w_scale, Tensor? multiplier, Tensor? bias"
+_ROWS = "Tensor? signs, int block, int bits, int group, bool packed"
 
 SCHEMAS = {
     "layernorm_quantize": f"(Tensor x, Tensor weight, Tensor bias, float eps, {_ROWS})"
@@ -29,7 +30,8 @@ SCHEMAS = {
     "linear_qkv": f"({_X}, int heads, int bits, Tensor[] norm, float eps, Tensor? signs, int block)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "attention": "(Tensor q, Tensor q_scale, Tensor k, Tensor k_scale, Tensor v, Tensor v_scale,"
-    " float softmax_scale, int softmax_bits, int bits, int group) -> (Tensor, Tensor)",
+    " Tensor? bias, Tensor? mask,"
+    " float softmax_scale, int softmax_bits, int bits, int group, bool packed) -> (Tensor, Tensor)",
 }
 
 # op -> backend -> function
@@ -54,20 +56,22 @@ def _dispatching(name: str) -> Callable[..., object]:
     return run
 
 
-def _rows(x: Tensor, width: int, group: int) -> tuple[Tensor, Tensor]:
+def _rows(x: Tensor, width: int, group: int, packed: bool) -> tuple[Tensor, Tensor]:
     groups = width // group if group else 1
     return (
-        x.new_empty((*x.shape[:-1], width), dtype=torch.int8),
+        x.new_empty((*x.shape[:-1], packed_size(width)), dtype=torch.uint8)
+        if packed
+        else x.new_empty((*x.shape[:-1], width), dtype=torch.int8),
         x.new_empty((*x.shape[:-1], groups), dtype=torch.float32),
     )
 
 
 def _fake_layernorm_quantize(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _rows(x, x.shape[-1], rest[-1])
+    return _rows(x, x.shape[-1], *rest[-2:])
 
 
 def _fake_quantize_rows(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _rows(x, x.shape[-1], rest[-1])
+    return _rows(x, x.shape[-1], *rest[-2:])
 
 
 def _fake_quantize_pixels(
@@ -90,7 +94,7 @@ def _fake_linear_residual(x: Tensor, *rest: Any) -> Tensor:
 def _fake_linear_gelu_quantize(
     x: Tensor, x_scale: Tensor, w: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    return _rows(x, w.shape[0], rest[-1])
+    return _rows(x, w.shape[0], *rest[-2:])
 
 
 def _fake_linear_qkv(
@@ -98,6 +102,7 @@ def _fake_linear_qkv(
     x_scale: Tensor,
     w: Tensor,
     w_scale: Tensor,
+    multiplier: Tensor | None,
     bias: Tensor | None,
     heads: int,
     *rest: Any,
@@ -105,16 +110,15 @@ def _fake_linear_qkv(
     batch, tokens, _ = x.shape
     shape = (batch, heads, tokens)
     width = w.shape[0] // (3 * heads)
-    return tuple(
-        x.new_empty((*shape, size), dtype=dtype)
-        for _ in range(3)
-        for size, dtype in ((width, torch.int8), (1, torch.float32))
-    )
+    scales = [x.new_empty((*shape, 1), dtype=torch.float32) for _ in range(3)]
+    q, k = (x.new_empty((*shape, width), dtype=torch.int8) for _ in range(2))
+    values = composed.empty_values((*shape, width), x.device)
+    return q, scales[0], k, scales[1], values, scales[2]
 
 
 def _fake_attention(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
-    return _rows(q.new_empty((batch, tokens, 1)), heads * width, rest[-1])
+    return _rows(q.new_empty((batch, tokens, 1)), heads * width, *rest[-2:])
 
 
 def _ignoring_backend(fake: Callable[..., object]) -> Callable[..., object]:

@@ -26,9 +26,9 @@ from qvit.models.validity import check_executable
 from qvit.models.vit import ViT
 from qvit.quant.schemes import ModelScheme
 from qvit_kernels.packing import unpack_int4
-from qvit_kernels.reference import code_range
+from qvit_kernels.reference import code_range, largest_multiplier
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS, CONFIG, RECIPE, RUN, CARD = (
     "model.safetensors",
     "config.json",
@@ -249,14 +249,22 @@ def _check_header(folder: Path, model: ViT) -> None:
 
 
 def _check_values(model: ViT, folder: Path) -> None:
-    """Finite floats, and codes within their bits (4 and 8 bits fill their containers)."""
+    """Finite floats, codes within their bits (4 and 8 bits fill their containers), multipliers that keep them in 8."""
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise InputError(f"{folder / WEIGHTS}: {name} is not finite; {_AGAIN}")
     for name, module in model.named_modules():
-        if not isinstance(module, IntegerDense) or module.scheme.weight.bits in (4, 8):
+        if not isinstance(module, IntegerDense):
             continue
         bits = module.scheme.weight.bits
+        if module.weight_multiplier is not None:
+            sizes = module.weight_multiplier.to(torch.int16).abs()  # |-128| is no int8
+            if sizes.amin() < 1 or sizes.amax() > largest_multiplier(bits):
+                raise InputError(
+                    f"{folder / WEIGHTS}: {name} has multipliers beyond 1 to {largest_multiplier(bits)}; {_AGAIN}"
+                )
+        if bits in (4, 8):
+            continue
         codes = module.codes
         if codes.dtype == torch.uint8:
             codes = unpack_int4(codes, 2 * codes.shape[1])

@@ -8,7 +8,7 @@ import torch
 from qvit.models.dense import Dense
 from qvit.models.folding import per_column
 from qvit.models.vit import PatchEmbed, ViT
-from qvit.quant.ranges import weight_scale
+from qvit.quant.ranges import weight_grid
 
 
 @torch.no_grad()
@@ -19,15 +19,17 @@ def set_weight_ranges(folded: ViT, method: str = "mse") -> ViT:
             assert module.scheme is not None
             assert module.weight_scale is not None
             scheme = module.scheme.weight
-            scale = weight_scale(module.weight, scheme.bits, scheme.group, method)
-            module.weight_scale.copy_(scale)
+            grid = weight_grid(module.weight, scheme.bits, scheme.group, method)
+            module.weight_scale.copy_(grid.scale)
+            if module.weight_multiplier is not None and grid.multiplier is not None:
+                module.weight_multiplier.copy_(grid.multiplier)
     _center_pixels(folded.patch_embed)
     return folded
 
 
 def _center_pixels(embed: PatchEmbed) -> None:
     """Take the pixel offset through the quantized weight, so that an image of the mean colour keeps its value."""
-    codes, scale = embed.proj.quantized_weight()
-    quantized = (codes.unflatten(-1, (scale.shape[-1], -1)) * scale.unsqueeze(-1)).flatten(-2)
+    weight = embed.proj.quantized_weight()
+    quantized = weight.integers() * weight.scale.unsqueeze(-1)
     offsets = per_column(embed.offset, embed)
     embed.proj.bias.add_(((embed.proj.weight - quantized) * offsets).sum(1))

@@ -7,19 +7,20 @@ from torch import Tensor, nn
 
 from qvit.quant.schemes import LinearScheme
 from qvit_kernels import packing
-from qvit_kernels.reference import BlockTransform, Quantized, code_range, quantize
+from qvit_kernels.reference import BlockTransform, Weight, code_range, quantize
 
 
 class Dense(nn.Module):
     """A Linear in float. weight: fp32 [N, K]; bias: fp32 [N].
 
     With a scheme it is ready to be simulated: the weight then has the transforms of its input and output folded
-    in, `weight_scale` (fp32 [N, G]) is its step, and `signs` (fp32 [K]) those of the transform that its input
-    goes through where it is made.
+    in, `weight_scale` (fp32 [N]) and, with weight groups, `weight_multiplier` (whole numbers in fp32 [N, G]) give its
+    steps, and `signs` (fp32 [K]) are those of the transform that its input goes through where it is made.
     """
 
     scheme: Any  # LinearScheme, or None before folding
     weight_scale: nn.Parameter | None
+    weight_multiplier: Tensor | None
     signs: Tensor | None
 
     def __init__(
@@ -29,10 +30,9 @@ class Dense(nn.Module):
         self.scheme = scheme
         self.weight = nn.Parameter(torch.zeros(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features))
-        scales = (
-            None if scheme is None else torch.ones(out_features, weight_groups(scheme, in_features))
-        )
-        self.weight_scale = None if scales is None else nn.Parameter(scales)
+        self.weight_scale = None if scheme is None else nn.Parameter(torch.ones(out_features))
+        multiplier = None if scheme is None else _multiplier(scheme, out_features, in_features)
+        self.register_buffer("weight_multiplier", multiplier)
         self.register_buffer("signs", _signs(scheme, in_features))
 
     @property
@@ -40,22 +40,26 @@ class Dense(nn.Module):
         """The transform that the input arrives with."""
         return _transform(self.signs, self.scheme)
 
-    def quantized_weight(self) -> Quantized:
-        """Codes [N, K] as whole-numbered floats, differentiable, and their scale [N, G]."""
+    def quantized_weight(self) -> Weight:
+        """Codes [N, K] as whole-numbered floats, differentiable, and their two levels of scales."""
         assert self.scheme is not None
         assert self.weight_scale is not None
-        low, high = code_range(self.scheme.weight.bits)
-        grouped = self.weight.unflatten(-1, (self.weight_scale.shape[-1], -1))
-        codes = quantize(grouped, self.weight_scale.unsqueeze(-1), low, high)
-        return Quantized(codes.flatten(-2), self.weight_scale)
+        steps = self.weight_scale.unsqueeze(-1)
+        if self.weight_multiplier is not None:
+            steps = steps * self.weight_multiplier
+        grouped = self.weight.unflatten(-1, (steps.shape[-1], -1))
+        codes = quantize(grouped, steps.unsqueeze(-1), *code_range(self.scheme.weight.bits))
+        return Weight(codes.flatten(-2), self.weight_scale, self.weight_multiplier)
 
 
 class IntegerDense(nn.Module):
     """A Linear in integers. Exactly one of `weight` (int8 [N, K]) and `weight_packed` (uint8 [N, ceil(K/2)],
-    two 4-bit codes a byte) exists; weight_scale: fp32 [N, G]; bias: fp32 [N]; signs: fp32 [K].
+    two 4-bit codes a byte) exists; weight_scale: fp32 [N]; weight_multiplier: int8 [N, G], with weight groups;
+    bias: fp32 [N]; signs: fp32 [K].
     """
 
     weight_scale: Tensor
+    weight_multiplier: Tensor | None
     bias: Tensor
     signs: Tensor | None
 
@@ -67,8 +71,10 @@ class IntegerDense(nn.Module):
             self.register_buffer("weight_packed", torch.zeros(shape, dtype=torch.uint8))
         else:
             self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
-        scales = torch.ones(out_features, weight_groups(scheme, in_features))
-        self.register_buffer("weight_scale", scales)
+        self.register_buffer("weight_scale", torch.ones(out_features))
+        multiplier = _multiplier(scheme, out_features, in_features)
+        stored = None if multiplier is None else multiplier.to(torch.int8)
+        self.register_buffer("weight_multiplier", stored)
         self.register_buffer("bias", torch.zeros(out_features))
         self.register_buffer("signs", _signs(scheme, in_features))
 
@@ -83,25 +89,27 @@ class IntegerDense(nn.Module):
         return self.weight_packed if self.scheme.storage_bits == 4 else self.weight  # pyright: ignore[reportReturnType]
 
     @property
-    def stored(self) -> Quantized:
-        """What the integer operations take: stored codes and scale."""
-        return Quantized(self.codes, self.weight_scale)
+    def stored(self) -> Weight:
+        """What the integer operations take: stored codes and their scales."""
+        return Weight(self.codes, self.weight_scale, self.weight_multiplier)
 
     @torch.no_grad()
     def take(self, source: Dense) -> None:
         """Quantize and store the weights of a simulated Linear."""
-        codes, scale = source.quantized_weight()
+        codes, scale, multiplier = source.quantized_weight()
         stored = codes.to(torch.int8)
         self.codes.copy_(packing.pack_int4(stored) if self.scheme.storage_bits == 4 else stored)
         self.weight_scale.copy_(scale)
+        if self.weight_multiplier is not None and multiplier is not None:
+            self.weight_multiplier.copy_(multiplier)
         self.bias.copy_(source.bias)
         if self.signs is not None and source.signs is not None:
             self.signs.copy_(source.signs)
 
 
-def weight_groups(scheme: LinearScheme, in_features: int) -> int:
-    """Scales in a row of the weight."""
-    return in_features // (scheme.weight.group or in_features)
+def _multiplier(scheme: LinearScheme, out_features: int, in_features: int) -> Tensor | None:
+    group = scheme.weight.group
+    return torch.ones(out_features, in_features // group) if group else None
 
 
 def _signs(scheme: LinearScheme | None, in_features: int) -> Tensor | None:

@@ -40,7 +40,9 @@ def _copy_parameters(model: ViT, folded: ViT) -> None:
     report = folded.load_state_dict(model.state_dict(), strict=False)
     new = {name.rpartition(".")[2] for name in report.missing_keys}
     assert not report.unexpected_keys
-    assert new <= {"weight_scale", "signs"}, f"left unset: {report.missing_keys}"
+    assert new <= {"weight_scale", "weight_multiplier", "signs"}, (
+        f"left unset: {report.missing_keys}"
+    )
 
 
 def _rotate_heads(attn: Attention, config: ViTConfig, generator: torch.Generator) -> None:

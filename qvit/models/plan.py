@@ -32,7 +32,7 @@ def plan_scheme(config: ViTConfig, recipe: Recipe) -> ModelScheme:
 def _linear(name: str, width: int, config: ViTConfig, recipe: Recipe) -> LinearScheme:
     transform, group = 0, 0
     if name == "patch_embed.proj":
-        return LinearScheme(weight=_weight(width, width, recipe), input=PIXELS)
+        return LinearScheme(weight=_weight(width, recipe), input=PIXELS)
     if name.endswith("attn.proj"):
         group = _whole_heads(width, config.head_dim, recipe.activations.proj_group)
     elif name.endswith("mlp.fc2"):
@@ -41,7 +41,7 @@ def _linear(name: str, width: int, config: ViTConfig, recipe: Recipe) -> LinearS
     else:
         transform = fitting_block(width, recipe.transforms.norm)
     return LinearScheme(
-        weight=_weight(width, group or width, recipe),
+        weight=_weight(width, recipe),
         input=_rows(recipe.activations.bits, group),
         transform=transform,
     )
@@ -52,9 +52,8 @@ def _rows(bits: int, group: int) -> Scheme:
     return Scheme(bits=bits, granularity=granularity, group=group)
 
 
-def _weight(width: int, input_group: int, recipe: Recipe) -> Scheme:
-    # a group of weights lies inside a group of activations, or one of them would straddle two partial sums
-    group = _divisor(input_group, recipe.weights.group)
+def _weight(width: int, recipe: Recipe) -> Scheme:
+    group = _divisor(width, recipe.weights.group)
     granularity = Granularity.GROUP if 0 < group < width else Granularity.CHANNEL
     return Scheme(
         bits=recipe.weights.bits,

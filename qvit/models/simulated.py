@@ -59,6 +59,7 @@ def _quantize(x: Tensor, to: Dense) -> Quantized:
 
 
 def _linear(x: Quantized, dense: Dense) -> Tensor:
-    scheme = dense.scheme
-    bound = 2 ** (scheme.input.bits + scheme.weight.bits - 2)
-    return reference.linear(x, dense.quantized_weight(), dense.bias, bound)
+    weight = dense.quantized_weight()
+    largest = 127 if weight.multiplier is not None else 2 ** (dense.scheme.weight.bits - 1)
+    bound = 2 ** (dense.scheme.input.bits - 1) * largest
+    return reference.linear(x, weight, dense.bias, bound)

@@ -11,7 +11,7 @@ from qvit.quant.schemes import (
     ModelScheme,
     Scheme,
 )
-from qvit.recipe import MAX_BITS, MIN_BITS, RESIDUALS
+from qvit.recipe import MAX_BITS, MAX_GROUPED_BITS, MIN_BITS, RESIDUALS
 
 GELUS = ("none", "tanh")
 POOLS = ("token", "avg", "max", "avgmax")
@@ -56,6 +56,10 @@ def _check_weight(name: str, weight: Scheme, width: int) -> None:
     _require(
         not weight.group or width % weight.group == 0, f"{name}: weight group of another width"
     )
+    _require(
+        not weight.group or weight.bits <= MAX_GROUPED_BITS,
+        f"{name}: weight groups at {weight.bits} bits, at most {MAX_GROUPED_BITS} have them",
+    )
 
 
 def _check_input(name: str, linear: LinearScheme, width: int) -> None:
@@ -66,9 +70,7 @@ def _check_input(name: str, linear: LinearScheme, width: int) -> None:
         scheme.symmetric and scheme.granularity in kinds and scheme.mode is Mode.DYNAMIC,
         f"{name}: inputs are symmetric and dynamic, a scale per token or group",
     )
-    group, weight_group = scheme.group or width, linear.weight.group or width
-    nested = max(group, weight_group) % min(group, weight_group) == 0
-    _require(width % group == 0 and nested, f"{name}: groups that do not divide {width} or nest")
+    _require(not scheme.group or width % scheme.group == 0, f"{name}: groups do not divide {width}")
     fits = linear.transform >= 0 and (linear.transform == 0 or width % linear.transform == 0)
     _require(fits, f"{name}: transform blocks that do not divide {width}")
     _require(

@@ -1,4 +1,6 @@
-"""Ranges: the step of a symmetric grid for a tensor that is known in advance."""
+"""Ranges: the steps of symmetric grids for a tensor that is known in advance."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +16,66 @@ _PATIENCE = 15
 _BLOCK = 64 * 1024
 
 
-def weight_scale(weight: Tensor, bits: int, group: int = 0, method: str = "mse") -> Tensor:
+# Trials of the scale that the integer multipliers of a row's groups share.
+_SHARED_SCALES = 6
+
+
+class Grid(NamedTuple):
+    """The steps of a weight: scale fp32 [N]; multiplier fp32 [N, G], whole numbers, none zero, or None."""
+
+    scale: Tensor
+    multiplier: Tensor | None
+
+
+def weight_grid(weight: Tensor, bits: int, group: int = 0, method: str = "mse") -> Grid:
+    """Scale of each row and, with a `group`, the multiplier of each `group` columns of it. weight: fp32 [N, K].
+
+    A group's best step is rounded to a multiple of the row's scale, up to the largest multiplier that keeps its
+    products with codes in 8 bits: by squared error ("mse"), or up ("minmax").
+    """
+    steps = group_steps(weight, bits, group, method)
+    if not group:
+        return Grid(steps.squeeze(-1), None)
+    rows = max(_BLOCK // weight.shape[-1], 1)
+    grouped = weight.unflatten(-1, (-1, group))
+    parts = [
+        _share_scale(values, part, bits, method)
+        for values, part in zip(grouped.split(rows), steps.split(rows), strict=True)
+    ]
+    scales, multipliers = zip(*parts, strict=True)
+    return Grid(torch.cat(scales), torch.cat(multipliers))
+
+
+def _share_scale(grouped: Tensor, steps: Tensor, bits: int, method: str) -> tuple[Tensor, Tensor]:
+    """grouped: [rows, G, values], steps: [rows, G] -> scale [rows], multiplier [rows, G]."""
+    highest = reference.largest_multiplier(bits)
+    largest = steps.abs().amax(-1, keepdim=True)
+    best_scale, best = largest / highest, torch.ones_like(steps)
+    least = torch.full_like(largest, torch.inf)
+    for top in range(highest, highest - (_SHARED_SCALES if method == "mse" else 1), -1):
+        scale = largest / top
+        ratio = steps.abs() / scale
+        above = _with_sign(ratio.ceil(), steps, highest)
+        error = _squared_error(grouped, above * scale, bits)
+        chosen = above
+        if method == "mse":
+            below = _with_sign(ratio.floor(), steps, highest)
+            error_below = _squared_error(grouped, below * scale, bits)
+            chosen = torch.where(error_below < error, below, above)
+            error = torch.minimum(error, error_below)
+        total = error.sum(-1, keepdim=True)
+        better = total < least
+        best = torch.where(better, chosen, best)
+        best_scale = torch.where(better, scale, best_scale)
+        least = torch.where(better, total, least)
+    return best_scale.squeeze(-1), best
+
+
+def _with_sign(ratio: Tensor, steps: Tensor, highest: int) -> Tensor:
+    return torch.copysign(ratio.clamp(1, highest), steps)
+
+
+def group_steps(weight: Tensor, bits: int, group: int = 0, method: str = "mse") -> Tensor:
     """Step of each row, or of each `group` columns of a row. weight: fp32 [N, K] -> fp32 [N, G], none zero.
 
     "minmax" reaches the largest weight; "mse" shrinks the range to where the squared rounding and clipping

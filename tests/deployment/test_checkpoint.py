@@ -51,10 +51,10 @@ def test_folder_holds_what_it_promises(tiny_quantized):
     names = {p.name for p in tiny_quantized.iterdir()}
     assert names >= {"model.safetensors", "config.json", "recipe.yaml", "run.json", "README.md"}
     dtypes = {str(t.dtype) for t in load_file(tiny_quantized / "model.safetensors").values()}
-    assert dtypes == {"torch.uint8", "torch.float32"}
+    assert dtypes == {"torch.uint8", "torch.int8", "torch.float32"}
     config = json.loads((tiny_quantized / "config.json").read_text())
     assert config["architecture"] == "vit_tiny_patch16_224"
-    assert config["quantization_config"]["format_version"] == 1
+    assert config["quantization_config"]["format_version"] == 2
     assert "QuantViT.from_pretrained" in (tiny_quantized / "README.md").read_text()
 
 
@@ -70,7 +70,7 @@ def test_description_needs_no_weights(tiny_quantized):
 def test_unknown_format_version_names_both(folder):
     edit_config(folder, lambda c: c["quantization_config"].update(format_version=7))
     assert "format version 7" in (message := refusal(folder))
-    assert "reads version 1" in message
+    assert "reads version 2" in message
 
 
 def test_foreign_folder_is_refused(folder):
@@ -303,3 +303,10 @@ def test_copies_and_threads(tiny_quantized):
     assert torch.equal(pickle.loads(pickle.dumps(model))(images), expected)  # noqa: S301 - our own
     with ThreadPoolExecutor(4) as pool:
         assert all(torch.equal(r, expected) for r in pool.map(model, [images] * 8))
+
+
+@pytest.mark.parametrize("value", [0, 16, -128])
+def test_multipliers_that_leave_eight_bits_are_refused(folder, value):
+    edit_weights(folder, lambda s: s["blocks.0.mlp.fc1.weight_multiplier"][3:4].fill_(value))
+    with pytest.raises(InputError, match="multipliers beyond 1 to 15"):
+        checkpoint.load(folder)

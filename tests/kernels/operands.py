@@ -7,7 +7,14 @@ from torch import Tensor
 
 from qvit_kernels import ops
 from qvit_kernels.packing import pack_int4
-from qvit_kernels.reference import BlockTransform, QKNorm, Quantized, code_range
+from qvit_kernels.reference import (
+    BlockTransform,
+    QKNorm,
+    Quantized,
+    Weight,
+    code_range,
+    largest_multiplier,
+)
 
 
 def codes(*shape: int, bits: int = 8) -> Tensor:
@@ -19,9 +26,19 @@ def rows(*shape: int, groups: int = 1, bits: int = 8) -> Quantized:
     return Quantized(codes(*shape, bits=bits), torch.rand(*shape[:-1], groups) * 0.02 + 0.01)
 
 
-def weight(n: int, k: int, *, groups: int = 1, packed: bool = False) -> Quantized:
-    values = codes(n, k, bits=4 if packed else 8)
-    return Quantized(pack_int4(values) if packed else values, torch.rand(n, groups) * 0.002 + 0.001)
+def weight(n: int, k: int, *, groups: int = 1, packed: bool = False) -> Weight:
+    """groups > 1: integer multipliers of either sign, which need 4-bit codes."""
+    bits = 4 if packed or groups > 1 else 8
+    values = codes(n, k, bits=bits)
+    multiplier = None
+    if groups > 1:
+        sign = torch.randint(0, 2, (n, groups)) * 2 - 1
+        multiplier = (torch.randint(1, largest_multiplier(bits) + 1, (n, groups)) * sign).to(
+            torch.int8
+        )
+    return Weight(
+        pack_int4(values) if packed else values, torch.rand(n) * 0.002 + 0.001, multiplier
+    )
 
 
 def transform(width: int, block: int) -> BlockTransform:
@@ -62,7 +79,9 @@ CALLS: dict[str, Callable[[], object]] = {
     "quantize_pixels": lambda: ops.quantize_pixels(
         torch.randn(2, 3, 8, 12), torch.full((3,), 58.0), torch.full((3,), -4.0), (4, 6)
     ),
-    "linear": lambda: ops.linear(rows(2, 5, 32), weight(24, 32, packed=True), torch.randn(24)),
+    "linear": lambda: ops.linear(
+        rows(2, 5, 32), weight(24, 32, groups=2, packed=True), torch.randn(24)
+    ),
     "linear_residual": lambda: ops.linear_residual(
         rows(2, 5, 32, groups=2), weight(24, 32), None, torch.randn(2, 5, 24).bfloat16()
     ),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qvit_kernels import integer_matmul, ops
-from qvit_kernels.ops import Quantized, use_backend
+from qvit_kernels.ops import Weight, use_backend
 from qvit_kernels.packing import pack_int4, unpack_int4
 from tests.kernels.operands import codes, rows, weight
 
@@ -119,7 +119,7 @@ def test_a_written_weight_is_unpacked_again(unpackings):
     run(x, w)
     other = weight(16, 32, packed=True)
     w.codes.copy_(other.codes)
-    assert torch.equal(run(x, w), run(x, Quantized(other.codes, w.scale)))
+    assert torch.equal(run(x, w), run(x, Weight(other.codes, w.scale)))
     w.codes.data = pack_int4(codes(16, 32, bits=4))  # counts no write, but moves
     with use_backend("reference"):
         expected = ops.linear(x, w, None)
@@ -138,7 +138,7 @@ def test_an_inference_tensor_never_goes_stale():
 def test_the_unpacked_form_goes_with_the_weight():
     x, w = rows(3, 32), weight(16, 32, packed=True)
     run(x, w)
-    kept = weakref.ref(integer_matmul.int8_weight(w.codes, 32))
+    kept = weakref.ref(integer_matmul.int8_weight(w.codes, 32, None))
     assert kept() is not None
     copied = copy.deepcopy(w)
     assert torch.equal(run(x, copied), run(x, w))
@@ -151,7 +151,7 @@ def test_two_widths_of_one_packed_weight():
     """Eight bytes are 15 or 16 columns."""
     packed = pack_int4(codes(4, 16, bits=4))
     for k in (16, 15, 16):
-        w = Quantized(packed, torch.ones(4, 1))
+        w = Weight(packed, torch.ones(4))
         x = rows(3, k)
         with use_backend("reference"):
             expected = ops.linear(x, w, None)

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qvit_kernels import backends, ops
-from qvit_kernels.ops import BackendError, Quantized, use_backend
+from qvit_kernels.ops import BackendError, Quantized, Weight, use_backend
 from qvit_kernels.registration import SCHEMAS
 from tests.kernels import operands
 from tests.kernels.operands import CALLS, codes, rows, tensors, transform, weight
@@ -88,7 +88,7 @@ class Block(torch.nn.Module):
         self.norm = torch.nn.Parameter(torch.rand(width))
 
     def weight(self, name):
-        return Quantized(getattr(self, name), getattr(self, name + "_scale"))
+        return Weight(getattr(self, name), getattr(self, name + "_scale"))
 
     def forward(self, x):
         zero = torch.zeros_like(self.norm)
@@ -136,7 +136,7 @@ def test_autocast_does_not_reach_the_integers(backend):
             assert torch.equal(block(x), expected)
 
 
-X, W = Quantized(codes(2, 8), torch.ones(2, 1)), Quantized(codes(4, 8), torch.ones(4, 1))
+X, W = Quantized(codes(2, 8), torch.ones(2, 1)), Weight(codes(4, 8), torch.ones(4))
 HEADS = Quantized(codes(1, 2, 3, 8), torch.ones(1, 2, 3, 1))
 
 
@@ -155,10 +155,24 @@ HEADS = Quantized(codes(1, 2, 3, 8), torch.ones(1, 2, 3, 1))
          r"x\.scale must be \(2, 'G'\) or \(1, G\), got \(3, 1\)"),
         (lambda: ops.linear(X._replace(scale=torch.ones(2, 1).half()), W, None), TypeError,
          r"x\.scale must be torch\.float32, got torch\.float16"),
-        (lambda: ops.linear(X, W._replace(scale=torch.ones(5, 1)), None), ValueError,
-         r"weight\.scale must be \(4, G\), got \(5, 1\)"),
+        (lambda: ops.linear(X, W._replace(scale=torch.ones(5)), None), ValueError,
+         r"weight\.scale must have shape \(4,\), got \(5,\)"),
         (lambda: ops.linear(X._replace(scale=torch.ones(2, 3)), W, None), ValueError,
-         r"must nest and divide 8 columns, got 3 and 1"),
+         r"groups of x\.scale must divide 8 columns, got 3"),
+        (lambda: ops.linear(X, W._replace(multiplier=torch.ones(4, 2)), None), TypeError,
+         r"weight\.multiplier must be torch\.int8, got torch\.float32"),
+        (lambda: ops.linear(X, W._replace(multiplier=codes(3, 2)), None), ValueError,
+         r"weight\.multiplier must be \(4, G\), got \(3, 2\)"),
+        (lambda: ops.linear(X, W._replace(multiplier=codes(4, 3)), None), ValueError,
+         r"groups of weight\.multiplier must divide 8 columns, got 3"),
+        (lambda: ops.quantize_rows(torch.ones(2, 8), None, 5, packed=True), ValueError,
+         r"packed codes have at most 4 bits, in rows of an even length, got 5 bits, 8 values"),
+        (lambda: ops.quantize_rows(torch.ones(2, 7), None, 4, packed=True), ValueError,
+         r"got 4 bits, 7 values"),
+        (lambda: ops.attention(HEADS, HEADS, HEADS, 1.0, 8, 8, bias=torch.ones(1, 2, 3, 4)), ValueError,
+         r"bias must be \[b, 1 or 2, 3, 3\] with b a divisor of 1, got \(1, 2, 3, 4\)"),
+        (lambda: ops.attention(HEADS, HEADS, HEADS, 1.0, 8, 8, mask=torch.ones(1, 1, 3, 3)), TypeError,
+         r"mask must be torch\.bool, got torch\.float32"),
         (lambda: ops.linear(X, W, torch.ones(3)), ValueError, r"bias must have shape \(4,\), got \(3,\)"),
         (lambda: ops.linear(X, W, torch.ones(4).double()), TypeError, r"bias must be torch\.float32"),
         (lambda: ops.linear(rows(1, 2**17), weight(1, 2**17), None), ValueError,

@@ -9,7 +9,7 @@ from torch import Tensor
 from qvit_kernels.packing import pack_int4, packed_size, unpack_int4
 
 nibbles = st.integers(-8, 7)
-matrices = st.integers(1, 9).flatmap(
+matrices = st.one_of(st.integers(1, 9), st.integers(60, 70), st.just(193)).flatmap(
     lambda k: st.lists(st.lists(nibbles, min_size=k, max_size=k), min_size=1, max_size=4)
 )
 
@@ -21,6 +21,11 @@ def int8(values: object) -> Tensor:
 def test_bytes_are_where_the_drawing_puts_them():
     packed = pack_int4(int8([[1, 2, 3, -1, -8, 7]]))
     assert packed.tolist() == [[0xF1, 0x82, 0x73]]
+    row = torch.zeros(200, dtype=torch.int8)
+    row[[0, 32, 64, 127, 128 + 31, 192, 196]] = int8([1, 2, 3, 4, 5, 6, 7])
+    places = {i: byte for i, byte in enumerate(pack_int4(row).tolist()) if byte}
+    # the last block has 8 columns: 192 and 196 are the two halves of one byte
+    assert places == {0: 0x21, 32: 0x03, 63: 0x40, 64 + 31: 0x05, 96: 0x76}
 
 
 def test_odd_row_ends_with_a_zero_nibble():

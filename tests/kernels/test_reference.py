@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qvit_kernels import reference
-from qvit_kernels.reference import TINY, BlockTransform, Quantized
+from qvit_kernels.reference import TINY, BlockTransform, Quantized, Weight
 from tests.kernels.operands import codes, heads, transform
 
 
@@ -41,7 +41,7 @@ def test_dynamic_rows_follow_the_formula(row, bits):
     low, high = {2: (-2, 1), 4: (-8, 7), 8: (-127, 127)}[bits]
     steps = {2: 1.5, 4: 7.5, 8: 127}[bits]
     scale = max(np.abs(x).max() / np.float32(steps), np.float32(TINY))
-    expected = np.clip(np.rint(x / scale), low, high)
+    expected = np.clip(np.rint(x * (np.float32(1) / scale)), low, high)
     got = reference.quantize_rows(torch.from_numpy(x)[None], bits)
     assert got.scale.item() == scale
     assert got.codes[0].tolist() == expected.tolist()
@@ -79,41 +79,42 @@ def test_bound_decides_where_fp64_begins():
     assert torch.equal(reference.integer_matmul(a, b, 128 * 128), expected)
 
 
-def slow_linear(x: Quantized, w: Quantized, bias: Tensor | None) -> np.ndarray:
+def slow_linear(x: Quantized, w: Weight, bias: Tensor | None) -> np.ndarray:
     """Loops over numpy scalars, one fp32 rounding an operation."""
     (m, k), n = x.codes.shape, w.codes.shape[0]
     a, b = x.codes.numpy().astype(np.int64), w.codes.numpy().astype(np.int64)
+    levels = np.ones((n, 1), np.int64)
+    if w.multiplier is not None:
+        levels = w.multiplier.numpy().astype(np.int64)
     sx, sw = x.scale.expand(m, -1).numpy(), w.scale.numpy()
-    parts = max(sx.shape[1], sw.shape[1])
-    size = k // parts
     y = np.zeros((m, n), dtype=np.float32)
     for i in range(m):
         for j in range(n):
             total = None
-            for g in range(parts):
-                span = slice(g * size, (g + 1) * size)
-                part = np.float32(a[i, span] @ b[j, span]) * sx[i, g * sx.shape[1] // parts]
-                if sw.shape[1] > 1:
-                    part = part * sw[j, g * sw.shape[1] // parts]
+            for g in range(sx.shape[1]):
+                acc = 0
+                for c in range(g * k // sx.shape[1], (g + 1) * k // sx.shape[1]):
+                    acc += a[i, c] * b[j, c] * levels[j, c * levels.shape[1] // k]
+                part = np.float32(acc) * sx[i, g]
                 total = part if total is None else total + part
             assert total is not None
-            if sw.shape[1] == 1:
-                total = total * sw[j, 0]
+            total = total * sw[j]
             y[i, j] = total if bias is None else total + bias[j].numpy()
     return y
 
 
-@pytest.mark.parametrize(("gx", "gw"), [(1, 1), (4, 1), (1, 4), (4, 2), (2, 4), (4, 4)])
+@pytest.mark.parametrize(("gx", "gw"), [(1, 0), (4, 0), (1, 4), (4, 2), (2, 4), (3, 2)])
 @pytest.mark.parametrize("biased", [True, False])
 def test_linear_is_the_formula(gx, gw, biased):
     x = Quantized(codes(5, 24).float(), torch.rand(5, gx))
-    w = Quantized(codes(7, 24).float(), torch.rand(7, gw))
+    multiplier = codes(7, gw, bits=4).float() if gw else None
+    w = Weight(codes(7, 24, bits=4).float(), torch.rand(7), multiplier)
     bias = torch.randn(7) if biased else None
     assert np.array_equal(reference.linear(x, w, bias).numpy(), slow_linear(x, w, bias))
 
 
 def test_linear_static_scale_is_every_rows_scale():
-    x, w = codes(2, 3, 24).float(), Quantized(codes(7, 24).float(), torch.rand(7, 1))
+    x, w = codes(2, 3, 24).float(), Weight(codes(7, 24).float(), torch.rand(7))
     static = torch.rand(1, 4)
     got = reference.linear(Quantized(x, static), w)
     assert torch.equal(got, reference.linear(Quantized(x, static.expand(2, 3, 4)), w))
@@ -162,19 +163,30 @@ def test_no_transform_is_no_operation():
     assert reference.block_transform(x, None) is x
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("softmax_bits", [4, 8])
-def test_attention_is_the_formula(softmax_bits):
-    b, h, t, d = 2, 3, 9, 16
+def test_attention_is_the_formula(softmax_bits, masked):
+    b, h, t, d = 4, 3, 9, 16
     q, k, v = (Quantized(part.codes.float(), part.scale) for part in heads(b, h, t, d))
-    got = reference.attention(q, k, v, softmax_scale=0.25, softmax_bits=softmax_bits)
+    bias = torch.randn(2, h, t, t) if masked else torch.zeros(1, 1, t, t)
+    seen = torch.rand(4, 1, t, t) < 0.7 if masked else torch.ones(1, 1, t, t, dtype=torch.bool)
+    seen[..., 0] = True
+    if masked:
+        seen[0, 0, 3] = False  # a row that sees nothing
+    options = {"bias": bias, "mask": seen} if masked else {}
+    got = reference.attention(q, k, v, softmax_scale=0.25, softmax_bits=softmax_bits, **options)
     qmax = min(2**softmax_bits - 1, 127)
     expected = torch.empty(b, t, h, d, dtype=torch.float64)
     for image in range(b):
         for head in range(h):
             at = (image, head)
             logits = (q.codes[at] * q.scale[at]).double() @ (k.codes[at] * k.scale[at]).double().t()
+            logits = 0.25 * logits + bias[image % len(bias), head % bias.shape[1]]
             for i in range(t):
-                e = torch.exp(0.25 * (logits[i] - logits[i].max()))
+                visible = seen[image % len(seen), 0, i]
+                e = torch.ones(t, dtype=torch.float64)
+                if visible.any():
+                    e = torch.exp(logits[i] - logits[i][visible].max()) * visible
                 p = e * v.scale[at][:, 0].double()
                 step = p.max() / qmax
                 p = torch.round(p / step)

@@ -71,8 +71,8 @@ def test_image_of_the_mean_colour_keeps_its_value():
     vit = float_vit()
     simulated, _ = both(vit, RECIPES["W4A4"])
     embed, images = simulated.patch_embed, torch.zeros(1, 3, 32, 32)
-    codes, scale = embed.proj.quantized_weight()
-    weight = (codes.unflatten(-1, (scale.shape[1], -1)) * scale.unsqueeze(-1)).flatten(-2)
+    quantized = embed.proj.quantized_weight()
+    weight = quantized.integers() * quantized.scale.unsqueeze(-1)
     rest = (embed.offset.round() - embed.offset).repeat_interleave(8 * 8)
     with torch.inference_mode():
         error = Simulated().embed(images, embed) - Float().embed(images, vit.patch_embed)
