@@ -14,8 +14,9 @@ from qvit.errors import GateError, UsageError
 @verb("eval")
 @click.argument("target", metavar="FOLDER|MODEL")
 @click.option(
-    "--data", required=True, metavar="PATH", help="Images: a folder a class, or what timm reads."
-)
+    "--data", required=True, metavar="PATH",
+    help="Images: a folder a class, what timm reads, or demo[:COUNT] for rendered ones.",
+)  # fmt: skip
 @click.option("--class-map", metavar="FILE", help="Class names in index order, as timm's.")
 @click.option(
     "--float-weights",

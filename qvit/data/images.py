@@ -81,7 +81,8 @@ def open_images(
     """List the images of a folder, a .tar or a Hugging Face data set, with their labels.
 
     Args:
-        data: A folder with one folder per class, a .tar of such folders, or "hfds/NAME".
+        data: A folder with one folder per class, a .tar of such folders, "hfds/NAME", or "demo" for
+            images that the package renders ("demo:500" for so many).
         config: The model's preprocessing.
         class_map: A file that gives the order of the classes; without it the folder names in
             natural order do.
@@ -103,7 +104,7 @@ def open_images(
             " Take weights that were fine-tuned with a classifier."
         )
     name = str(data)
-    listing = list_images(name, split)
+    listing = list_images(name, split, limit)
     mapping = read_class_map(Path(class_map), Path(name)) if class_map is not None else None
     labels = label_indices(
         listing.labels,

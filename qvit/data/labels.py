@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qvit.data.listings import is_rendered
 from qvit.errors import InputError
 
 _LISTED = 3
@@ -111,6 +112,11 @@ def _checked(mapping: Mapping[Any, Any], path: Path) -> dict[str, int]:
 
 
 def _count_mismatch(data: str, names: Sequence[str], num_classes: int) -> str:
+    if is_rendered(data):
+        return (
+            f"--data {data} shows the {len(names)} classes of demo_vit and demo_resnet; this model"
+            f" has {num_classes}. Give images of its own classes."
+        )
     if list(names) == [""]:
         return (
             f"The images of {data} do not lie in one folder per class, so they have no labels. Put"

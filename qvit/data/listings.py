@@ -36,12 +36,13 @@ class Listing:
     revision: str = ""
 
 
-def list_images(data: str, split: str) -> Listing:
-    """List a folder, a .tar or "hfds/NAME".
+def list_images(data: str, split: str, wanted: int | None = None) -> Listing:
+    """List a folder, a .tar, "hfds/NAME", or the package's own rendered images.
 
     Args:
         data: What the user gave.
         split: Of a Hugging Face data set.
+        wanted: How many images, of a source that has no end of them.
 
     Raises:
         UsageError: This kind of data is not supported.
@@ -53,6 +54,8 @@ def list_images(data: str, split: str) -> Listing:
             f"{data} would be read as a stream. Give a folder, a .tar, or hfds/NAME for a Hugging"
             " Face data set."
         )
+    if is_rendered(data):
+        return _list_rendered(data, wanted)
     if data.startswith("hfds/"):
         return _list_table(data, split)
     path = Path(data).expanduser()
@@ -65,6 +68,31 @@ def list_images(data: str, split: str) -> Listing:
     raise InputError(
         f"{data} is a file, but not a .tar. Give a folder with one folder of images per class, or a"
         " .tar of such."
+    )
+
+
+def is_rendered(data: str) -> bool:
+    """Whether `data` names the package's own images: "demo" or "demo:COUNT"; a folder of that name is ./demo."""
+    return data.partition(":")[0] == "demo"
+
+
+def _list_rendered(data: str, wanted: int | None) -> Listing:
+    from qvit.demo import dataset
+
+    count = data.partition(":")[2] or str(wanted or dataset.DEFAULT_COUNT)
+    if not count.isdecimal() or int(count) < 1:
+        raise UsageError(
+            f"{data}: expected demo, or demo: and a number of images, such as demo:500."
+        )
+    order = dataset.order_by_class(int(count))
+    labels = [dataset.label_of(index) for index in order]
+    return Listing(
+        read=lambda position: dataset.encode(order[position]),
+        names=list(dataset.CLASSES),
+        labels=labels,
+        paths=[f"{dataset.CLASSES[i]}/{index:06d}" for i, index in zip(labels, order, strict=True)],
+        sizes=[0] * len(order),
+        revision=dataset.REVISION,
     )
 
 

@@ -1,9 +1,10 @@
-"""What a model name means: a row of timm's registry, a repository on the hub, or a folder."""
+"""What a model name means: a row of timm's registry, a repository, a folder, or a model in the package."""
 
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from qvit.demo.packaged import MODELS
 from qvit.errors import InputError, UsageError
 from qvit.zoo.hub import download, read_config
 from qvit.zoo.names import aliases, nearest_names
@@ -22,6 +23,8 @@ def look_up(name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
         return _from_hub(rest, name)
     if colon and prefix.lower() == "local-dir":
         return _from_folder(Path(rest).expanduser(), name)
+    if name in MODELS:
+        return _from_folder(MODELS[name], name)
     timm_name = aliases().get(name, name)
     if _is_timm_name(timm_name):
         return _from_registry(timm_name)
@@ -113,6 +116,9 @@ def _from_config(
     repo = origin.get("hf_hub_id", "").partition("@")[0]
     if "license" not in complete and (licence := _recorded_licence(architecture, cfg, repo)):
         complete["license"] = licence
+    size = model_args.get("img_size")
+    if size is not None:  # what the model was built with wins over what its tag was trained at
+        complete["input_size"] = (3, *((size, size) if isinstance(size, int) else size))
     return architecture, complete, dict(model_args)
 
 

@@ -1,9 +1,12 @@
 """Short names, each pinned to one set of timm weights, and the nearest names to a misspelt one."""
 
+import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
+
+from qvit.demo.packaged import MODELS
 
 # Every alias carries its weight tag. timm's untagged names mean whatever tag is listed first, which
 # changes: vit_base_patch16_224 is augreg2 today (85.1 % top-1), while the papers report
@@ -46,7 +49,7 @@ def aliases() -> Mapping[str, str]:
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """One row for each alias, counted on models without storage; nothing is downloaded.
+    """One row for each short name, counted on models without storage; nothing is downloaded.
 
     Returns:
         Rows with `alias`, `timm_name`, `params_millions`, `input_size` ([channels, height, width]),
@@ -55,26 +58,31 @@ def catalogue() -> list[dict[str, Any]]:
     """
     import timm
     import torch
+
+    rows = []
+    with torch.device("meta"):  # 50 ms a model, where real storage would take seconds
+        for name, folder in MODELS.items():
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            cfg, architecture = config["pretrained_cfg"], config["architecture"]
+            model = timm.create_model(architecture, pretrained_cfg=cfg, **config["model_args"])
+            rows.append(_describe(name, f"{architecture}.{cfg['tag']}", model))
+        for alias, timm_name in _ALIASES.items():
+            rows.append(_describe(alias, timm_name, timm.create_model(timm_name)))
+    return rows
+
+
+def _describe(alias: str, timm_name: str, model: Any) -> dict[str, Any]:
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
 
-    rows = []
-    for alias, timm_name in _ALIASES.items():
-        with torch.device(
-            "meta"
-        ):  # 50 ms a model, where real storage would take seconds for the large ones
-            model: Any = timm.create_model(timm_name)
-        rows.append(
-            {
-                "alias": alias,
-                "timm_name": timm_name,
-                "params_millions": sum(p.numel() for p in model.parameters()) / 1e6,
-                "input_size": list(model.pretrained_cfg["input_size"]),
-                "license": model.pretrained_cfg.get("license"),
-                "quantizable": type(model) in (VisionTransformer, VisionTransformerDistilled),
-            }
-        )
-    return rows
+    return {
+        "alias": alias,
+        "timm_name": timm_name,
+        "params_millions": sum(p.numel() for p in model.parameters()) / 1e6,
+        "input_size": list(model.pretrained_cfg["input_size"]),
+        "license": model.pretrained_cfg.get("license"),
+        "quantizable": type(model) in (VisionTransformer, VisionTransformerDistilled),
+    }
 
 
 def nearest_names(name: str, count: int = 5) -> list[str]:
@@ -82,4 +90,4 @@ def nearest_names(name: str, count: int = 5) -> list[str]:
     import timm
 
     # 0.6 is difflib's own default; below it, short aliases match nearly anything.
-    return get_close_matches(name, [*_ALIASES, *timm.list_models()], n=count, cutoff=0.6)
+    return get_close_matches(name, [*MODELS, *_ALIASES, *timm.list_models()], n=count, cutoff=0.6)

@@ -87,5 +87,24 @@ def test_block_with_foreign_norm_is_refused():
 @pytest.mark.parametrize("row", zoo.catalogue(), ids=lambda row: row["alias"])
 def test_catalogue_says_truly_what_can_be_quantized(row):
     with torch.device("meta"):
-        model = timm.create_model(row["timm_name"], pretrained=False)
+        model = zoo.build(zoo.resolve(row["alias"]))
     assert row["quantizable"] == (next(obstacles(model), None) is None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "reason"),
+    [
+        ("distilled", {"reg_tokens": 2}, "register tokens beside"),
+        ("distilled", {"no_embed_class": True}, "no position embedding"),
+        ("plain", {"depth": 0}, "no blocks"),
+        (
+            "plain",
+            {"dynamic_img_size": True, "dynamic_img_pad": True, "img_size": 35},
+            "pads images",
+        ),
+        ("plain", {"in_chans": 1}, "1 channels"),
+    ],
+)
+def test_variants_that_would_compute_something_else_are_refused(shape, changes, reason):
+    with pytest.raises(UsageError, match=reason):
+        read_config(timm_vit(shape, **changes), STATISTICS)

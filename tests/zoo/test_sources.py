@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import get_pretrained_cfg, is_model_pretrained
 
 from qvit import zoo
+from qvit.demo.packaged import MODELS
 from qvit.errors import InputError, RequirementError, UsageError
 from tests.samples import write_model_folder
 
@@ -107,7 +108,7 @@ def test_a_file_and_random_weights_exclude_each_other() -> None:
 
 def test_the_catalogue_tells_plain_vision_transformers_from_others() -> None:
     rows = {row["alias"]: row for row in zoo.catalogue()}
-    assert set(rows) == set(zoo.aliases())
+    assert set(rows) == {*zoo.aliases(), *MODELS}
     assert rows["vit_t"] == {
         "alias": "vit_t",
         "timm_name": VIT_T,
@@ -119,6 +120,7 @@ def test_the_catalogue_tells_plain_vision_transformers_from_others() -> None:
     assert rows["dinov2_s_reg"]["quantizable"]
     assert rows["deit_s_distilled"]["quantizable"]
     assert [alias for alias, row in rows.items() if not row["quantizable"]] == [
+        "demo_resnet",
         "swin_t",
         "swin_s",
         "swin_b",
