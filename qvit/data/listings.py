@@ -79,7 +79,9 @@ def is_rendered(data: str) -> bool:
 def _list_rendered(data: str, wanted: int | None) -> Listing:
     from qvit.demo import dataset
 
-    count = data.partition(":")[2] or str(wanted or dataset.DEFAULT_COUNT)
+    _, given, count = data.partition(":")
+    if not given:
+        count = str(wanted or dataset.DEFAULT_COUNT)
     if not count.isdecimal() or int(count) < 1:
         raise UsageError(
             f"{data}: expected demo, or demo: and a number of images, such as demo:500."

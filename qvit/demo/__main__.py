@@ -54,6 +54,10 @@ def _align(lines: Sequence[Sequence[str]]) -> str:
 
 def main(paths: Sequence[str]) -> None:
     """Print the table of the three files, and where its figures come from."""
+    if len(paths) != 3:
+        raise SystemExit(
+            "expected three files: python -m qvit.demo quantize.json eval.json bench.json"
+        )
     quantized, accuracy, speed = (
         json.loads(Path(path).read_text(encoding="utf-8")) for path in paths
     )

@@ -32,8 +32,8 @@ class Canvas:
         self.colours += (layer - self.colours) * cover
         self.owner[cover >= 0.5] = number
 
-    def mean_around(self, x: float, y: float) -> Colour:
-        """The colour at a place."""
+    def colour_at(self, x: float, y: float) -> Colour:
+        """The colour of the pixel at a place."""
         column, row = (min(max(int(value), 0), SIZE - 1) for value in (x, y))
         red, green, blue = (float(value) for value in self.colours[:, row, column])
         return red, green, blue

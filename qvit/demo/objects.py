@@ -21,7 +21,7 @@ def draw_object(canvas: Canvas, rng: Generator, label: int, number: int, *, main
     radius = uniform(rng, *(_MAIN_RADIUS if main else _COMPANION_RADIUS))
     margin = 0.8 * radius if main else radius
     x, y = uniform(rng, margin, SIZE - margin), uniform(rng, margin, SIZE - margin)
-    around = canvas.mean_around(x, y)
+    around = canvas.colour_at(x, y)
     name = CLASSES[label]
     if name in TEXTURES:
         _draw_texture(canvas, rng, name, number, (x, y, radius), around)

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from qvit.demo.packaged import MODELS
 from qvit.deployment import checkpoint
 from qvit.errors import InputError
 from qvit.zoo import Source
@@ -89,6 +90,9 @@ def find_origin(folder: Path, float_weights: Path | None = None) -> Origin:
         logger.info("%s does not say where its float weights are; %s", folder, _WAY_OUT)
         return Origin(None, digest)
     path = Path(recorded["path"])
+    packaged = MODELS.get(source.get("name", ""))
+    if not path.is_file() and packaged is not None:  # another installation's path
+        path = packaged / "model.safetensors"
     if not path.is_file():
         logger.info("the float weights are no longer at %s; %s", path, _WAY_OUT)
         return Origin(None, digest)

@@ -118,7 +118,8 @@ def _from_config(
         complete["license"] = licence
     size = model_args.get("img_size")
     if size is not None:  # what the model was built with wins over what its tag was trained at
-        complete["input_size"] = (3, *((size, size) if isinstance(size, int) else size))
+        channels = model_args.get("in_chans", complete["input_size"][0])
+        complete["input_size"] = (channels, *((size, size) if isinstance(size, int) else size))
     return architecture, complete, dict(model_args)
 
 

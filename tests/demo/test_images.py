@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from qvit.data import DataConfig, batches, fingerprint, open_images
+from qvit.demo import dataset as rendered
 from qvit.demo.dataset import TEST_SEED, TRAINING_SEED
 from qvit.demo.objects import CLASSES
-from qvit.demo.scenes import render
+from qvit.demo.scenes import VERSION, render
 from qvit.errors import InputError, UsageError
 
 CONFIG = DataConfig(input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0)
@@ -44,6 +45,13 @@ def test_fingerprint_tells_sets_apart():
     assert first != fingerprint(open_images("demo:49", CONFIG))
 
 
+def test_fingerprint_tells_versions_of_the_renderer_apart(monkeypatch):
+    assert str(VERSION) in rendered.REVISION
+    first = fingerprint(open_images("demo:48", CONFIG))
+    monkeypatch.setattr(rendered, "REVISION", rendered.REVISION.replace(str(VERSION), "0", 1))
+    assert first != fingerprint(open_images("demo:48", CONFIG))
+
+
 def test_batches_are_in_order():
     dataset = open_images("demo:50", CONFIG)
     loader = batches(dataset, 16, workers=2)
@@ -58,7 +66,7 @@ def test_test_images_are_none_of_the_training_images():
     assert not first & {render(TEST_SEED, index).image.tobytes() for index in range(100)}
 
 
-@pytest.mark.parametrize("data", ["demo:0", "demo:-3", "demo:many", "demo:1.5"])
+@pytest.mark.parametrize("data", ["demo:", "demo:0", "demo:-3", "demo:many", "demo:1.5"])
 def test_a_senseless_count_is_refused(data):
     with pytest.raises(UsageError, match="demo:500"):
         open_images(data, CONFIG)

@@ -115,6 +115,17 @@ def test_quantized_and_evaluated_without_data_or_network(bits, most_lost, tmp_pa
     assert found["float"]["top1"] - found["top1"] <= most_lost
 
 
+def test_a_folder_from_another_installation_finds_the_packaged_weights(tmp_path, capsys):
+    folder = tmp_path / "out"
+    assert run(["quantize", "demo_vit", "-o", str(folder), "-q"]) == 0
+    report = json.loads((folder / "run.json").read_text())
+    report["source"]["weights"]["path"] = "/elsewhere/qvit/demo/weights/demo_vit/model.safetensors"
+    (folder / "run.json").write_text(json.dumps(report))
+    capsys.readouterr()
+    assert run(["eval", str(folder), "--data", "demo:48", "--json", "-q"]) == 0
+    assert json.loads(capsys.readouterr().out)["float"]["top1"] > 80
+
+
 def test_float_models_are_evaluated_by_name(capsys):
     assert run(["eval", "demo_resnet", "--data", "demo:240", "--json", "-q"]) == 0
     assert json.loads(capsys.readouterr().out)["top1"] > 80
@@ -171,6 +182,11 @@ def test_table_holds_the_figures(tmp_path, capsys):
     assert ["fp32", "92.5", "3,300", "2.00", "16.00", "0"] in lines
     assert ["bf16", "-", "1,650", "1.50", "12.00", "1"] in lines
     assert ["qvit", "W4A4", "89.2", "512", "1.25", "10.00", "1"] in lines
+
+
+def test_table_without_its_files_says_what_it_expects():
+    with pytest.raises(SystemExit, match=r"quantize\.json eval\.json bench\.json"):
+        print_table([])
 
 
 @pytest.mark.slow

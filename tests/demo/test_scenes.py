@@ -6,12 +6,13 @@ import re
 import numpy as np
 import pytest
 
-from qvit.demo.canvas import SIZE, Canvas
+from qvit.demo.canvas import SIZE, Canvas, random_turn
 from qvit.demo.fields import coverage, disc, polygon, strokes
 from qvit.demo.glyphs import GLYPHS
 from qvit.demo.objects import CLASSES, draw_object
 from qvit.demo.scenes import VERSION, label_of, render
 from qvit.demo.shapes import SHAPES
+from qvit.demo.surroundings import draw_occluders
 from qvit.demo.textures import TEXTURES
 
 SEED = 11
@@ -114,6 +115,46 @@ def test_objects_differ_from_what_is_around_them(scenes):
     assert np.median(apart) > 0.5 > np.median(wrong)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_what_is_in_the_way_takes_pixels_but_not_most_of_the_object(seed):
+    canvas = Canvas(np.full((3, SIZE, SIZE), 0.5, np.float32))
+    whole = (COLUMNS - 32) ** 2 + (ROWS - 32) ** 2 < 20**2
+    canvas.owner[whole] = 1
+    draw_occluders(canvas, generator(seed), spared=1)
+    assert (canvas.owner[whole] == 1).mean() >= 0.8
+    assert not canvas.owner[~whole].any()
+    # What still counts as the object is covered less than half by each of two, of colours up to 0.5 away.
+    assert np.abs(canvas.colours - np.float32(0.5)).max(axis=0)[canvas.owner == 1].max() <= 0.375
+
+
+def test_some_objects_are_partly_hidden():
+    hidden = 0
+    for seed in range(40):
+        canvas = Canvas(np.full((3, SIZE, SIZE), 0.5, np.float32))
+        canvas.owner[:] = 1
+        draw_occluders(canvas, generator(seed), spared=1)
+        hidden += bool((canvas.owner == 0).any())
+    assert hidden >= 15
+
+
+def test_objects_of_which_next_to_nothing_is_seen_are_left_out(scenes):
+    areas = [np.bincount(scene.mask.ravel())[1:].min() for scene in scenes]
+    assert min(areas) >= 12
+
+
+def test_turns_are_of_unit_length_and_within_their_bound():
+    rng = generator(0)
+    free = np.array([random_turn(rng) for _ in range(400)])
+    bound = np.array([random_turn(rng, 0.2) for _ in range(400)])
+    for turns in (free, bound):
+        assert np.hypot(*turns.T) == pytest.approx(1)
+    quadrants = {tuple(signs) for signs in np.sign(free)}
+    assert {(1, 1), (1, -1), (-1, 1), (-1, -1)} <= quadrants
+    degrees = np.rad2deg(np.arctan2(bound[:, 1], bound[:, 0]))
+    assert 15 < degrees.max() < 23
+    assert -23 < degrees.min() < -15
+
+
 def test_coverage_sums_to_the_area():
     cover = coverage(disc(COLUMNS, ROWS, 20, (31.3, 32.8)))
     assert cover.sum() == pytest.approx(np.pi * 20**2, rel=2e-3)
@@ -125,6 +166,7 @@ def test_coverage_sums_to_the_area():
     assert line.sum() == pytest.approx(40 * 6 + np.pi * 3**2, rel=5e-3)
 
 
-def test_a_negative_seed_is_refused():
+@pytest.mark.parametrize("place", [(-1, 0), (0, -1)])
+def test_a_negative_seed_or_index_is_refused(place):
     with pytest.raises(ValueError, match=re.escape("non-negative")):
-        render(-1, 0)
+        render(*place)

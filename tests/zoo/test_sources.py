@@ -101,6 +101,18 @@ def test_an_architecture_without_weights_needs_a_file_or_random_ones() -> None:
     assert zoo.resolve(name, pretrained=False).architecture == name
 
 
+def test_the_size_a_model_was_built_with_wins_over_its_tags(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path / "mine", SMALL, img_size=64)
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"]["input_size"] = [3, 224, 224]
+    config["model_args"]["img_size"] = [64, 32]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert zoo.resolve(str(folder)).pretrained_cfg["input_size"] == (3, 64, 32)
+    config["model_args"]["in_chans"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    assert zoo.resolve(str(folder)).pretrained_cfg["input_size"] == (1, 64, 32)
+
+
 def test_a_file_and_random_weights_exclude_each_other() -> None:
     with pytest.raises(UsageError, match="--no-pretrained"):
         zoo.resolve(SMALL, weights="weights.safetensors", pretrained=False)
