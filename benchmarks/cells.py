@@ -29,12 +29,13 @@ def measure(cells: Iterator[Cell], out: Path) -> list[dict[str, Any]]:
         path = out / f"{name}.json"
         if not path.is_file():
             print(f"{name} ...", file=sys.stderr, flush=True)
-            _write(path, {"cell": name, **run(), **_circumstances()})
+            _write(path, {"cell": name, **run(), **circumstances()})
         found.append(json.loads(path.read_text(encoding="utf-8")))
     return found
 
 
-def _circumstances() -> dict[str, Any]:
+def circumstances() -> dict[str, Any]:
+    """How a result came about: command, time, commit, versions, machine."""
     return {
         "command": " ".join(["python", *sys.argv]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -45,13 +46,11 @@ def _circumstances() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:  # a machine that was handed the tree alone has no git
+        return None
     return done.stdout.strip() or None
 
 

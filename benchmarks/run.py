@@ -1,23 +1,69 @@
-"""Run a suite of measurements: python benchmarks/run.py --suite accuracy [--out DIR]."""
+"""Run a suite of measurements: python benchmarks/run.py --suite accuracy [--out DIR].
 
+Needs the source tree and what is installed; the packages are found in the tree.
+"""
+
+import os
+import sys
+import time
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import click
-from cells import ROOT, machine_name, measure
+_STARTED = time.monotonic()
+_ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(_ROOT), str(_ROOT / "kernels")]
 
-# A suite is a module with cells() and table().
-SUITES = {"accuracy": "accuracy", "cpu-models": "cpu_models"}
+import click  # noqa: E402 - after the tree is on the path, as for all that comes later
+
+# A suite is a module with cells() and table(), measured a file a cell, ...
+SUITES = {
+    "accuracy": "accuracy",
+    "cpu-models": "cpu_models",
+    "decisions": "decisions",
+    "synthesis": "synthesis",
+    "psaq-speed": "psaq_speed",
+}
+# ... or a module with run(session), which keeps one file and minds the clock.
+GPU_SUITES = {
+    "gpu-check": "gpu_check",
+    "gpu-kernels": "gpu_kernels",
+    "gpu-models": "gpu_models",
+    "gpu-tune": "tuner",
+}
+# A call is to end within 8 minutes, however long its last cell takes.
+_SECONDS = 420.0
 
 
 @click.command()
-@click.option("--suite", type=click.Choice(list(SUITES)), required=True)
+@click.option("--suite", type=click.Choice([*SUITES, *GPU_SUITES]), required=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the JSON files.")
-def main(suite: str, out: Path | None) -> None:
+@click.option("--dry-run", is_flag=True, help="GPU suites: tiny, on the CPU, in the interpreter.")
+@click.option("--seconds", default=_SECONDS, show_default=True, help="GPU suites: stop by then.")
+def main(suite: str, out: Path | None, dry_run: bool, seconds: float) -> None:
     """Measure what the output folder does not hold yet, and print a table of all of it."""
+    if suite in GPU_SUITES:
+        sys.exit(_run_on_gpu(GPU_SUITES[suite], out, dry_run, seconds))
+    if dry_run:
+        raise click.UsageError("--dry-run belongs to the suites that need a GPU")
+    cells: Any = import_module("cells")
     module = import_module(SUITES[suite])
-    folder = out or ROOT / "benchmarks" / "results" / machine_name()
-    print(module.table(measure(module.cells(), folder)))
+    folder = out or cells.ROOT / "benchmarks" / "results" / cells.machine_name()
+    print(module.table(cells.measure(module.cells(), folder)))
+
+
+def _run_on_gpu(module: str, out: Path | None, dry_run: bool, seconds: float) -> int:
+    # before anything imports triton, which reads it once
+    os.environ.pop("TRITON_INTERPRET", None)
+    if dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"
+    gpu_session = import_module("gpu_session")
+    try:
+        session = gpu_session.begin(out, dry=dry_run, seconds=seconds, started=_STARTED)
+        return import_module(module).run(session)
+    except gpu_session.RefusalError as refusal:
+        print(f"refused: {refusal}", file=sys.stderr)
+        return gpu_session.REFUSED
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # for each other (the suite took 475 s with two and 159 s with one, on two cores with other work).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Before anything imports triton: its kernels then run in the interpreter, on CPU tensors. What they compile to
+# is looked at in processes of their own.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # A deadline would measure the machine; fixed examples make a red run red again.
 settings.register_profile("house", deadline=None, derandomize=True, database=None)
 settings.load_profile("house")

@@ -10,6 +10,7 @@ from qvit.models.plan import plan_scheme
 from qvit.models.simulated import Simulated
 from qvit.models.vit import ViT
 from qvit.recipe import Recipe
+from qvit_kernels.packing import unpack_int4
 from qvit_kernels.reference import Quantized
 
 
@@ -23,7 +24,8 @@ def both(vit: ViT, recipe: Recipe) -> tuple[ViT, ViT]:
 class SideBySide:
     """Runs each step in both executions on the simulated one's inputs, and compares what comes out."""
 
-    def __init__(self, simulated, integer):
+    def __init__(self, simulated, integer, backend=None):
+        self.integer = Integer(backend)
         partners = dict(integer.named_modules())
         self.partner = {id(m): partners[name] for name, m in simulated.named_modules()}
         self.compared = 0
@@ -32,7 +34,7 @@ class SideBySide:
         def run(*arguments, **named):
             expected = getattr(Simulated(), step)(*arguments, **named)
             translated = [self._translate(a) for a in arguments]
-            found = getattr(Integer(), step)(
+            found = getattr(self.integer, step)(
                 *translated, **{k: self._translate(v) for k, v in named.items()}
             )
             self._compare(step, expected, found)
@@ -52,8 +54,11 @@ class SideBySide:
             return
         self.compared += 1
         if isinstance(expected, Quantized):
-            assert found.codes.dtype == torch.int8
-            off = expected.codes != found.codes.float()
+            codes = found.codes
+            if codes.dtype == torch.uint8:
+                codes = unpack_int4(codes, expected.codes.shape[-1])
+            assert codes.dtype == torch.int8
+            off = expected.codes != codes.float()
             # after exp, GELU or a LayerNorm sum, one value in 100,000 may be off by one step
             assert off.sum() <= 1e-5 * off.numel(), (
                 f"{step}: {off.sum()} of {off.numel()} codes differ"

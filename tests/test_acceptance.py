@@ -24,8 +24,8 @@ from qvit.models.simulated import Simulated
 from qvit.models.timm_import import read_model
 from qvit.models.vit import ViT
 from qvit.recipe import Recipe
-from qvit_kernels import ops, reference
-from qvit_kernels.reference import Quantized
+from qvit_kernels import ops
+from tests.divergence import Nudged, divergence
 from tests.executions import SideBySide, both
 
 pytestmark = pytest.mark.slow
@@ -54,27 +54,9 @@ def recipe(scheme: str) -> Recipe:
     return Recipe.preset("qvit", weight_bits=weight_bits, activation_bits=activation_bits)
 
 
-class Nudged(Simulated):
-    """The simulated execution with every LayerNorm output moved by one unit in the last place."""
-
-    def norm(self, x, norm, to) -> Quantized:
-        y = reference.layer_norm(x, norm.weight, norm.bias, norm.eps)
-        y = torch.nextafter(y, torch.full_like(y, torch.inf))
-        scheme = to.scheme.input
-        return reference.quantize_rows(
-            reference.block_transform(y, to.transform), scheme.bits, scheme.group
-        )
-
-
 def logits_of(model: ViT, run, images: Tensor) -> Tensor:
     with torch.inference_mode():
         return torch.cat([model(batch, run) for batch in images.split(20)])
-
-
-def divergence(a: Tensor, b: Tensor) -> float:
-    """Mean KL between the predictions of two runs, in nats."""
-    p = a.log_softmax(-1)
-    return float((p.exp() * (p - b.log_softmax(-1))).sum(-1).mean())
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -100,6 +82,18 @@ def test_backends_diverge_no_more_than_one_ulp_does(vit, images, scheme, backend
     if scheme == "W8A8":
         same = (expected.argmax(1) == found.argmax(1)).float().mean()
         assert same >= 0.98
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_fused_kernels_run_the_real_model_in_the_interpreter(vit, images, scheme):
+    """Two images: one takes a minute. What one ulp does to an image is measured on many."""
+    simulated, integer = both(vit, recipe(scheme))
+    expected = logits_of(simulated, Simulated(), images[:40])
+    nudged = logits_of(simulated, Nudged(), images[:40])
+    found = logits_of(integer, Integer("triton"), images[:2])
+    each = [divergence(a[None], b[None]) for a, b in zip(expected, nudged, strict=True)]
+    for i in range(2):
+        assert divergence(expected[i : i + 1], found[i : i + 1]) <= 1.5 * max(each)
 
 
 @pytest.mark.parametrize(("scheme", "points"), [("W8A8", 0.7), ("W4A8", 3.0), ("W4A4", 6.5)])

@@ -7,7 +7,7 @@ rounded fp32 operation in the order written (no contraction into fma), except `l
 and the sum of a softmax row, whose last bit is a backend's own.
 
     s = max(amax / steps, TINY)       q = clamp(rint(x * (1 / s)), low, high)    rint: half to even
-    8 bits: steps = 127, codes -127..127      b < 8: steps = 2^(b-1) - 1/2, codes -2^(b-1)..2^(b-1)-1
+    8 bits: steps = 127, codes -127..127      b < 8: steps = 2^(b-1) - 127/256, codes -2^(b-1)..2^(b-1)-1
     w[n,k] = code[n,k] * multiplier[n,g]                                         |w| <= 127, exact integer
     y[m,n] = (sum_g float(acc[m,n,g]) * sx[m,g]) * sw[n] + bias[n]               acc: exact integer
 """
@@ -117,10 +117,11 @@ def code_range(bits: int) -> tuple[int, int]:
 def steps_of(bits: int) -> float:
     """Steps from zero to the largest magnitude of a row.
 
-    Below 8 bits half a step more than the largest code, so that both ends are rounded by at most half a step:
-    7.5 for 4 bits. At 8 bits 127, where no value ever rounds out of the range.
+    Below 8 bits half a step more than the largest code, so that both ends are rounded by about half a step, and a
+    little more: 7.504 for 4 bits. At 7.5 the extreme of every row would lie on a tie, where one unit in the last
+    place of anything decides its code. At 8 bits 127, where no value ever rounds out of the range.
     """
-    return 127.0 if bits == 8 else 2 ** (bits - 1) - 0.5
+    return 127.0 if bits == 8 else 2 ** (bits - 1) - 127 / 256
 
 
 def largest_multiplier(bits: int) -> int:

@@ -7,6 +7,7 @@ given one passes along: a traced graph then keeps it. The schemas are functional
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -34,9 +35,24 @@ SCHEMAS = {
     " float softmax_scale, int softmax_bits, int bits, int group, bool packed) -> (Tensor, Tensor)",
 }
 
+
+def _fused(name: str) -> Callable[..., object]:
+    """The op of `fused`, which is imported at its first call: Triton takes a second, and may not be installed."""
+
+    def run(*arguments: object) -> object:
+        return getattr(import_module("qvit_kernels.fused"), name)(*arguments)
+
+    return run
+
+
 # op -> backend -> function
 IMPLEMENTATIONS: dict[str, dict[str, Callable[..., object]]] = {
-    name: {"cpu": getattr(cpu, name), "reference": getattr(composed, name)} for name in SCHEMAS
+    name: {
+        "cpu": getattr(cpu, name),
+        "reference": getattr(composed, name),
+        "triton": _fused(name),
+    }
+    for name in SCHEMAS
 }
 
 

@@ -35,6 +35,7 @@ class Integer:
             to.transform,
             scheme.bits,
             scheme.group,
+            packed=self._packs(to, x),
             backend=self._backend,
         )
 
@@ -55,6 +56,7 @@ class Integer:
     def attention(self, q: Quantized, k: Quantized, v: Quantized, attn: Attention) -> Quantized:
         """See Execution."""
         to = attn.proj.scheme.input
+        packed = self._packs(attn.proj, q.codes) and q.codes.shape[-1] % 32 == 0
         return ops.attention(
             q,
             k,
@@ -63,6 +65,7 @@ class Integer:
             attn.scheme.softmax_bits,
             to.bits,
             to.group,
+            packed=packed,
             backend=self._backend,
         )
 
@@ -81,6 +84,7 @@ class Integer:
             mlp.fc2.transform,
             to.bits,
             to.group,
+            packed=self._packs(mlp.fc2, h.codes),
             backend=self._backend,
         )
 
@@ -88,6 +92,23 @@ class Integer:
         """See Execution."""
         scheme = dense.scheme.input
         codes = ops.quantize_rows(
-            x, dense.transform, scheme.bits, scheme.group, backend=self._backend
+            x,
+            dense.transform,
+            scheme.bits,
+            scheme.group,
+            packed=self._packs(dense, x),
+            backend=self._backend,
         )
         return ops.linear(codes, dense.stored, dense.bias, backend=self._backend)
+
+    def _packs(self, to: IntegerDense, x: Tensor) -> bool:
+        """Whether the input of `to` travels as two 4-bit codes a byte: for the GPU kernels, which unpack in registers.
+
+        They do so in blocks of 64 columns, with packed weights; a processor would only unpack to memory.
+        """
+        scheme = to.scheme
+        if not (x.is_cuda or self._backend == "triton"):
+            return False
+        if scheme.storage_bits != 4 or scheme.input.bits > 4:
+            return False
+        return to.codes.shape[1] % 32 == 0 and scheme.input.group % 64 == 0

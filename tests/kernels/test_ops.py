@@ -226,7 +226,7 @@ def test_arguments_that_do_not_fit_are_named(call, error, message):
 def unchosen(monkeypatch):
     """As in a process that has not yet asked for a backend."""
     monkeypatch.setattr(backends._Process, "name", None)
-    monkeypatch.setattr(backends._Process, "warned", False)
+    monkeypatch.setattr(backends._Process, "warned", set())
     monkeypatch.delenv("QVIT_BACKEND", raising=False)
     return monkeypatch
 
@@ -288,18 +288,44 @@ def backends_table(name):
     return registration.IMPLEMENTATIONS[name]
 
 
-def test_triton_says_that_it_has_no_kernels(unchosen):
-    with use_backend("triton"), pytest.raises(BackendError, match="'triton' has no kernels"):
+def test_triton_on_a_processor_needs_the_interpreter(unchosen):
+    unchosen.delenv("TRITON_INTERPRET", raising=False)
+    with use_backend("triton"), pytest.raises(BackendError, match="TRITON_INTERPRET=1"):
         CALLS["linear"]()
+    unchosen.setenv("TRITON_INTERPRET", "1")
+    assert backends.resolve(torch.device("cpu"), "triton") == "triton"
+    assert backends.resolve(torch.device("cpu")) == "cpu"  # by default never
 
 
-def test_cuda_tensors_fall_back_loudly_and_once(unchosen):
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((8, 0), "triton"), ((9, 0), "triton"), ((10, 0), "triton"), ((12, 0), "triton")],
+)
+def test_cards_that_have_the_kernels(unchosen, capability, expected):
+    unchosen.setattr(backends, "_capability", lambda index: capability)
+    unchosen.setattr(backends, "_has_triton", lambda: True)
+    assert backends.resolve(torch.device("cuda", 0)) == expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "triton", "reason"),
+    [
+        ((7, 5), True, "7.5 is older than 8.0"),
+        ((10, 3), True, "10.3 has next to no int8 tensor cores"),
+        ((9, 0), False, "triton is not installed"),
+    ],
+)
+def test_cuda_tensors_fall_back_loudly_and_once(unchosen, capability, triton, reason):
+    unchosen.setattr(backends, "_capability", lambda index: capability)
+    unchosen.setattr(backends, "_has_triton", lambda: triton)
     cuda = torch.device("cuda", 0)
-    with pytest.warns(RuntimeWarning, match="no CUDA kernels yet"):
+    with pytest.warns(RuntimeWarning, match=reason):
         assert backends.resolve(cuda) == "reference"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert backends.resolve(cuda) == "reference"
+    with use_backend("triton"), pytest.raises(BackendError, match=reason):
+        backends.resolve(cuda)
     with use_backend("cpu"), pytest.raises(BackendError, match=r"CPU tensors only, got .*cuda:0"):
         backends.resolve(cuda)
 

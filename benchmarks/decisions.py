@@ -1,0 +1,106 @@
+"""What the parts of the default scheme are worth: KL to the float ViT-Tiny on development images, a change at a time.
+
+The development images are those of the odd classes of imagenet/train, which is where designs are chosen.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from accuracy import SEEDS, SHARED, WEIGHTS
+from cells import Cell
+
+from qvit import evaluation, pipeline, zoo
+from qvit.data import open_images
+from qvit.deployment import QuantViT
+from qvit.recipe import Recipe
+
+_TRAIN = SHARED / "imagenet" / "train"
+_SYNSETS = SHARED / "imagenet" / "synsets.txt"
+_GROUPS = tuple(f"weights.group={size}" for size in (0, 64, 16))
+_PER_TOKEN = "activations.proj_group=0 activations.fc2_group=0"
+# (weight bits, activation bits): changes of the default recipe, each alone; "" is the default itself
+CHANGES: dict[tuple[int, int], tuple[str, ...]] = {
+    (8, 8): (
+        "",
+        "residual=float16",
+        "residual=bfloat16",
+        "activations.proj_group=128 activations.fc2_group=128",
+    ),
+    (4, 8): ("", *_GROUPS, _PER_TOKEN, "residual=float16"),
+    (4, 4): (
+        "",
+        *_GROUPS,
+        _PER_TOKEN,
+        "residual=float16",
+        "residual=bfloat16",
+        "transforms.fc2=0",
+        "transforms.fc2=8",
+        "transforms.fc2=16",
+        "transforms.fc2=64",
+        "attention.softmax_bits=8",
+    ),
+}
+
+
+def cells() -> Iterator[Cell]:
+    """One a scheme, change and seed; W8A8 draws nothing, and has one seed."""
+    for (w, a), changes in CHANGES.items():
+        for change in changes:
+            recipe = Recipe.preset("qvit", weight_bits=w, activation_bits=a).override(
+                change.split()
+            )
+            for seed in SEEDS if recipe.transforms.norm else SEEDS[:1]:
+                words = "-".join(
+                    part.rpartition(".")[2].replace("=", "") for part in change.split()
+                )
+                label = f"decisions-vit_t-w{w}a{a}-{words or 'default'}-seed{seed}"
+                seeded = recipe.override([f"seed={seed}"])
+                yield label, lambda recipe=seeded, change=change: _measure(recipe, change)
+
+
+def _measure(recipe: Recipe, change: str) -> dict[str, Any]:
+    source = zoo.resolve("vit_t", weights=WEIGHTS)
+    with tempfile.TemporaryDirectory() as scratch:
+        images, out = Path(scratch) / "images", Path(scratch) / "model"
+        _link_development_images(images)
+        pipeline.quantize(source, recipe, out, progress=False)
+        model = QuantViT.from_pretrained(out)
+        dataset = open_images(images, model.data_config, class_map=_SYNSETS)
+        predictions, expected = (
+            evaluation.predict(m, dataset, progress=False, workers=0)
+            for m in (model, zoo.load(source))
+        )
+        found = evaluation.compare(predictions, expected)
+    return {
+        "scheme": recipe.scheme,
+        "change": change,
+        "seed": recipe.seed,
+        "kl": found.kl,
+        "agreement": found.agreement,
+        "images": found.images,
+        "images_from": "imagenet/train, odd classes",
+    }
+
+
+def _link_development_images(folder: Path) -> None:
+    folder.mkdir()
+    for name in _SYNSETS.read_text(encoding="utf-8").split()[1::2]:
+        (folder / name).symlink_to(_TRAIN / name)
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown, a row a change."""
+    lines = ["| scheme | change | KL, mean of the seeds | each | agreement |", "| --- " * 5 + "|"]
+    for (scheme, change), group in groupby(found, lambda cell: (cell["scheme"], cell["change"])):
+        rows = list(group)
+        kls = [row["kl"] for row in rows]
+        agreement = statistics.mean(row["agreement"] for row in rows)
+        lines.append(
+            f"| {scheme} | {change or 'default'} | {statistics.mean(kls):.4f}"
+            f" | {', '.join(f'{kl:.4f}' for kl in kls)} | {agreement:.1f} % |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,203 @@
+"""The `triton` backend: every op as one launch of a fused kernel, two where a row is wider than a tile.
+
+The arguments are those of the registered ops, as in `composed`, which computes what the kernels do not support: loudly,
+once for each reason.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qvit_kernels import attention_int8, composed, gemm_plans, ln_quant
+from qvit_kernels.composed import quantize_pixels  # a thousandth of a model: torch's own kernels do
+from qvit_kernels.launching import Launch
+
+__all__ = [
+    "attention",
+    "layernorm_quantize",
+    "linear",
+    "linear_gelu_quantize",
+    "linear_qkv",
+    "linear_residual",
+    "quantize_pixels",
+    "quantize_rows",
+]
+
+
+def layernorm_quantize(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    signs: Tensor | None,
+    block: int,
+    bits: int,
+    group: int,
+    packed: bool,
+) -> tuple[Tensor, Tensor]:
+    """LayerNorm, block transform, quantization: one launch."""
+    reason = ln_quant.supports(x, signs, block, group, packed)
+    if reason:
+        rest = (weight, bias, eps, signs, block, bits, group, packed)
+        return _compose("layernorm_quantize", reason, x, *rest)
+    launch, rows = ln_quant.plan(x, weight, bias, eps, signs, block, bits, group, packed)
+    _run(x, launch)
+    return rows
+
+
+def quantize_rows(
+    x: Tensor, signs: Tensor | None, block: int, bits: int, group: int, packed: bool
+) -> tuple[Tensor, Tensor]:
+    """Block transform, quantization: one launch."""
+    reason = ln_quant.supports(x, signs, block, group, packed)
+    if reason:
+        return _compose("quantize_rows", reason, x, signs, block, bits, group, packed)
+    launch, rows = ln_quant.plan(x, None, None, 0.0, signs, block, bits, group, packed)
+    _run(x, launch)
+    return rows
+
+
+def linear(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """Matrix product with rescaling: one launch."""
+    product = (x, x_scale, w, w_scale, multiplier, bias)
+    reason = gemm_plans.supports(*product[:5])
+    if reason:
+        return _compose("linear", reason, *product)
+    launch, y = gemm_plans.plan_linear(*product)
+    _run(x, launch)
+    return y
+
+
+def linear_residual(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor,
+) -> Tensor:
+    """Matrix product with rescaling, added to the residual stream: one launch."""
+    product = (x, x_scale, w, w_scale, multiplier, bias)
+    reason = gemm_plans.supports(*product[:5])
+    if reason:
+        return _compose("linear_residual", reason, *product, residual)
+    launch, y = gemm_plans.plan_linear(*product, residual)
+    _run(x, launch)
+    return y
+
+
+def linear_gelu_quantize(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+    approximate: str,
+    signs: Tensor | None,
+    block: int,
+    bits: int,
+    group: int,
+    packed: bool,
+) -> tuple[Tensor, Tensor]:
+    """Matrix product, GELU, block transform, quantization: one launch where a tile holds whole groups, else two."""
+    product = (x, x_scale, w, w_scale, multiplier, bias)
+    grid = (signs, block, bits, group, packed)
+    reason = gemm_plans.supports(*product[:5])
+    if reason:
+        return _compose("linear_gelu_quantize", reason, *product, approximate, *grid)
+    if gemm_plans.quantizes_in_tile(w.shape[0], signs, block, group, packed):
+        launch, rows = gemm_plans.plan_gelu_quantize(*product, approximate, *grid)
+        _run(x, launch)
+        return rows
+    launch, y = gemm_plans.plan_linear(*product, approximate=approximate)
+    _run(x, launch)
+    return quantize_rows(y, *grid)
+
+
+def linear_qkv(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+    heads: int,
+    bits: int,
+    norm: list[Tensor],
+    eps: float,
+    signs: Tensor | None,
+    block: int,
+) -> tuple[Tensor, ...]:
+    """Matrix product, split by head, each token of each head quantized: one launch."""
+    product = (x, x_scale, w, w_scale, multiplier, bias)
+    rest = (heads, bits, norm, eps, signs, block)
+    reason = gemm_plans.supports(*product[:5]) or gemm_plans.supports_qkv(
+        w.shape[0], heads, norm, signs, block
+    )
+    if reason:
+        return _compose("linear_qkv", reason, *product, *rest)
+    launch, parts = gemm_plans.plan_qkv(*product, *rest)
+    _run(x, launch)
+    return parts
+
+
+def attention(
+    q: Tensor,
+    q_scale: Tensor,
+    k: Tensor,
+    k_scale: Tensor,
+    v: Tensor,
+    v_scale: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    softmax_scale: float,
+    softmax_bits: int,
+    bits: int,
+    group: int,
+    packed: bool,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention, its output quantized: one launch, two for a scale over more channels than a program holds."""
+    arguments = (q, q_scale, k, k_scale, v, v_scale, bias, mask)
+    grid = (softmax_scale, softmax_bits, bits, group, packed)
+    reason = attention_int8.supports(*arguments, *grid)
+    if reason:
+        return _compose("attention", reason, *arguments, *grid)
+    launches, rows = attention_int8.plan(*arguments, *grid)
+    _run(q, *launches)
+    return rows
+
+
+def _run(x: Tensor, *launches: Launch) -> None:
+    """Launch on the device of x, which need not be the current one."""
+    if x.is_cuda and x.device.index != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            return _run(x, *launches)
+    for launch in launches:
+        launch.run()
+    return None
+
+
+_told: set[tuple[str, str]] = set()
+
+
+def _compose(name: str, reason: str, *arguments: Any) -> Any:
+    """The reference's result, with a warning the first time for each op and reason."""
+    if (name, reason) not in _told:
+        _told.add((name, reason))
+        warnings.warn(
+            f"{name} has no kernel for these shapes ({reason}): the slow 'reference' backend computes it",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return getattr(composed, name)(*arguments)

@@ -1,0 +1,190 @@
+"""The GEMM kernels: a main loop of `gemm_int8` or `gemm_int4`, then an epilogue. One kernel for each kind of result.
+
+    y[m, n] = (sum_g float(acc[m, n, g]) * sx[m, g]) * sw[n] + bias[n]
+
+A program makes one tile [BM, BN] of y. Rows beyond M and columns beyond N are loaded from the last valid one and never
+stored. `gemm_plans` makes the launches.
+"""
+
+import triton
+import triton.language as tl
+
+from qvit_kernels import arithmetic, epilogues
+from qvit_kernels.gemm_int4 import accumulate_int4
+from qvit_kernels.gemm_int8 import accumulate_int8
+
+# pyright: reportArgumentType=false
+
+
+@triton.jit
+def column_order(BN: tl.constexpr, SPREAD: tl.constexpr):
+    """Which column of the tile each row of the weight tile is, [BN].
+
+    SPREAD: the order in which a thread that holds one row of an mma accumulator holds 32 neighbouring columns. An
+    accumulator [16, 8n] keeps columns 8i + 2t and 8i + 2t + 1 in thread t of four; this gives it 32t .. 32t + 31.
+    """
+    p = tl.arange(0, BN)
+    if SPREAD:
+        return p % 8 // 2 * (BN // 4) + p // 8 * 2 + p % 2
+    else:
+        return p
+
+
+@triton.jit
+def in_order(total, BM: tl.constexpr, BN: tl.constexpr, SPREAD: tl.constexpr):
+    """A tile whose columns came in `column_order`, with its columns in order: registers only get other names."""
+    if SPREAD:
+        parts = tl.permute(tl.reshape(total, (BM, BN // 8, 4, 2)), (0, 2, 1, 3))
+        total = tl.reshape(parts, (BM, BN))
+    return total
+
+
+@triton.jit
+def multiply(
+    x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, m_ptr, rows, w_rows, K, GROUPS,
+    W4: tl.constexpr, X4: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
+    STEPS: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPREAD: tl.constexpr,
+):  # fmt: skip
+    """The tile of sums, fp32 [BM, BN]. rows: [BM]; w_rows: [BN], in `column_order`."""
+    if W4:
+        total = accumulate_int4(
+            x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, m_ptr, rows, w_rows, K, GROUPS,
+            X4, WIDTH, SPAN, STEPS, EVEN, SWAP, ROWS, BM, BN, BK,
+        )  # fmt: skip
+    else:
+        total = accumulate_int8(
+            x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, rows, w_rows, K, GROUPS,
+            STEPS, EVEN, SWAP, ROWS, BM, BN, BK,
+        )  # fmt: skip
+    return in_order(total, BM, BN, SPREAD)
+
+
+@triton.jit
+def linear_kernel(
+    x_ptr, x_scale_ptr, w_ptr, m_ptr, w_scale_ptr, bias_ptr, residual_ptr, y_ptr,
+    M, N, K, GROUPS, x_scale_pitch,
+    GELU: tl.constexpr, TANH: tl.constexpr,
+    W4: tl.constexpr, X4: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
+    STEPS: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPREAD: tl.constexpr,
+):  # fmt: skip
+    """y [M, N], fp32; GELU of it; or added to the residual [M, N] in fp32 and rounded to its dtype."""
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    n = tl.program_id(0) * BN
+    rows = tl.minimum(m, M - 1)
+    w_rows = tl.minimum(n + column_order(BN, SPREAD), N - 1)
+    total = multiply(
+        x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, m_ptr, rows, w_rows, K, GROUPS,
+        W4, X4, WIDTH, SPAN, STEPS, EVEN, SWAP, ROWS, BM, BN, BK, SPREAD,
+    )  # fmt: skip
+    columns = n + tl.arange(0, BN)
+    y = epilogues.finish_product(total, w_scale_ptr, bias_ptr, tl.minimum(columns, N - 1))
+    if GELU:
+        y = arithmetic.gelu(y, TANH)
+    place = m.to(tl.int64)[:, None] * N + columns[None, :]
+    inside = (m < M)[:, None] & (columns < N)[None, :]
+    if residual_ptr is not None:
+        y = tl.load(residual_ptr + place, mask=inside, other=0.0).to(tl.float32) + y
+    tl.store(y_ptr + place, arithmetic.round_to(y, y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gelu_quantize_kernel(
+    x_ptr, x_scale_ptr, w_ptr, m_ptr, w_scale_ptr, bias_ptr, signs_ptr, codes_ptr, scale_ptr,
+    M, N, K, GROUPS, x_scale_pitch,
+    TANH: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, GROUP: tl.constexpr,
+    STEPS_Q: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, PACKED: tl.constexpr,
+    W4: tl.constexpr, X4: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
+    STEPS: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPREAD: tl.constexpr,
+):  # fmt: skip
+    """GELU of y, the block transform, then quantized by GROUP columns: codes int8 [M, N] or packed uint8 [M, N / 2],
+    scale fp32 [M, N / GROUP].
+    """
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    n = tl.program_id(0) * BN
+    rows = tl.minimum(m, M - 1)
+    w_rows = tl.minimum(n + column_order(BN, SPREAD), N - 1)
+    total = multiply(
+        x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, m_ptr, rows, w_rows, K, GROUPS,
+        W4, X4, WIDTH, SPAN, STEPS, EVEN, SWAP, ROWS, BM, BN, BK, SPREAD,
+    )  # fmt: skip
+    columns = n + tl.arange(0, BN)
+    valid = tl.minimum(columns, N - 1)
+    y = arithmetic.gelu(epilogues.finish_product(total, w_scale_ptr, bias_ptr, valid), TANH)
+    y = epilogues.turn_blocks(y, signs_ptr, valid, BM, BN, BLOCK, NORM)
+    codes, scale = epilogues.quantize_groups(y, BM, BN, GROUP, STEPS_Q, LOW, HIGH)
+    start = m.to(tl.int64)[:, None] * N
+    if PACKED:
+        codes = epilogues.pack_halves(codes, BM, BN)
+        pairs = n // 2 + tl.arange(0, BN // 2)
+        place = m.to(tl.int64)[:, None] * (N // 2) + pairs[None, :]
+        tl.store(codes_ptr + place, codes, mask=(m < M)[:, None] & (pairs < N // 2)[None, :])
+    else:
+        place = start + columns[None, :]
+        tl.store(codes_ptr + place, codes, mask=(m < M)[:, None] & (columns < N)[None, :])
+    groups = n // GROUP + tl.arange(0, BN // GROUP)
+    place = m.to(tl.int64)[:, None] * (N // GROUP) + groups[None, :]
+    tl.store(scale_ptr + place, scale, mask=(m < M)[:, None] & (groups < N // GROUP)[None, :])
+
+
+@triton.jit
+def qkv_kernel(
+    x_ptr, x_scale_ptr, w_ptr, m_ptr, w_scale_ptr, bias_ptr,
+    q_norm_ptr, q_shift_ptr, k_norm_ptr, k_shift_ptr, signs_ptr,
+    q_ptr, q_scale_ptr, k_ptr, k_scale_ptr, v_ptr, v_scale_ptr,
+    M, T, H, K, GROUPS, x_scale_pitch, v_pitch, eps,
+    D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr,
+    STEPS_Q: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    W4: tl.constexpr, X4: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
+    STEPS: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPREAD: tl.constexpr,
+):  # fmt: skip
+    """Whole heads of Q, K or V, each token of each head quantized. A head of D channels takes DP columns of a tile.
+
+    Q and K: int8 [B, H, T, D]; V: int8 [B, H, D, v_pitch]; scales: fp32 [B, H, T].
+    """
+    HEADS: tl.constexpr = BN // DP
+    tiles = (H + HEADS - 1) // HEADS
+    part = tl.program_id(0) // tiles
+    head = tl.program_id(0) % tiles * HEADS
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    rows = tl.minimum(m, M - 1)
+    order = column_order(BN, SPREAD)
+    w_rows = (part * H + tl.minimum(head + order // DP, H - 1)) * D + tl.minimum(order % DP, D - 1)
+    total = multiply(
+        x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, m_ptr, rows, w_rows, K, GROUPS,
+        W4, X4, WIDTH, SPAN, STEPS, EVEN, SWAP, ROWS, BM, BN, BK, SPREAD,
+    )  # fmt: skip
+    column = tl.arange(0, BN)
+    heads = head + column // DP
+    channel = column % DP
+    valid = (part * H + tl.minimum(heads, H - 1)) * D + tl.minimum(channel, D - 1)
+    y = epilogues.finish_product(total, w_scale_ptr, bias_ptr, valid)
+    if q_norm_ptr is not None:  # noqa: SIM102 - a constant: no code without norms
+        if part < 2:
+            gain = q_norm_ptr if part == 0 else k_norm_ptr
+            shift = q_shift_ptr if part == 0 else k_shift_ptr
+            y = epilogues.normalize_groups(y, gain, shift, channel, eps, D, BM, HEADS, DP)
+            y = epilogues.turn_blocks(y, signs_ptr, tl.minimum(channel, D - 1), BM, BN, BLOCK, NORM)
+    codes, scale = epilogues.quantize_groups(
+        tl.where((channel < D)[None, :], y, 0.0), BM, BN, DP, STEPS_Q, LOW, HIGH
+    )
+    # [B, H, T] of a row m = b * T + t, at head 0
+    token = (m // T).to(tl.int64) * H * T + m % T
+    at = heads.to(tl.int64) * T
+    inside = (m < M)[:, None] & (heads < H)[None, :] & (channel < D)[None, :]
+    if part < 2:
+        base = q_ptr if part == 0 else k_ptr
+        rowwise = (token[:, None] + at[None, :]) * D + channel[None, :]
+        tl.store(base + rowwise, codes, mask=inside)
+    else:
+        # turned, so that neighbouring threads store neighbouring tokens
+        image = (m // T).to(tl.int64) * H * D * v_pitch + m % T
+        turned = (heads.to(tl.int64) * D + channel)[:, None] * v_pitch + image[None, :]
+        tl.store(v_ptr + turned, codes.T, mask=inside.T)
+    head_index = head + tl.arange(0, HEADS)
+    place = token[:, None] + head_index.to(tl.int64)[None, :] * T
+    scales = q_scale_ptr if part == 0 else (k_scale_ptr if part == 1 else v_scale_ptr)
+    tl.store(scales + place, scale, mask=(m < M)[:, None] & (head_index < H)[None, :])

@@ -1,0 +1,280 @@
+"""The launches of the GEMM kernels: what each op asks for, made of its flat arguments.
+
+`supports` says why shapes cannot run; a plan expects that it did not. Inputs may be strided or on the meta device,
+where a launch can be compiled but not run.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qvit_kernels import gemm, tiles
+from qvit_kernels.accumulators import choose_form
+from qvit_kernels.composed import empty_values
+from qvit_kernels.launching import Launch
+from qvit_kernels.packing import packed_size
+from qvit_kernels.reference import code_range, steps_of
+from qvit_kernels.tiles import Tile
+
+# The widest group, transform or head that one tile holds.
+_TILE_COLUMNS = 128
+
+
+def supports(
+    x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, multiplier: Tensor | None
+) -> str | None:
+    """Why the kernels cannot take these operands of a product; None if they can."""
+    k = x.shape[-1] * (2 if x.dtype == torch.uint8 else 1)
+    groups = x_scale.shape[-1]
+    if groups > 1 and k // groups % 64:
+        return f"its x scales are for {k // groups} columns each, which is not a multiple of 64"
+    if x.dtype == torch.uint8 and (w.dtype != torch.uint8 or k % 64):
+        return "packed x needs packed weights and a multiple of 64 columns"
+    if multiplier is not None:
+        width = k // multiplier.shape[-1]
+        if w.dtype != torch.uint8:
+            return "weights with multipliers must be packed"
+        if width not in (16, 32) and width % 64 and multiplier.shape[-1] > 1:
+            return f"its weights have groups of {width} columns, which is not 16, 32 or a multiple of 64"
+        if k % 32:
+            return f"weights with multipliers need a multiple of 32 columns, got {k}"
+    return None
+
+
+def supports_qkv(
+    rows: int, heads: int, norm: list[Tensor], signs: Tensor | None, block: int
+) -> str | None:
+    """Why the kernel cannot make Q, K and V of this shape; None if it can. rows: of the weight."""
+    width = rows // (3 * heads)
+    if width > _TILE_COLUMNS:
+        return f"heads of {width} channels are wider than {_TILE_COLUMNS}"
+    if norm and signs is not None and block & (block - 1):
+        return f"a transform of {block} channels is not a power of two"
+    return None
+
+
+def supports_transform(signs: Tensor | None, block: int) -> str | None:
+    """Why the kernels cannot apply a block transform; None if they can."""
+    if signs is not None and (block & (block - 1) or block > _TILE_COLUMNS):
+        return f"a transform of {block} channels is not a power of two up to {_TILE_COLUMNS}"
+    return None
+
+
+def quantizes_in_tile(
+    rows: int, signs: Tensor | None, block: int, group: int, packed: bool
+) -> bool:
+    """Whether fc1 can quantize in its epilogue: else it is two launches, GELU to fp32 and a pass over rows."""
+    if group == 0 or group & (group - 1) or group > _TILE_COLUMNS or (packed and rows % 64):
+        return False
+    return supports_transform(signs, block) is None
+
+
+def plan_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    *,
+    approximate: str | None = None,
+    capability: int = 0,
+    tile: Tile | None = None,
+) -> tuple[Launch, Tensor]:
+    """`composed.linear`, or `linear_residual` where there is a residual, or GELU of `linear` ("none" or "tanh").
+
+    Returns the launch and its result, fp32 or of the residual's dtype, [..., N].
+    """
+    n = w.shape[0]
+    product = _Product("linear", x, x_scale, w, w_scale, multiplier, bias, n, 1, capability, tile)
+    dtype = torch.float32 if residual is None else residual.dtype
+    y = torch.empty((*x.shape[:-1], n), dtype=dtype, device=x.device)
+    arguments = product.arguments | {
+        "residual_ptr": None if residual is None else residual.contiguous(),
+        "y_ptr": y,
+        "N": n,
+        "GELU": approximate is not None,
+        "TANH": approximate == "tanh",
+    }
+    return product.launch(gemm.linear_kernel, arguments, math.ceil(n / product.tile.block_n)), y
+
+
+def plan_gelu_quantize(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+    approximate: str,
+    signs: Tensor | None,
+    block: int,
+    bits: int,
+    group: int,
+    packed: bool,
+    *,
+    capability: int = 0,
+    tile: Tile | None = None,
+) -> tuple[Launch, tuple[Tensor, Tensor]]:
+    """`composed.linear_gelu_quantize` in one launch, where `quantizes_in_tile`: codes [..., N], scale [..., N / group].
+
+    Otherwise it takes two: `plan_linear` with `approximate`, then the kernel that quantizes rows.
+    """
+    n = w.shape[0]
+    unit = max(group, block if signs is not None else 1, 64 if packed else 1)
+    product = _Product("gelu", x, x_scale, w, w_scale, multiplier, bias, n, unit, capability, tile)
+    lead = x.shape[:-1]
+    codes = torch.empty(
+        (*lead, packed_size(n) if packed else n), dtype=torch.uint8 if packed else torch.int8, device=x.device
+    )  # fmt: skip
+    scale = torch.empty((*lead, n // group), dtype=torch.float32, device=x.device)
+    arguments = product.arguments | _grid_arguments(signs, block, bits) | {
+        "codes_ptr": codes,
+        "scale_ptr": scale,
+        "N": n,
+        "TANH": approximate == "tanh",
+        "GROUP": group,
+        "PACKED": packed,
+    }  # fmt: skip
+    launch = product.launch(
+        gemm.gelu_quantize_kernel, arguments, math.ceil(n / product.tile.block_n)
+    )
+    return launch, (codes, scale)
+
+
+def plan_qkv(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+    heads: int,
+    bits: int,
+    norm: list[Tensor],
+    eps: float,
+    signs: Tensor | None,
+    block: int,
+    *,
+    capability: int = 0,
+    tile: Tile | None = None,
+) -> tuple[Launch, tuple[Tensor, ...]]:
+    """`composed.linear_qkv`: q, its scale, k, its scale, v (tokens of a channel side by side), its scale."""
+    batch, tokens, _ = x.shape
+    width = w.shape[0] // (3 * heads)
+    padded = 1 << (width - 1).bit_length()
+    product = _Product(
+        "qkv", x, x_scale, w, w_scale, multiplier, bias, 3 * heads * padded, padded, capability, tile
+    )  # fmt: skip
+    shape = (batch, heads, tokens)
+    q, k = (torch.empty((*shape, width), dtype=torch.int8, device=x.device) for _ in range(2))
+    v = empty_values((*shape, width), x.device)
+    scales = [torch.empty((*shape, 1), dtype=torch.float32, device=x.device) for _ in range(3)]
+    vectors = [vector.contiguous() for vector in norm] or [None] * 4
+    arguments = product.arguments | _grid_arguments(signs if norm else None, block, bits) | {
+        "q_norm_ptr": vectors[0], "q_shift_ptr": vectors[1],
+        "k_norm_ptr": vectors[2], "k_shift_ptr": vectors[3],
+        "q_ptr": q, "q_scale_ptr": scales[0],
+        "k_ptr": k, "k_scale_ptr": scales[1],
+        "v_ptr": v, "v_scale_ptr": scales[2],
+        "T": tokens, "H": heads, "eps": eps,
+        "v_pitch": (tokens + 31) // 32 * 32,
+        "D": width, "DP": padded,
+    }  # fmt: skip
+    columns = 3 * math.ceil(heads * padded / product.tile.block_n)
+    launch = product.launch(gemm.qkv_kernel, arguments, columns)
+    return launch, (q, scales[0], k, scales[1], v, scales[2])
+
+
+def _grid_arguments(signs: Tensor | None, block: int, bits: int) -> dict[str, Any]:
+    """Of a block transform and of the grid of codes."""
+    low, high = code_range(bits)
+    return {
+        "signs_ptr": None if signs is None else signs.contiguous(),
+        "BLOCK": block,
+        "NORM": 1.0 / math.sqrt(block) if signs is not None else 1.0,
+        "STEPS_Q": steps_of(bits),
+        "LOW": float(low),
+        "HIGH": float(high),
+    }
+
+
+class _Product:
+    """What every GEMM launch has: its operands, its tile and the constants of its main loop."""
+
+    def __init__(
+        self,
+        kind: str,
+        x: Tensor,
+        x_scale: Tensor,
+        w: Tensor,
+        w_scale: Tensor,
+        multiplier: Tensor | None,
+        bias: Tensor | None,
+        columns: int,
+        unit_n: int,
+        capability: int,
+        tile: Tile | None,
+    ) -> None:
+        w4, x4 = w.dtype == torch.uint8, x.dtype == torch.uint8
+        k = x.shape[-1] * (2 if x4 else 1)
+        self.rows = x.numel() // x.shape[-1]
+        groups = x_scale.shape[-1]
+        unit_k = k // groups if groups > 1 else 0
+        scale = x_scale.reshape(-1, groups).contiguous()
+        card = None
+        if not capability:
+            capability, card = tiles.describe_card(x.device.index or 0) if x.is_cuda else (80, None)
+        name = f"{kind}-w{4 if w4 else 8}a{4 if x4 else 8}"
+        self.tile = tile or tiles.choose(
+            name, self.rows, columns, k, capability, unit_n=unit_n, unit_k=unit_k, card=card
+        )  # fmt: skip
+        form = choose_form(
+            capability, self.tile,
+            w4=w4, over_rows=kind != "linear", groups=groups > 1,
+        )  # fmt: skip
+        self.arguments: dict[str, Any] = {
+            "x_ptr": _bytes(x.reshape(self.rows, x.shape[-1])),
+            "x_scale_ptr": scale,
+            "w_ptr": _bytes(w),
+            "m_ptr": None if multiplier is None else multiplier.contiguous(),
+            "w_scale_ptr": w_scale.contiguous(),
+            "bias_ptr": None if bias is None else bias.contiguous(),
+            "M": self.rows,
+            "K": k,
+            "GROUPS": groups,
+            # one row of static scales serves all rows of x
+            "x_scale_pitch": 0 if scale.shape[0] == 1 else groups,
+            "STEPS": unit_k // self.tile.block_k,
+            "EVEN": k % self.tile.block_k == 0,
+            "SWAP": form.swap,
+            "ROWS": form.rows,
+            "SPREAD": form.spread,
+            **_widths(multiplier, k, self.tile.block_k),
+            "W4": w4,
+            "X4": x4,
+        }
+
+    def launch(self, kernel: Any, arguments: dict[str, Any], columns: int) -> Launch:
+        """The launch with `columns` tiles along N."""
+        tile = self.tile
+        grid = (columns, math.ceil(self.rows / tile.block_m))
+        blocks = {"BM": tile.block_m, "BN": tile.block_n, "BK": tile.block_k}
+        return Launch(kernel, grid, arguments | blocks, tile.warps, tile.stages)
+
+
+def _widths(multiplier: Tensor | None, k: int, block_k: int) -> dict[str, int]:
+    """Columns that share a multiplier, and bytes of a tile's row that do."""
+    if multiplier is None:
+        return {"WIDTH": 0, "SPAN": 0}
+    width = k // multiplier.shape[-1]
+    whole = width == k or (width % block_k == 0 and k % block_k == 0)
+    return {"WIDTH": width, "SPAN": block_k // 2 if whole else min(width, 32)}
+
+
+def _bytes(codes: Tensor) -> Tensor:
+    """Codes as contiguous int8: packed ones too, whose sign is their high nibble's."""
+    return codes.contiguous().view(torch.int8)

@@ -1,0 +1,158 @@
+"""Which tile a GEMM takes: a card's measured table where there is one, else a rule from shapes.
+
+A table is `tuned/<card>.json`, as the tuner writes it; none is shipped that nobody measured:
+
+    {"card": "NVIDIA H200", "tiles": {"gelu-w8a8": {"1536x384": [
+        {"m": 12608, "tile": {"block_m": 128, "block_n": 128, "block_k": 128, "warps": 8, "stages": 3}}]}}}
+
+Kernel, then N x K, then rows of measured M: the nearest M wins, by ratio.
+"""
+
+import json
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+TABLES = Path(__file__).parent / "tuned"
+
+# Streaming multiprocessors of the card that has most of them, by capability: a grid is to fill these.
+_PROCESSORS = {80: 108, 86: 84, 89: 142, 90: 132, 100: 148, 120: 188}
+
+# Largest first. 128 x 128 has 8 warps: 64 sums a thread leave room for an epilogue, 128 would spill.
+_SHAPES = ((128, 128, 8), (64, 128, 4), (64, 64, 4), (32, 64, 4), (16, 64, 4))
+# Where x has groups a thread holds an integer and a float for each value: 64 of both spilled 224 bytes with int4
+# weights.
+_GROUPED_SHAPES = ((64, 128, 8), (64, 64, 4), (32, 64, 4), (16, 64, 4))
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Rows, columns and depth of the block that one program makes, its warps and its pipeline stages."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        for name in ("block_m", "block_n", "block_k", "warps"):
+            value = getattr(self, name)
+            if value & (value - 1):
+                raise ValueError(f"{name} must be a power of two, got {value}")
+
+
+def choose(
+    kernel: str,
+    m: int,
+    n: int,
+    k: int,
+    capability: int,
+    *,
+    unit_n: int = 1,
+    unit_k: int = 0,
+    card: str | None = None,
+) -> Tile:
+    """The tile for a product of [m, k] and [n, k].
+
+    Args:
+        kernel: "linear", "gelu" or "qkv", "-", "w8a8", "w4a8" or "w4a4".
+        m: Rows of x.
+        n: Rows of w.
+        k: Columns of both.
+        capability: 80, 86, ... as major * 10 + minor.
+        unit_n: Neighbouring columns that one tile must hold, a power of two: a head, a group.
+        unit_k: Columns of a group of x, which whole tiles must make up; 0 where there are no groups.
+        card: The name of the card, for its table.
+    """
+    if card is not None:
+        tuned = _tuned(kernel, m, n, k, unit_n, unit_k, card)
+        if tuned is not None:
+            return tuned
+    return _by_rule(kernel, m, n, k, capability, unit_n, unit_k)
+
+
+def _by_rule(
+    kernel: str, m: int, n: int, k: int, capability: int, unit_n: int, unit_k: int
+) -> Tile:
+    processors = _PROCESSORS.get(capability, 108)
+    shapes = [
+        (block_m, max(block_n, unit_n), warps)
+        for block_m, block_n, warps in (_GROUPED_SHAPES if unit_k else _SHAPES)
+        if block_m <= 16 or block_m < 2 * m
+    ]
+    block_m, block_n, warps = shapes[-1]
+    for shape in shapes:
+        if math.ceil(m / shape[0]) * math.ceil(n / shape[1]) >= processors:
+            block_m, block_n, warps = shape
+            break
+    # With three stages ptxas spills 8 bytes of the small packed tiles on sm_120 (Triton 3.9), at 72 registers.
+    two = capability == 120 and kernel.endswith("w4a4") and block_m < 64
+    return Tile(block_m, block_n, _depth(kernel, k, unit_k), warps, stages=2 if two else 3)
+
+
+def _depth(kernel: str, k: int, unit_k: int) -> int:
+    """128 columns a step: whole lines of memory, and the loop's own instructions are spent half as often as at 64."""
+    width = unit_k or k
+    if width % 128 == 0 or (not unit_k and width > 256):
+        return 128
+    return 32 if width <= 32 and kernel.endswith("w8a8") else 64
+
+
+def _tuned(kernel: str, m: int, n: int, k: int, unit_n: int, unit_k: int, card: str) -> Tile | None:
+    rows = [
+        (measured, tile)
+        for measured, tile in _table(_file_of(card)).get((kernel, n, k), ())
+        if tile.block_n >= unit_n and (not unit_k or unit_k % tile.block_k == 0)
+    ]
+    if not rows:
+        return None
+    return min(rows, key=lambda row: abs(math.log(row[0] / max(m, 1))))[1]
+
+
+def _file_of(card: str) -> Path:
+    return TABLES / f"{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
+
+
+@lru_cache(maxsize=8)
+def _table(file: Path) -> Mapping[tuple[str, int, int], list[tuple[int, Tile]]]:
+    """A card's table, read once; empty where there is none."""
+    if not file.is_file():
+        return {}
+    try:
+        return _parse(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        warnings.warn(
+            f"{file}: not a table of tiles ({type(error).__name__}: {error}); using the built-in rule",
+            stacklevel=5,
+        )
+        return {}
+
+
+def _parse(content: Mapping[str, Any]) -> dict[tuple[str, int, int], list[tuple[int, Tile]]]:
+    table = {}
+    for kernel, shapes in content["tiles"].items():
+        for shape, rows in shapes.items():
+            n, k = (int(size) for size in shape.split("x"))
+            parsed = [(int(row["m"]), Tile(**row["tile"])) for row in rows]
+            if any(measured < 1 for measured, _ in parsed):
+                raise ValueError(f"m must be positive in {kernel} {shape}")
+            table[kernel, n, k] = parsed
+    return table
+
+
+@lru_cache(maxsize=16)
+def describe_card(index: int) -> tuple[int, str]:
+    """Capability and name of a CUDA device."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(index)
+    return major * 10 + minor, torch.cuda.get_device_name(index)
