@@ -5,16 +5,18 @@ The development images are those of the odd classes of imagenet/train, which is 
 
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from accuracy import SEEDS, SHARED, WEIGHTS
 from cells import Cell
+from torch import Tensor
 
 from qvit import evaluation, pipeline, zoo
-from qvit.data import open_images
+from qvit.data import DataConfig, open_images
 from qvit.deployment import QuantViT
 from qvit.recipe import Recipe
 
@@ -63,18 +65,10 @@ def cells() -> Iterator[Cell]:
 
 
 def _measure(recipe: Recipe, change: str) -> dict[str, Any]:
-    source = zoo.resolve("vit_t", weights=WEIGHTS)
     with tempfile.TemporaryDirectory() as scratch:
-        images, out = Path(scratch) / "images", Path(scratch) / "model"
-        _link_development_images(images)
-        pipeline.quantize(source, recipe, out, progress=False)
-        model = QuantViT.from_pretrained(out)
-        dataset = open_images(images, model.data_config, class_map=_SYNSETS)
-        predictions, expected = (
-            evaluation.predict(m, dataset, progress=False, workers=0)
-            for m in (model, zoo.load(source))
-        )
-        found = evaluation.compare(predictions, expected)
+        out = Path(scratch) / "model"
+        pipeline.quantize(_source(), recipe, out, progress=False)
+        found = evaluation.compare(_predict(QuantViT.from_pretrained(out)), _expected())
     return {
         "scheme": recipe.scheme,
         "change": change,
@@ -86,10 +80,23 @@ def _measure(recipe: Recipe, change: str) -> dict[str, Any]:
     }
 
 
-def _link_development_images(folder: Path) -> None:
-    folder.mkdir()
-    for name in _SYNSETS.read_text(encoding="utf-8").split()[1::2]:
-        (folder / name).symlink_to(_TRAIN / name)
+def _source() -> zoo.Source:
+    return zoo.resolve("vit_t", weights=WEIGHTS)
+
+
+@lru_cache(maxsize=1)
+def _expected() -> evaluation.Predictions:
+    """What the float model says about the development images."""
+    return _predict(zoo.load(_source()))
+
+
+def _predict(model: Callable[[Tensor], Tensor]) -> evaluation.Predictions:
+    config = DataConfig.from_pretrained_cfg(_source().pretrained_cfg)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in _SYNSETS.read_text(encoding="utf-8").split()[1::2]:
+            (Path(folder) / name).symlink_to(_TRAIN / name)
+        dataset = open_images(folder, config, class_map=_SYNSETS)
+        return evaluation.predict(model, dataset, progress=False, workers=0)
 
 
 def table(found: list[dict[str, Any]]) -> str:
