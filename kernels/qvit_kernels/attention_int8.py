@@ -86,6 +86,17 @@ def store_piece(x, at, rows, tokens, columns, WIDTH: tl.constexpr, FIRST: tl.con
 
 
 @triton.jit
+def behind(outputs, sums, scale):
+    """`outputs` without those of the first head, and behind them those of another: fp32 [BLOCK_M, columns] each."""
+    tiles = ()
+    for i in tl.static_range(len(sums), len(outputs)):
+        tiles = tiles + (outputs[i],)
+    for i in tl.static_range(len(sums)):
+        tiles = tiles + (sums[i].to(tl.float32) * scale[:, None],)
+    return tiles
+
+
+@triton.jit
 def attention_kernel(
     q_ptr, q_scale_ptr, k_ptr, k_scale_ptr, v_ptr, v_scale_ptr, bias_ptr, mask_ptr,
     codes_ptr, scale_ptr,
@@ -132,12 +143,7 @@ def attention_kernel(
             sums, scale = head_in_registers(
                 queries, keys, values, tokens, QMAX, CHUNKS, FOLD, BEYOND, WIDTH, IN, OUT
             )
-        shifted = ()
-        for j in tl.static_range(len(OUT), len(outputs)):
-            shifted = shifted + (outputs[j],)
-        for j in tl.static_range(len(OUT)):
-            shifted = shifted + (sums[j].to(tl.float32) * scale[:, None],)
-        outputs = shifted
+        outputs = behind(outputs, sums, scale)
     rows += tl.minimum(tokens - 1 - tile * BLOCK_M, 0)
     columns = heads * WIDTH
     row = image * tokens
@@ -206,11 +212,8 @@ def plan(
     batch, heads, tokens, width = q.shape
     columns = heads * width
     group = group or columns
-    codes = torch.empty(
-        (batch, tokens, packed_size(columns) if packed else columns),
-        dtype=torch.uint8 if packed else torch.int8,
-        device=q.device,
-    )
+    dtype, size = (torch.uint8, packed_size(columns)) if packed else (torch.int8, columns)
+    codes = torch.empty((batch, tokens, size), dtype=dtype, device=q.device)
     scale = torch.empty((batch, tokens, columns // group), device=q.device)
     if capability is None:
         capability = describe_card(q.device.index)[0] if q.is_cuda else 80
