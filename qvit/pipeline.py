@@ -18,6 +18,7 @@ from qvit.deployment.conversion import to_integers
 from qvit.deployment.folders import check_target, written_whole
 from qvit.deployment.model_card import model_card
 from qvit.deployment.provenance import describe_origin
+from qvit.errors import UsageError
 from qvit.machine import package_versions
 from qvit.models.calibration import set_weight_ranges
 from qvit.models.config import ViTConfig
@@ -28,6 +29,7 @@ from qvit.models.timm_import import read_config, read_model
 from qvit.models.vit import ViT
 from qvit.quant.schemes import ModelScheme
 from qvit.recipe import Recipe
+from qvit.synthesis import estimate, synthesize
 from qvit.zoo import Source
 
 # Per million float weights, from load to folder, on one core: 1 s for ViT-Tiny, 14 s for ViT-B at 4 bits.
@@ -39,13 +41,24 @@ def quantize(
 ) -> dict[str, Any]:
     """Quantize a float model without data and write the checkpoint folder `out`.
 
+    With `recipe.synthesis`, images are made first, into the folder beside `out` that `images_beside` names, and an
+    interrupted run of them is continued. They are for the stages that learn from images, of which there is none yet:
+    the low-bit model is the same with and without them, and they are no part of its checkpoint.
+
     Returns the path, bytes, ratio to the fp32 weights, sha256 of model.safetensors and seconds of each stage.
     Raises UsageError for a model that is no plain ViT or a target that may not be written, and the errors of
     `zoo.load`; nothing is left behind then.
     """
     out = out.resolve()
     check_target(out, overwrite=overwrite, is_ours=checkpoint.is_checkpoint)
-    stages = _Stages(progress)
+    _check_synthesis(recipe)
+    stages = _Stages(progress, 5 if recipe.synthesis is None else 6)
+    images = None
+    if recipe.synthesis is not None:
+        with stages("images"):
+            images = synthesize(
+                source, recipe.synthesis, images_beside(out), seed=recipe.seed, progress=progress
+            )
     with stages("load"):
         weights = zoo.fetch(source)
         model = zoo.load(source, seed=recipe.seed)
@@ -67,6 +80,8 @@ def quantize(
         checkpoint.write_json(folder / checkpoint.CONFIG, config)
         (folder / checkpoint.RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         run = _run_json(origin, recipe, digest, stages.seconds)
+        if images is not None:
+            run["images"] = {name: images[name] for name in ("path", "fingerprint", "images")}
         checkpoint.write_json(folder / checkpoint.RUN, run)
         card = _card(source, origin, recipe, size, size / fp32_bytes)
         (folder / checkpoint.CARD).write_text(card, encoding="utf-8")
@@ -79,8 +94,22 @@ def quantize(
         "fp32_bytes": fp32_bytes,
         "ratio": round(size / fp32_bytes, 4),
         "sha256": digest,
+        **({} if images is None else {"images": images}),
         "seconds": {name: round(value, 2) for name, value in stages.seconds.items()},
     }
+
+
+def images_beside(out: Path) -> Path:
+    """Where the images of a model that is written to `out` are: out/deit_s-w4a4-images."""
+    return out.with_name(f"{out.name}-images")
+
+
+def _check_synthesis(recipe: Recipe) -> None:
+    if recipe.synthesis is not None and not recipe.synthesis.data_free:
+        raise UsageError(
+            f"synthesis.method = {recipe.synthesis.method}: quantize reads no images, and says so in the model's card; "
+            "use `qvit synthesize` to prepare your own"
+        )
 
 
 def plan(
@@ -90,6 +119,7 @@ def plan(
 
     Raises what `quantize` raises for a model or a target that it would refuse.
     """
+    _check_synthesis(recipe)
     if out is not None:
         check_target(out.resolve(), overwrite=overwrite, is_ours=checkpoint.is_checkpoint)
     with torch.device("meta"):
@@ -108,15 +138,16 @@ def plan(
         "fp32_bytes": 4 * parameters,
         "estimated_seconds": round(5 + _SECONDS_PER_MILLION * parameters / 1e6),
         "reads_images": False,
+        **({} if recipe.synthesis is None else {"images": estimate(source, recipe.synthesis)}),
     }
 
 
 class _Stages:
     """Times the stages and shows them as one progress bar on stderr."""
 
-    def __init__(self, progress: bool) -> None:
+    def __init__(self, progress: bool, count: int) -> None:
         self.seconds: dict[str, float] = {}
-        self._bar = tqdm(total=5, unit="stage", leave=False, disable=None if progress else True)
+        self._bar = tqdm(total=count, unit="stage", leave=False, disable=None if progress else True)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:

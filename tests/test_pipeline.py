@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from qvit import evaluation, pipeline, zoo
+from qvit import evaluation, pipeline, synthesis, zoo
 from qvit.data import open_images
 from qvit.deployment import QuantViT
 from qvit.errors import UsageError
@@ -132,3 +132,28 @@ def test_links_are_followed_not_replaced(tiny_model, tmp_path):
     pipeline.quantize(zoo.resolve(str(tiny_model)), W4A4, tmp_path / "link", progress=False)
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "disk" / "model.safetensors").is_file()
+
+
+def test_images_lie_beside_the_model_and_change_nothing_in_it(tiny_model, tmp_path):
+    source = zoo.resolve(str(tiny_model))
+    recipe = W4A4.override(
+        ["synthesis=psaq", "synthesis.images=3", "synthesis.iterations=2", "synthesis.batch=2"]
+    )
+    plain = pipeline.quantize(source, W4A4, tmp_path / "plain", progress=False)
+    found = pipeline.quantize(source, recipe, tmp_path / "out", progress=False)
+    assert found["sha256"] == plain["sha256"]
+    assert len(synthesis.open_images(tmp_path / "out-images")) == found["images"]["images"] == 3
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["images"]["fingerprint"] == found["images"]["fingerprint"]
+    assert run["images_read"] == 0
+    again = load_recipe(str(tmp_path / "out" / "recipe.yaml"))
+    replayed = pipeline.quantize(source, again, tmp_path / "out", overwrite=True, progress=False)
+    assert replayed["images"]["made"] == 0
+    assert pipeline.plan(source, recipe)["images"]["batches"] == 2
+
+
+def test_the_users_images_are_no_part_of_a_data_free_model(tiny_model, tmp_path):
+    recipe = W4A4.override(["synthesis=folder"])
+    for refuse in (pipeline.quantize, pipeline.plan):
+        with pytest.raises(UsageError, match="reads no images"):
+            refuse(zoo.resolve(str(tiny_model)), recipe, tmp_path / "out")

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qvit.errors import InputError, UsageError
-from qvit.recipe import Recipe, load_recipe, preset_names
+from qvit.recipe import METHODS, Recipe, Synthesis, load_recipe, preset_names
 
 BITS = st.integers(2, 8)
 
@@ -97,3 +97,42 @@ def test_zero_bits_are_not_the_default():
     for bits in ((0, None), (None, 0)):
         with pytest.raises(UsageError, match="2 to 8 bits"):
             load_recipe("qvit", *bits)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_images_in_a_recipe_survive_yaml(method):
+    recipe = Recipe().override([f"synthesis={method}", "synthesis.images=7", "synthesis.lr=1"])
+    assert recipe.synthesis == Synthesis.preset(method, images=7, lr=1.0)
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert recipe.override(["synthesis=none"]) == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["synthesis=psa"], "did you mean psaq"),
+        (["synthesis.batch=8"], "turn that on with --set synthesis=METHOD"),
+        (["synthesis=psaq", "synthesis.iteratons=8"], r"did you mean synthesis\.iterations"),
+        (["synthesis=psaq", "synthesis.images=0"], "expected 1 or more"),
+        (["synthesis=psaq", "synthesis.images=-4"], "expected 1 or more"),
+        (["synthesis=psaq", "synthesis.batch=0"], "expected 1 or more"),
+        (["synthesis=psaq", "synthesis.iterations=0"], "psaq needs at least 1"),
+        (["synthesis=noise", "synthesis.iterations=5"], "nothing is optimised"),
+        (["synthesis=noise", "synthesis.sparse=0.3"], "nothing that could drop patches"),
+        (["synthesis=psaq", "synthesis.lr=.nan"], "lr = nan"),
+        (["synthesis=psaq", "synthesis.lr=fast"], "expected float"),
+        (["synthesis=psaq", "synthesis.smoothness_low=9000"], "exchange them"),
+        (["synthesis=psaq", "synthesis.data=pictures"], "reads no images"),
+        (["synthesis=psaq", "synthesis.rounds=2000"], "rounds = 2000"),
+        (["synthesis=psaq", "synthesis.precision=int8"], "expected one of float32"),
+    ],
+)
+def test_bad_settings_of_images(settings, message):
+    with pytest.raises(UsageError, match=message):
+        Recipe().override(settings)
+
+
+def test_presets_take_changes_by_name_only():
+    assert Synthesis.preset("mimiq", batch=4).batch == 4
+    with pytest.raises(UsageError, match="did you mean batch"):
+        Synthesis.preset("mimiq", bach=4)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 from qvit import __version__
-from qvit.cli import bench, doctor, evaluate, info, models, quantize
+from qvit.cli import bench, doctor, evaluate, info, models, quantize, report, synthesize
 from qvit.cli.exits import FAILED, OK, report_failure, silence_stdout
 from qvit.cli.session import Result, Session, print_result
 
@@ -37,7 +37,7 @@ def cli() -> None:
     """Low-bit Vision Transformers from pretrained weights alone: no images needed."""
 
 
-for _module in (quantize, evaluate, bench, info, models, doctor):
+for _module in (quantize, synthesize, evaluate, bench, report, info, models, doctor):
     cli.add_command(_module.command)
 
 
@@ -51,7 +51,8 @@ def run(argv: Sequence[str]) -> int:
         if not isinstance(result, Result):
             sys.stdout.flush()
             return result or OK  # --help and --version have printed; click returns their exit code
-        print_result(result, session)
+        if not result.silent:
+            print_result(result, session)
         if result.missed is not None:
             return report_failure(result.missed, argv, verbose=False)
         return OK

@@ -65,9 +65,11 @@ def _explain(error: BaseException, argv: Sequence[str]) -> tuple[int, str]:
         return error.exit_code, _usage_message(error)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         again = shlex.join(["qvit", *argv])
+        # its unit of work is a batch: what is finished stays
+        keeps = "synthesize" in argv[:1]
         return INTERRUPTED, (
             "interrupted; no half-written folder or file is left behind. "
-            f"To start over, run the same command again:\n  {again}"
+            f"To {'go on where it was' if keeps else 'start over'}, run the same command again:\n  {again}"
         )
     number = find_errno(error)
     if number in _FULL:

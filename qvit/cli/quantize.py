@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from qvit.cli.exits import print_line
 from qvit.cli.session import Result, Session, outline, verb
+from qvit.cli.target import announce, name_folder
 from qvit.errors import UsageError
 from qvit.recipe import BUDGETS, load_recipe, preset_names
 
@@ -61,8 +61,8 @@ def command(session: Session, model: str, **options: Any) -> Result:
 
     source = zoo.resolve(model, weights=weights, pretrained=not no_pretrained)
     if session.verbosity >= 0:
-        _announce(source)
-    out = options["out"] or Path("out") / f"{_folder_name(model)}-{recipe.scheme.lower()}"
+        announce(source)
+    out = options["out"] or Path("out") / f"{name_folder(model)}-{recipe.scheme.lower()}"
     if options["dry_run"]:
         plan = {
             **pipeline.plan(source, recipe, out, overwrite=options["overwrite"]),
@@ -74,16 +74,3 @@ def command(session: Session, model: str, **options: Any) -> Result:
         source, recipe, out, overwrite=options["overwrite"], progress=session.progress
     )
     return Result(summary, outline(summary))
-
-
-def _announce(source: Any) -> None:
-    origin = "" if source.pretrained else ", random weights"
-    if source.weights is not None:
-        origin = f", weights from {source.weights}"
-    print_line(f"{source.name} = {source.timm_name}{origin}")
-    if source.non_commercial and source.pretrained:
-        print_line(f"these weights are licensed {source.license}: not for commercial use")
-
-
-def _folder_name(model: str) -> str:
-    return model.rstrip("/").split(":")[-1].split("/")[-1].split("@")[0]

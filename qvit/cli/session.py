@@ -31,12 +31,13 @@ class Session:
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a verb found: `data` for --json, `text` for people, and a gate that was missed, if one
-    was.
+    was. `silent`: another process of the same run prints it.
     """
 
     data: Mapping[str, Any]
     text: str
     missed: GateError | None = field(default=None)
+    silent: bool = False
 
 
 def verb(name: str, **settings: Any) -> Callable[[Callable[..., Result]], click.Command]:

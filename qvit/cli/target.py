@@ -1,10 +1,12 @@
-"""What a FOLDER|MODEL argument means: a quantized folder on this disk, or the name of a float
-model.
+"""What a MODEL or FOLDER|MODEL argument means: a quantized folder on this disk, or the name of a float
+model, and what is said and derived of such a name.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
+from qvit.cli.exits import print_line
 from qvit.errors import InputError
 
 _PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
@@ -32,6 +34,21 @@ def as_folder(target: str) -> Path | None:
             f"for a model on the Hugging Face hub write hf-hub:{target}"
         )
     return None
+
+
+def announce(source: Any) -> None:
+    """Say on stderr which float model a name stands for, and what its licence forbids."""
+    origin = "" if source.pretrained else ", random weights"
+    if source.weights is not None:
+        origin = f", weights from {source.weights}"
+    print_line(f"{source.name} = {source.timm_name}{origin}")
+    if source.non_commercial and source.pretrained:
+        print_line(f"these weights are licensed {source.license}: not for commercial use")
+
+
+def name_folder(model: str) -> str:
+    """A folder's name for what is made from a model: `hf-hub:org/vit@main` gives `vit`."""
+    return model.rstrip("/").split(":")[-1].split("/")[-1].split("@")[0]
 
 
 def _is_quantized(folder: Path) -> bool:

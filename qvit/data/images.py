@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,6 +97,8 @@ def open_images(
         InputError: The data is absent, unreadable or without images, or its classes do not match.
         RequirementError: A package needed for this kind of data is missing.
     """
+    # for who guards against reading data: rendered images open no file, and are data all the same
+    sys.audit("qvit.open_images", str(data))
     if limit is not None and limit < 1:
         raise UsageError(f"The limit must be at least one image, got {limit}.")
     if num_classes is not None and num_classes < 1:

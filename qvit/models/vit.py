@@ -138,13 +138,20 @@ class ViT(nn.Module):
         self.head_dist = linears.get("head_dist")
         self.float()  # whatever torch's default dtype is
 
-    def forward(self, images: Tensor, run: Execution) -> Tensor:
-        """images: normalised float [B, C, H, W]; returns logits fp32 [B, num_classes]."""
-        return self.forward_head(self.forward_features(images, run), run)
+    def forward(self, images: Tensor, run: Execution, kept: Tensor | None = None) -> Tensor:
+        """images: normalised float [B, C, H, W]; returns logits fp32 [B, num_classes].
 
-    def forward_features(self, images: Tensor, run: Execution) -> Tensor:
-        """Tokens after the last block and the final norm: fp32 [B, T, D]."""
+        kept: int64 [B, K], the patches to look at; None for all of them.
+        """
+        return self.forward_head(self.forward_features(images, run, kept), run)
+
+    def forward_features(
+        self, images: Tensor, run: Execution, kept: Tensor | None = None
+    ) -> Tensor:
+        """Tokens after the last block and the final norm: fp32 [B, T, D]; T counts the kept patches only."""
         x = self._with_prefix(run.embed(images, self.patch_embed))
+        if kept is not None:
+            x = _keep(x, kept, self.config.num_prefix_tokens)
         if self.norm_pre is not None:
             x = self.norm_pre(x)
         x = x.to(self.residual_dtype)
@@ -169,6 +176,12 @@ class ViT(nn.Module):
         if self.config.no_embed_class:
             return torch.cat([*prefix, patches + self.pos_embed], dim=1)
         return torch.cat([*prefix, patches], dim=1) + self.pos_embed
+
+
+def _keep(x: Tensor, kept: Tensor, prefix: int) -> Tensor:
+    """Prefix tokens and the patches `kept` (int64 [B, K]) of tokens [B, T, D], in that order."""
+    patches = x[:, prefix:].gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return torch.cat([x[:, :prefix], patches], dim=1)
 
 
 def _classify(x: Tensor, head: Any, run: Execution) -> Tensor:

@@ -1,20 +1,16 @@
-"""Recipes: frozen values that say how a model is quantized. Defaults live here and nowhere else.
-
-A recipe is resolved when it is made: nothing in it means "automatic", so `recipe.yaml` in a checkpoint replays
-to the same bytes. It round-trips through YAML and refuses keys it does not know.
-"""
+"""How a float model becomes integers: the recipe, its parts, its presets, and its YAML."""
 
 import dataclasses
-import difflib
-import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, Self
 
 import yaml
 
 from qvit.errors import InputError, UsageError
+from qvit.recipe.fields import build, check_choice, leaves, nearest
+from qvit.recipe.synthesis import Synthesis
 
 BUDGETS = ("quick", "standard", "full")
 RANGES = ("mse", "minmax")
@@ -29,11 +25,6 @@ def _check_bits(name: str, bits: int) -> None:
             f"{name} = {bits}: qvit stores and computes {MIN_BITS} to {MAX_BITS} bits; "
             "use --w and --a within that range"
         )
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{name} = {value!r}: expected one of {', '.join(choices)}")
 
 
 def _check_size(name: str, value: int) -> None:
@@ -59,7 +50,7 @@ class Weights:
                 f"weights.group = {self.group} at {self.bits} bits: weights of more than {MAX_GROUPED_BITS} bits have"
                 " one scale per output channel; set weights.group=0"
             )
-        _check_choice("weights.range", self.range, RANGES)
+        check_choice("weights.range", self.range, RANGES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +105,10 @@ class Transforms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything that decides the bytes of a quantized model, apart from the float weights."""
+    """Everything that decides the bytes of a quantized model, apart from the float weights.
+
+    `synthesis`: the images that are made first; None for none, and none are needed.
+    """
 
     name: str = "qvit"
     seed: int = 0
@@ -124,12 +118,13 @@ class Recipe:
     attention: Attention = field(default_factory=Attention)
     transforms: Transforms = field(default_factory=Transforms)
     residual: str = "float32"
+    synthesis: Synthesis | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed = {self.seed}: expected a whole number from 0 to 2^63 - 1")
-        _check_choice("budget", self.budget, BUDGETS)
-        _check_choice("residual", self.residual, RESIDUALS)
+        check_choice("budget", self.budget, BUDGETS)
+        check_choice("residual", self.residual, RESIDUALS)
 
     @property
     def scheme(self) -> str:
@@ -141,7 +136,7 @@ class Recipe:
         """A named recipe at the given bit-widths. Raises UsageError for an unknown name or impossible bits."""
         if name not in _PRESETS:
             raise UsageError(
-                f"unknown recipe {name!r}{_nearest(name, _PRESETS)}; "
+                f"unknown recipe {name!r}{nearest(name, _PRESETS)}; "
                 f"known: {', '.join(_PRESETS)}, or the path of a recipe.yaml"
             )
         _check_bits("--w", weight_bits)
@@ -159,7 +154,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Raises UsageError for an unknown key (with the nearest spelling) or a value of the wrong type."""
-        return _build(cls, values, "")
+        return build(cls, values)
 
     @classmethod
     def from_yaml(cls, text: str) -> Self:
@@ -181,13 +176,20 @@ class Recipe:
             key, separator, text = setting.partition("=")
             if not separator:
                 raise UsageError(f"--set {setting!r}: expected key=value, such as weights.group=16")
+            if key.strip() == "synthesis":
+                values["synthesis"] = _synthesis_of(text.strip())
+                continue
             *rooms, leaf = key.strip().split(".")
             place: Any = values
             for room in rooms:
                 place = place.get(room) if isinstance(place, dict) else None
             if not isinstance(place, dict) or leaf not in place or isinstance(place[leaf], dict):
-                known = list(_leaves(values))
-                raise UsageError(f"--set {key}: no such recipe field{_nearest(key, known)}")
+                if rooms == ["synthesis"] and values["synthesis"] is None:
+                    raise UsageError(
+                        f"--set {key}: no images are made; turn that on with --set synthesis=METHOD"
+                    )
+                known = list(leaves(values))
+                raise UsageError(f"--set {key}: no such recipe field{nearest(key, known)}")
             try:
                 place[leaf] = yaml.safe_load(text)
             except yaml.YAMLError as error:
@@ -227,6 +229,13 @@ def preset_names() -> tuple[str, ...]:
     return tuple(_PRESETS)
 
 
+def _synthesis_of(text: str) -> dict[str, Any] | None:
+    """What `--set synthesis=TEXT` means: a method's preset, or none or null for no images."""
+    if text in ("none", "null", "~", ""):
+        return None
+    return dataclasses.asdict(Synthesis.preset(text))
+
+
 def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
     """The default: the best that the project knows at these bit-widths."""
     if weight_bits >= 8 and activation_bits >= 8:
@@ -255,42 +264,3 @@ def _plain(weight_bits: int, activation_bits: int) -> dict[str, Any]:
 
 
 _PRESETS = {"qvit": _qvit, "plain": _plain}
-
-
-def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
-    hints = get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            raise UsageError(f"the recipe has no field {prefix}{key}{_nearest(str(key), hints)}")
-    arguments = {}
-    for key, value in values.items():
-        kind = hints[key]
-        if dataclasses.is_dataclass(kind):
-            if not isinstance(value, Mapping):
-                raise UsageError(f"recipe field {prefix}{key}: expected a mapping, got {value!r}")
-            arguments[key] = _build(kind, value, f"{prefix}{key}.")
-        else:
-            arguments[key] = _typed(kind, value, prefix + key)
-    return cls(**arguments)
-
-
-def _typed(kind: Any, value: Any, name: str) -> Any:
-    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    # bool is a subclass of int: `bits: true` must not mean one bit
-    if type(value) not in kinds:
-        expected = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
-        raise UsageError(f"recipe field {name}: expected {expected}, got {value!r}")
-    return value
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {matches[0]}?" if matches else ""

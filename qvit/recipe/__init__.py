@@ -1,0 +1,41 @@
+"""Recipes: frozen values that say how a model is quantized. Defaults live here and nowhere else.
+
+A recipe is resolved when it is made: nothing in it means "automatic", so `recipe.yaml` in a checkpoint replays
+to the same bytes. It round-trips through YAML and refuses keys it does not know.
+"""
+
+from qvit.recipe.quantization import (
+    BUDGETS,
+    MAX_BITS,
+    MAX_GROUPED_BITS,
+    MIN_BITS,
+    RANGES,
+    RESIDUALS,
+    Activations,
+    Attention,
+    Recipe,
+    Transforms,
+    Weights,
+    load_recipe,
+    preset_names,
+)
+from qvit.recipe.synthesis import METHODS, PRECISIONS, Synthesis
+
+__all__ = [
+    "BUDGETS",
+    "MAX_BITS",
+    "MAX_GROUPED_BITS",
+    "METHODS",
+    "MIN_BITS",
+    "PRECISIONS",
+    "RANGES",
+    "RESIDUALS",
+    "Activations",
+    "Attention",
+    "Recipe",
+    "Synthesis",
+    "Transforms",
+    "Weights",
+    "load_recipe",
+    "preset_names",
+]

@@ -1,0 +1,80 @@
+"""From plain values to the frozen dataclasses of a recipe, refusing what does not fit by name."""
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from qvit.errors import UsageError
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises UsageError where the value is none of the choices."""
+    if value not in choices:
+        raise UsageError(f"{name} = {value!r}: expected one of {', '.join(choices)}")
+
+
+def check_range(name: str, value: float, low: float, high: float | None = None) -> None:
+    """Raises UsageError where a number is not within low..high, both included; None: no upper end."""
+    if low <= value and (high is None or value <= high):  # NaN fails, too
+        return
+    wanted = f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
+    raise UsageError(f"{name} = {value!r}: expected {wanted}")
+
+
+def build(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """A dataclass from nested plain values.
+
+    Raises:
+        UsageError: A key is unknown (with the nearest spelling), or a value has the wrong type.
+    """
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise UsageError(f"the recipe has no field {prefix}{key}{nearest(str(key), hints)}")
+    arguments = {}
+    for key, value in values.items():
+        kind = _dataclass_in(hints[key])
+        if kind is None or (value is None and kind is not hints[key]):
+            arguments[key] = _typed(hints[key], value, prefix + key)
+        elif not isinstance(value, Mapping):
+            raise UsageError(f"recipe field {prefix}{key}: expected a mapping, got {value!r}")
+        else:
+            arguments[key] = build(kind, value, f"{prefix}{key}.")
+    return cls(**arguments)
+
+
+def _dataclass_in(hint: Any) -> Any:
+    """The dataclass that a field holds, also where it may be None; None for a field of plain values."""
+    return next((kind for kind in _kinds(hint) if dataclasses.is_dataclass(kind)), None)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    kinds = _kinds(hint)
+    if float in kinds and type(value) is int:
+        return float(value)
+    # bool is a subclass of int: `bits: true` must not mean one bit
+    if type(value) not in kinds:
+        expected = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
+        raise UsageError(f"recipe field {name}: expected {expected}, got {value!r}")
+    return value
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    """The dotted names of all plain values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence that suggests the nearest known spelling, or nothing."""
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""

@@ -1,0 +1,205 @@
+"""How images are made from weights: one frozen value, with a preset for every method.
+
+Lengths in pixels are for images of 224 pixels a side and shrink with the image. Where a paper states no value, the
+field's comment says what was decided, and why.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from qvit.errors import UsageError
+from qvit.recipe.fields import check_choice, check_range, nearest
+
+METHODS = ("noise", "psaq", "mimiq", "sardfq", "folder", "real")
+OPTIMISED = ("psaq", "mimiq", "sardfq")
+READING = ("folder", "real")
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synthesis:
+    """Everything that decides the pixels, apart from the float weights and the seed.
+
+    Attributes:
+        method: One of METHODS; `folder` and `real` are the same, the user's own images.
+        images: How many.
+        batch: Images optimised together; each batch has its own seed.
+        iterations: Steps of a batch, over all rounds.
+        rounds: Times that the learning rate starts again.
+        precision: Of the network's matrix products; losses and pixels are always float32.
+        lr, lr_final: Adam's rate at the start and at the end of a round, cosine between.
+        warmup: Share of a round in which the rate rises linearly.
+        beta1, beta2, weight_decay: AdamW's; with a decay of 0 it is Adam.
+        attention: Weight of the method's own term: entropy, similarity of heads, or prior maps.
+        classes: Weight of the class prior.
+        class_floor: Cross-entropy in nats below which an image is not pushed further into its class.
+        smoothness: Weight of total variation.
+        smoothness_low, smoothness_high: Its target is drawn between them, for 32 images of 224 x 224, and shrinks
+            with the root of the number of pixels; both 0: as small as possible.
+        shift, flip: Largest roll in pixels, doubled in the second half; probability of a mirror image.
+        shift_diagonal: One offset for both axes.
+        colour_shift: Standard deviation of a random offset per image and channel, falling to 0.
+        colour_jitter: Range of random contrast and brightness per image and channel.
+        sparse: Share of the remaining patches dropped at a time, those the model attends to least; 0: none.
+        sparse_times, sparse_start: How often, and the share of the iterations before the first time.
+        bandwidth, points: Of the kernel density (psaq).
+        regions: At most so many regions with a class of their own in an image (sardfq).
+        mixtures: Gaussians in a prior attention map (sardfq).
+        soft_low, soft_high: Range of the wanted classes' logits (sardfq).
+        retries: New seeds for a batch whose loss is not finite, before giving up.
+        data, class_map: The user's images and the order of their classes (folder); "" for none.
+    """
+
+    method: str = "noise"
+    images: int = 32
+    batch: int = 32
+    iterations: int = 0
+    rounds: int = 1
+    precision: str = "float32"
+    lr: float = 0.1
+    lr_final: float = 0.0
+    warmup: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    attention: float = 0.0
+    classes: float = 0.0
+    class_floor: float = 0.0
+    smoothness: float = 0.0
+    smoothness_low: float = 0.0
+    smoothness_high: float = 0.0
+    shift: int = 0
+    shift_diagonal: bool = False
+    flip: float = 0.0
+    colour_shift: float = 0.0
+    colour_jitter: float = 0.0
+    sparse: float = 0.0
+    sparse_times: int = 4
+    sparse_start: float = 0.0125
+    bandwidth: float = 0.01
+    points: int = 10
+    regions: int = 0
+    mixtures: int = 5
+    soft_low: float = 5.0
+    soft_high: float = 10.0
+    retries: int = 5
+    data: str = ""
+    class_map: str = ""
+
+    def __post_init__(self) -> None:
+        check_choice("synthesis.method", self.method, METHODS)
+        check_choice("synthesis.precision", self.precision, PRECISIONS)
+        for name, low, high in _RANGES:
+            check_range(f"synthesis.{name}", getattr(self, name), low, high)
+        if (self.iterations > 0) != self.optimised:
+            need = "at least 1" if self.optimised else "0, for nothing is optimised"
+            raise UsageError(
+                f"synthesis.iterations = {self.iterations}: {self.method} needs {need}"
+            )
+        if self.sparse and not self.optimised:
+            raise UsageError(
+                f"synthesis.sparse = {self.sparse}: {self.method} optimises nothing that could drop patches; "
+                f"use it with {', '.join(OPTIMISED)}"
+            )
+        if self.rounds > max(1, self.iterations):
+            raise UsageError(
+                f"synthesis.rounds = {self.rounds} of {self.iterations} iterations: lower it"
+            )
+        for low, high in (("smoothness_low", "smoothness_high"), ("soft_low", "soft_high")):
+            if getattr(self, low) > getattr(self, high):
+                raise UsageError(f"synthesis.{low} is above synthesis.{high}; exchange them")
+        if self.data and self.data_free:
+            raise UsageError(
+                f"synthesis.data = {self.data!r}: {self.method} reads no images; "
+                f"use it with {' or '.join(READING)}"
+            )
+
+    @property
+    def optimised(self) -> bool:
+        """Whether pixels are optimised; noise and the user's images are not."""
+        return self.method in OPTIMISED
+
+    @property
+    def data_free(self) -> bool:
+        """Whether no image is read."""
+        return self.method not in READING
+
+    @classmethod
+    def preset(cls, method: str, **changes: Any) -> Self:
+        """A method with its published constants, some of them replaced.
+
+        Raises:
+            UsageError: The method or a field is unknown, or a value impossible.
+        """
+        if method not in _PRESETS:
+            raise UsageError(
+                f"unknown method {method!r}{nearest(method, METHODS)}; known: {', '.join(METHODS)}"
+            )
+        unknown = next((name for name in changes if name not in cls.__dataclass_fields__), None)
+        if unknown is not None:
+            known = nearest(unknown, cls.__dataclass_fields__)
+            raise UsageError(f"synthesis has no field {unknown}{known}")
+        return cls(**{"method": method, **_PRESETS[method], **changes})
+
+
+# Inclusive bounds of every number; None: no upper end.
+_RANGES: tuple[tuple[str, float, float | None], ...] = (
+    ("images", 1, None),
+    ("batch", 1, None),
+    ("iterations", 0, None),
+    ("rounds", 1, None),
+    ("lr", 1e-8, 1e3),
+    ("lr_final", 0, 1e3),
+    ("warmup", 0, 1),
+    ("beta1", 0, 0.9999),
+    ("beta2", 0, 0.99999),
+    ("weight_decay", 0, 1),
+    ("attention", 0, 1e9),
+    ("classes", 0, 1e9),
+    ("class_floor", 0, 1e3),
+    ("smoothness", 0, 1e9),
+    ("smoothness_low", 0, 1e9),
+    ("smoothness_high", 0, 1e9),
+    ("shift", 0, 112),
+    ("flip", 0, 1),
+    ("colour_shift", 0, 10),
+    ("colour_jitter", 0, 5),
+    ("sparse", 0, 0.9),
+    ("sparse_times", 1, 100),
+    ("sparse_start", 0, 1),
+    ("bandwidth", 1e-4, 10),
+    ("points", 2, 1000),
+    ("regions", 0, 4),
+    ("mixtures", 1, 100),
+    ("soft_low", 0, 100),
+    ("soft_high", 0, 100),
+    ("retries", 0, 100),
+)
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "noise": {},
+    # Li et al., ECCV 2022: two rounds of 500, warm-up 100 each, TV drawn towards 2500..3000.
+    "psaq": {
+        "iterations": 1000, "rounds": 2, "lr": 0.2, "warmup": 0.2, "beta1": 0.5, "beta2": 0.9,
+        "attention": 1.0, "classes": 1.0, "smoothness": 0.05, "smoothness_low": 2500.0,
+        "smoothness_high": 3000.0, "shift": 15, "shift_diagonal": True, "flip": 0.5,
+    },
+    # Choi et al., AAAI 2025, section on synthesis. The published weight of the similarity term is 1; but at the
+    # start its gradient has 2 to 4 % of the length of the class term's, and Adam goes where the sum points. ViT-Tiny,
+    # mean of 1 - SSIM^2 (noise 0.492, real images 0.437), 4 images: after 150 steps 0.490 with a weight of 1, 0.480
+    # with 10, 0.457 with 30; after 800 steps 0.449 with 10. Without colour jitter the class is reached in 100 steps,
+    # not 700, and what is gained is alike: 0.489, 0.467, 0.420. A floor of 1 nat under the class term gains 0.003.
+    "mimiq": {
+        "images": 1024, "batch": 16, "iterations": 2000, "lr": 0.1, "lr_final": 1e-3, "weight_decay": 1e-6,
+        "attention": 10.0, "classes": 1.0, "smoothness": 2.5e-5, "shift": 8, "colour_shift": 0.5,
+        "colour_jitter": 1.0,
+    },
+    # Zhong et al., ICCV 2025. The paper searches the weight of the prior maps from 1 to 1e5 a model, for maps that
+    # sum to 1; ours are in units of the uniform map, so that 1 stands for 4e4 of theirs at 196 patches.
+    "sardfq": {
+        "iterations": 1000, "lr": 0.2, "beta1": 0.5, "beta2": 0.9, "attention": 1.0, "classes": 1.0,
+        "smoothness": 0.05, "shift": 15, "flip": 0.5, "regions": 4,
+    },
+    "folder": {},
+    "real": {},
+}  # fmt: skip

@@ -1,0 +1,16 @@
+"""Images made from weights alone: every method of the field in one optimisation loop, fast and resumable."""
+
+from qvit.synthesis.measures import measure
+from qvit.synthesis.prediction import Estimate, estimate, fastest_precision
+from qvit.synthesis.run import synthesize
+from qvit.synthesis.shards import Images, open_images
+
+__all__ = [
+    "Estimate",
+    "Images",
+    "estimate",
+    "fastest_precision",
+    "measure",
+    "open_images",
+    "synthesize",
+]

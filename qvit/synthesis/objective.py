@@ -1,0 +1,74 @@
+"""What a method is to the loop: how the network sees the images, and the terms that are made small.
+
+A method that needs the student beside the teacher (PSAQ-ViT V2, MaskAQ) fits here once there is one: its objective
+is given the student when it is prepared, and runs it on the views in `terms`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Generator, Tensor
+
+from qvit.models.config import ViTConfig
+from qvit.recipe import Synthesis
+from qvit.synthesis.augmentation import Placement, draw_placement
+from qvit.synthesis.recording import BlockRecord
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Images as the network sees them.
+
+    Attributes:
+        images: fp32 [V, C, H, W], differentiable with respect to the pixels.
+        placement: Where the pixels went; None where patches of the view are no patches of the images, and none of
+            them is dropped.
+    """
+
+    images: Tensor
+    placement: Placement | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the network made of a view: logits [V, classes] and a record of every block, in order."""
+
+    view: View
+    logits: Tensor
+    records: Sequence[BlockRecord]
+    kept: Tensor | None  # int64 [V, K]: which of the view's patches it saw; None for all
+
+
+class Objective(Protocol):
+    """One batch's aim, with everything random about it drawn from the batch's own generator."""
+
+    @property
+    def labels(self) -> Tensor:
+        """What is stored with the images: int64 [B], or probabilities fp32 [B, classes]."""
+        ...
+
+    def views(self, pixels: Tensor, progress: float) -> list[View]:
+        """What the network is shown at a step; progress from 0 to 1, `pixels` [B, C, H, W]."""
+        ...
+
+    def terms(self, pixels: Tensor, outcomes: Sequence[Outcome]) -> dict[str, Tensor]:
+        """Scalars named as their weights in Synthesis: attention, classes, smoothness; those with weight 0 left out."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a method needs to know of the batch it prepares: shapes on the one hand, settings on the other."""
+
+    count: int
+    config: ViTConfig
+    settings: Synthesis
+    generator: Generator
+
+    def draw_placement(self, progress: float) -> Placement:
+        """A roll and a mirror image as the settings have them; the roll doubles in the second half."""
+        s = self.settings
+        shift = s.shift * (2 if progress >= 0.5 else 1)
+        size = self.config.image_size
+        return draw_placement(size, shift, s.shift_diagonal, s.flip, self.generator)

@@ -1,0 +1,187 @@
+"""What a run will take, before it is started: memory, time and disk, from shapes and one short measurement."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qvit import zoo
+from qvit.errors import UsageError
+from qvit.machine import describe_cpu, memory_bytes
+from qvit.models.config import ViTConfig
+from qvit.models.timm_import import read_config
+from qvit.recipe import Synthesis
+from qvit.zoo import Source
+
+_BFLOAT16_FEATURES = {"amx_bf16", "avx512_bf16", "bf16"}  # x86 and Arm
+_BASE_BYTES = 0.45e9  # Python, torch and timm, before any model
+_PIXEL_COPIES = (
+    16  # pixels, gradient, two moments, the view, and the differences of total variation
+)
+_OVERHEAD = 1.15  # of the allocator
+# Parts of a matmul's rate that forward and backward of a block reach; on ViT-Tiny, one AVX512 core, 8 images, PSAQ-ViT's
+# step took 0.70 s of processor time in float32 and 0.46 s in bfloat16, MimiQ's 0.76 and 0.51, SARDFQ's 1.47 and 0.81.
+_NATIVE = {"avx512_bf16", "amx_bf16", "bf16"}  # what processors call it, the last one of ARM
+_EFFICIENCY = {"float32": 0.55, "bfloat16": 0.30}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Of one process.
+
+    Attributes:
+        memory_bytes: Peak of resident memory.
+        iteration_seconds: One step of one batch.
+        seconds: All batches of this share.
+        disk_bytes: All shards.
+        batches: In the whole run.
+    """
+
+    memory_bytes: int
+    iteration_seconds: float
+    seconds: float
+    disk_bytes: int
+    batches: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        """For JSON, rounded to what an estimate is worth."""
+        return {
+            "batches": self.batches,
+            "estimated_memory_bytes": self.memory_bytes,
+            "estimated_iteration_seconds": float(f"{self.iteration_seconds:.2g}"),
+            "estimated_seconds": float(f"{self.seconds:.2g}"),
+            "estimated_disk_bytes": self.disk_bytes,
+        }
+
+
+def estimate(source: Source, settings: Synthesis, *, shares: int = 1) -> dict[str, Any]:
+    """What --dry-run prints, without weights: model, counts, and what `predict` says.
+
+    Raises:
+        UsageError: The model is no plain ViT, or the batch does not fit into memory.
+    """
+    with torch.device("meta"):
+        config = read_config(zoo.build(source), source.pretrained_cfg)
+    found = predict(config, settings, shares=shares)
+    check_memory(found, settings)
+    return {
+        "model": source.timm_name,
+        "method": settings.method,
+        "images": settings.images,
+        "batch": settings.batch,
+        "iterations": settings.iterations,
+        "reads_images": not settings.data_free,
+        **found.to_dict(),
+    }
+
+
+def predict(config: ViTConfig, settings: Synthesis, *, shares: int = 1) -> Estimate:
+    """Predict one process's needs: on ViT-Tiny, 0.5 to 1.7 times the time of a step, and memory within a third.
+
+    Args:
+        config: The shape of the teacher.
+        settings: What to make.
+        shares: Processes that divide the batches.
+    """
+    batches = math.ceil(settings.images / settings.batch)
+    count = min(settings.batch, settings.images)
+    views = count * (1 + settings.regions / 2)  # regions of an image: 0 to so many
+    mine = math.ceil(batches / shares)
+    step = _iteration_seconds(config, settings, views) if settings.optimised else 0.0
+    looks = 4 * _forward_operations(config, count) / _rate()  # the measures of every batch
+    disk = settings.images * config.in_chans * math.prod(config.image_size) * 2
+    return Estimate(
+        memory_bytes=round(_memory(config, settings, views)),
+        iteration_seconds=step,
+        seconds=mine * (settings.iterations * step + looks),
+        disk_bytes=disk + 10_000 * batches,
+        batches=batches,
+    )
+
+
+def check_memory(found: Estimate, settings: Synthesis) -> None:
+    """Refuse a batch that this machine cannot hold. Raises UsageError with a batch that it can."""
+    total = memory_bytes()
+    if total is None or found.memory_bytes <= total:
+        return
+    fitting = int(settings.batch * (total - _BASE_BYTES) / found.memory_bytes * 0.9)
+    advice = f"try --batch {fitting}" if fitting >= 1 else "use a machine with more memory"
+    raise UsageError(
+        f"a batch of {settings.batch} images needs about {found.memory_bytes / 1e9:.1f} GB of memory, and this machine "
+        f"has {total / 1e9:.1f} GB; {advice}"
+    )
+
+
+def _memory(config: ViTConfig, settings: Synthesis, views: float) -> float:
+    """What a step keeps for its backward pass. Frozen weights keep no inputs of Linears: each block has the inputs of
+    two norms and of GELU, and Q, K, V and the output of attention; the inter-head term has three maps as large as
+    attention's.
+    """
+    tokens = config.num_patches + config.num_prefix_tokens
+    inner = config.num_heads * config.head_dim
+    narrow = 2 if settings.precision == "bfloat16" else 4
+    block = tokens * (2 * config.embed_dim * 4 + (4 * inner + 2 * config.hidden_dim) * narrow)
+    if settings.method == "mimiq" and settings.attention:
+        block += 3 * config.num_heads * config.num_patches**2 * 4
+    if settings.method == "sardfq":
+        block += 3 * config.num_heads * tokens * 4
+    pixels = config.in_chans * math.prod(config.image_size) * 4
+    depth = config.depth if settings.optimised else 1
+    return _BASE_BYTES + _OVERHEAD * (views * (depth * block + _PIXEL_COPIES * pixels))
+
+
+def _iteration_seconds(config: ViTConfig, settings: Synthesis, views: float) -> float:
+    """Forward, and a backward pass that is as long, because only pixels have gradients; and the method's own term."""
+    rate = _rate()
+    gain = 1.0 if settings.precision == "float32" else _bfloat16_gain()
+    efficiency = _EFFICIENCY[settings.precision]
+    network = 2.2 * _forward_operations(config, views) / (rate * efficiency * gain)
+    pairs = views * config.depth * config.num_patches**2
+    if (
+        settings.method == "mimiq"
+    ):  # scores, their rows' extremes and the products of heads, there and back
+        own = pairs * config.num_heads * (6 * config.head_dim + 60) / (rate * 0.5)
+    else:
+        own = pairs * 6 * config.head_dim / (rate * 0.2)
+    return network + own
+
+
+def _forward_operations(config: ViTConfig, views: float) -> float:
+    tokens = config.num_patches + config.num_prefix_tokens
+    linears = sum(rows * columns for rows, columns in config.linears().values())
+    attention = 2 * config.depth * tokens * config.num_heads * config.head_dim
+    return 2 * views * tokens * (linears + attention)
+
+
+def _rate() -> float:
+    """Operations a second of a float32 matmul, measured in 50 ms."""
+    return _measured_rate(torch.float32)
+
+
+def _bfloat16_gain() -> float:
+    """How much faster a bfloat16 matmul is than a float32 one, here."""
+    return _measured_rate(torch.bfloat16) / _measured_rate(torch.float32)
+
+
+def _measured_rate(dtype: torch.dtype) -> float:
+    side = 768
+    a = torch.ones(side, side, dtype=dtype)
+    best = math.inf
+    for _ in range(4):
+        start = time.perf_counter()
+        torch.mm(a, a)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def fastest_precision(device: str) -> str:
+    """ "bfloat16" where the processor multiplies it natively, else "float32".
+
+    By what the processor says, not by a measurement: a run that is continued must find the same answer. Elsewhere
+    bfloat16 is emulated and slower than float32.
+    """
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if _NATIVE & set(describe_cpu()["features"]) else "float32"

@@ -1,0 +1,151 @@
+"""While images are made from weights alone, no image can be read: the process itself refuses.
+
+An audit hook sees every file that Python opens, whatever library asks for it, and every child process that could open
+one in its stead. Native readers that Python does not see (torchvision.io, torch.from_file) are closed in torch's own
+dispatcher. Beyond its reach is native code that opens files by itself and was imported before: the guard makes an
+accident or a shortcut impossible, it is no sandbox against compiled malice.
+"""
+
+import os
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qvit.errors import QvitError
+
+_CODE = (".py", ".pyc", ".so", ".pyd", ".dylib", ".dll", ".pth", ".egg-link")
+# What reading files of the system is about: processors, time zones, terminals, random numbers.
+_SYSTEM = (
+    "/proc/",
+    "/sys/",
+    "/dev/null",
+    "/dev/urandom",
+    "/dev/random",
+    "/dev/tty",
+    "/dev/pts/",
+    "/etc/",
+)
+_TEXTS = "/usr/share/zoneinfo/", "/usr/share/terminfo/", "/usr/share/locale/", "/usr/lib/locale/"
+_CHILDREN = {
+    "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty",
+    "pty.spawn", "os.startfile",
+}  # fmt: skip
+_ELSEWHERE = {"socket.connect", "socket.sendto", "urllib.Request", "sqlite3.connect"}
+_NATIVE_NAMES = re.compile(r"^_*(f?open(at)?2?(64)?|mmap(64)?|syscall|system|popen|exec[lv]p?e?)$")
+# An int such as torchvision's reader takes no tensor: BackendSelect is where torch finds a kernel for it.
+_NATIVE_READERS = (("image", "read_file", "BackendSelect"), ("aten", "from_file", "CPU"))
+
+_allowed: list[tuple[str, ...]] = []  # one entry for each guard that is in force
+_installed = False
+
+
+class PrivacyError(QvitError):
+    """Something tried to read data while images were made from weights alone."""
+
+
+@contextmanager
+def no_images_read(*folders: Path) -> Iterator[None]:
+    """Refuse to open anything but code, system files and these folders, in the whole process, during the block.
+
+    Every thread is held to it: a program that reads images in another thread has to wait. Raises PrivacyError at
+    the place that tried.
+
+    Args:
+        folders: The run's own, which may be read and written.
+    """
+    import torchvision  # noqa: F401 - brings its native reader, which could otherwise arrive during the block
+
+    global _installed
+    if not _installed:
+        sys.addaudithook(
+            _audit
+        )  # for good: Python has no way to take one away, and it rests outside the block
+        _installed = True
+    closed = [_close(*reader) for reader in _NATIVE_READERS]
+    storage_reader = torch.UntypedStorage.from_file
+    torch.UntypedStorage.from_file = staticmethod(_refuse_native)  # pyright: ignore[reportAttributeAccessIssue]
+    entry = tuple(os.path.realpath(folder) + os.sep for folder in folders)
+    _allowed.append(entry)
+    try:
+        yield
+    finally:
+        _allowed.remove(entry)
+        torch.UntypedStorage.from_file = storage_reader
+        for library in closed:
+            if library is not None:
+                library._destroy()
+
+
+def _close(namespace: str, name: str, key: str) -> torch.library.Library | None:
+    """Put a refusal in the place of a native reader; None where torch has no such operation."""
+    if not hasattr(getattr(torch.ops, namespace), name):
+        return None
+    library = torch.library.Library(namespace, "IMPL")  # taken back when the block ends
+    library.impl(name, _refuse_native, key)
+    return library
+
+
+def _refuse_native(*_: Any, **__: Any) -> Any:
+    raise _refusal("a file, in native code")
+
+
+def _refusal(what: str) -> PrivacyError:
+    return PrivacyError(
+        f"refused: {what}. Images are being made from weights alone, and until they are finished this process "
+        "reads no data; read it before or afterwards"
+    )
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _allowed:
+        return
+    if event == "open":
+        path, mode, flags = arguments
+        if not _only_writes(mode, flags) and not _may_read(path):
+            raise _refusal(f"opening {path!r}")
+    elif event == "mmap.__new__":
+        if arguments[0] >= 0 and not _may_read(arguments[0]):
+            raise _refusal("mapping a file into memory")
+    elif event in _CHILDREN:
+        raise _refusal(f"starting another process ({event})")
+    elif event in _ELSEWHERE:
+        raise _refusal(f"reaching for data elsewhere ({event})")
+    elif event == "ctypes.dlsym" and _NATIVE_NAMES.match(str(arguments[1])):
+        raise _refusal(f"calling {arguments[1]} of a native library")
+    elif event == "qvit.open_images":
+        raise _refusal(f"the images {arguments[0]!r}")
+
+
+def _only_writes(mode: Any, flags: Any) -> bool:
+    if isinstance(flags, int):
+        new = flags & os.O_TRUNC or flags & (os.O_CREAT | os.O_EXCL) == os.O_CREAT | os.O_EXCL
+        access = flags & (os.O_RDWR | os.O_WRONLY)
+        return access == os.O_WRONLY or (access == os.O_RDWR and bool(new))
+    return isinstance(mode, str) and "+" not in mode and "r" not in mode
+
+
+def _may_read(path: Any) -> bool:
+    """Whether a path or an open descriptor is code, the system's, or of the run itself."""
+    if isinstance(path, int):
+        try:
+            path = os.readlink(f"/proc/self/fd/{path}")
+        except OSError:
+            return False
+        if not path.startswith("/"):  # a pipe or a socket
+            return True
+    real = os.path.realpath(os.fsdecode(path))
+    if real.startswith(_SYSTEM + _TEXTS) or any(real.startswith(entry) for entry in _allowed):
+        return True
+    return real.endswith(_CODE) and real.startswith(_code_folders())
+
+
+def _code_folders() -> tuple[str, ...]:
+    """Where Python finds modules; files with the endings of code are read there, and only those."""
+    roots = [*sys.path, sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()]
+    return tuple(os.path.realpath(root or os.curdir) for root in dict.fromkeys(roots))

@@ -1,0 +1,280 @@
+"""synthesize(): from a float model and settings to a folder of images, batch by batch, on as many machines as help."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from qvit.errors import QvitError, UsageError
+from qvit.recipe import Synthesis
+from qvit.synthesis.distribution import Place, joined
+from qvit.synthesis.loop import NotFiniteError, optimise
+from qvit.synthesis.measures import measure, summarise
+from qvit.synthesis.mimiq import HeadSimilarity
+from qvit.synthesis.noise import draw_noise
+from qvit.synthesis.objective import Batch, Objective
+from qvit.synthesis.prediction import check_memory, predict
+from qvit.synthesis.priors import draw_labels
+from qvit.synthesis.privacy import no_images_read
+from qvit.synthesis.psaq import PatchSimilarity
+from qvit.synthesis.sardfq import SemanticRegions
+from qvit.synthesis.seeds import generator_for
+from qvit.synthesis.shards import RunFolder
+from qvit.synthesis.teacher import Teacher, describe, load_teacher
+from qvit.zoo import Source
+
+logger = logging.getLogger("qvit")
+
+_STAGE = "synthesis"
+_SAMPLES = 100  # lines of losses in a batch's log
+_LOOKS = 10  # measurements on the way; each takes about as long as an iteration
+_OBJECTIVES: Mapping[str, Callable[[Batch, torch.device], Objective]] = {
+    "psaq": PatchSimilarity,
+    "mimiq": HeadSimilarity,
+    "sardfq": SemanticRegions,
+}
+
+
+def synthesize(
+    source: Source,
+    settings: Synthesis,
+    out: Path,
+    *,
+    seed: int,
+    resume: str = "auto",
+    shard: tuple[int, int] | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Make images from a float model's weights alone, or prepare the user's own, and write them as a folder.
+
+    A batch is a unit of work with its own seed: its bytes are the same for any number of processes, in any order,
+    and after any interruption, at a given number of threads. An interrupted run is continued by the same call.
+
+    Args:
+        source: The float model, a plain ViT.
+        settings: Method, counts and constants.
+        out: The folder; what it holds of the same run is kept, and another run's is refused.
+        seed: Of everything random.
+        resume: "auto", or "never" to refuse a folder that has anything in it.
+        shard: (i, N): make the i-th of N shares, from 0, without torchrun.
+        device: "cpu" or "cuda".
+        progress: Show bars on stderr, if that is a terminal.
+
+    Returns:
+        What --json prints: counts, seconds, the measures of the batches that were made, and whether the folder is
+        `complete`.
+
+    Raises:
+        UsageError: The model is no plain ViT or has no classes, the batch does not fit into memory, the folder is
+            another run's, or the share impossible.
+        InputError: Weights, the user's images or a shard do not fit or cannot be read.
+        QvitError: A batch has no finite loss under any of its seeds.
+    """
+    if resume not in ("auto", "never"):
+        raise UsageError(f"--resume {resume}: expected auto or never")
+    with joined(device, shard) as place:
+        teacher = load_teacher(source, settings, seed, place.device)
+        check_memory(predict(teacher.vit.config, settings, shares=place.count), settings)
+        folder = RunFolder(
+            out.resolve(), describe(source, teacher, settings, seed), teacher.batches
+        )
+        folder.open(resume)
+        mine = place.mine(range(teacher.batches))
+        missing = folder.missing(mine)
+        start = time.perf_counter()
+        # The guard is after all that may read: weights, the user's images, what lies in the folder.
+        with _guard(settings, folder.path):
+            made = _make(teacher, settings, seed, folder, missing, place, progress)
+        complete = folder.finish()
+    # Outside, all processes have finished their shares: the last shard may have come after the look above.
+    complete = complete or folder.finish()
+    seconds = time.perf_counter() - start
+    return {
+        "path": str(folder.path),
+        "model": source.timm_name,
+        "method": settings.method,
+        "images": settings.images,
+        "batches": teacher.batches,
+        "made": len(made),
+        "found": len(mine) - len(missing),
+        "retried": sum(m.attempt for m in made),
+        "complete": complete,
+        "images_read": 0 if settings.data_free else settings.images,
+        "seconds": round(seconds, 2),
+        "seconds_per_image": round(seconds / max(1, sum(m.images for m in made)), 3),
+        "measures": _average(made),
+        "fingerprint": folder.described["fingerprint"],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One finished batch: its number of images, the attempt that succeeded, and its measures."""
+
+    images: int
+    attempt: int
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+
+def _guard(settings: Synthesis, folder: Path) -> AbstractContextManager[None]:
+    return no_images_read(folder) if settings.data_free else nullcontext()
+
+
+def _make(
+    teacher: Teacher,
+    settings: Synthesis,
+    seed: int,
+    folder: RunFolder,
+    missing: list[int],
+    place: Place,
+    progress: bool,
+) -> list[Made]:
+    steps = max(1, settings.iterations)
+    silent = None if progress and place.rank == 0 else True
+    made = []
+    with tqdm(total=len(missing) * steps, unit="step", disable=silent, leave=False) as bar:
+        for batch in missing:
+            bar.set_description(f"batch {batch + 1}/{folder.batches}")
+            start = bar.n
+            made.append(_make_batch(teacher, settings, seed, folder, batch, bar))
+            bar.update(start + steps - bar.n)
+    return made
+
+
+def _make_batch(
+    teacher: Teacher, settings: Synthesis, seed: int, folder: RunFolder, batch: int, bar: tqdm
+) -> Made:
+    """One batch under one seed after another, until its loss is finite."""
+    lines: list[dict[str, Any]] = []
+    for attempt in range(settings.retries + 1):
+        try:
+            work = _Work(teacher, settings, seed, batch, attempt, lines, bar)
+            return work.finish(folder)
+        except NotFiniteError as error:
+            lines.append(
+                {
+                    "batch": batch,
+                    "event": "retried",
+                    "attempt": attempt,
+                    "iteration": error.iteration,
+                }
+            )
+            logger.warning("batch %d: %s; trying another seed", batch, error)
+    raise QvitError(
+        f"batch {batch} has no finite loss under any of {settings.retries + 1} seeds; lower the learning rate with "
+        "--set synthesis.lr=..., or use --set synthesis.precision=float32"
+    )
+
+
+class _Work:
+    """One attempt at one batch."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        settings: Synthesis,
+        seed: int,
+        batch: int,
+        attempt: int,
+        lines: list[dict[str, Any]],
+        bar: tqdm,
+    ) -> None:
+        self.teacher, self.settings, self.number, self.attempt = teacher, settings, batch, attempt
+        self.lines, self.bar = lines, bar
+        first = batch * settings.batch
+        self.positions = range(first, min(first + settings.batch, settings.images))
+        self.started = time.perf_counter()
+        generator = generator_for(seed, _STAGE, batch, attempt)
+        self.batch = Batch(len(self.positions), teacher.vit.config, settings, generator)
+
+    def finish(self, folder: RunFolder) -> Made:
+        vit, device = self.teacher.vit, next(self.teacher.vit.parameters()).device
+        start, labels, objective = self._begin(device)
+        before = summarise(measure(vit, start))
+        images = start if objective is None else self._optimise(objective, start)
+        images = images.to(torch.float16).float()  # what is stored is what is measured
+        found = measure(vit, images)
+        after = summarise(found)
+        self.lines.append(
+            {
+                "batch": self.number,
+                "event": "finished",
+                "attempt": self.attempt,
+                "images": len(images),
+                "seconds": round(time.perf_counter() - self.started, 3),
+                "before": before,
+                "after": after,
+                "head_distances": _rounded(found["head_distances"]),
+                "patch_entropies": _rounded(found["patch_entropies"]),
+            }
+        )
+        folder.write(self.number, images, labels, self.attempt, self.lines)
+        return Made(len(images), self.attempt, before, after)
+
+    def _begin(self, device: torch.device) -> tuple[Tensor, Tensor, Objective | None]:
+        if self.teacher.given is not None:
+            images, labels = self.teacher.given.read(self.positions)
+            return images.to(device), labels, None
+        start = draw_noise(self.batch).to(device)
+        if not self.settings.optimised:
+            return start, draw_labels(self.batch), None
+        objective = _OBJECTIVES[self.settings.method](self.batch, device)
+        return start, objective.labels, objective
+
+    def _optimise(self, objective: Objective, start: Tensor) -> Tensor:
+        def sample(iteration: int, losses: Mapping[str, float]) -> None:
+            seconds = round(time.perf_counter() - self.started, 3)
+            terms = {name: float(f"{value:.6g}") for name, value in losses.items()}
+            self.lines.append(
+                {"batch": self.number, "iteration": iteration, "seconds": seconds, **terms}
+            )
+
+        def step_done(done: int, pixels: Tensor, losses: Mapping[str, float]) -> None:
+            self.bar.set_postfix(
+                {name: f"{value:.3g}" for name, value in losses.items()}, refresh=False
+            )
+            self.bar.update()
+            if done % looks == 0 and done < self.settings.iterations:
+                found = summarise(measure(self.teacher.vit, pixels))
+                self.lines.append(
+                    {"batch": self.number, "event": "measured", "iteration": done, **found}
+                )
+
+        looks = max(1, self.settings.iterations // _LOOKS)
+        every = max(1, self.settings.iterations // _SAMPLES)
+        return optimise(
+            self.teacher.vit,
+            objective,
+            start,
+            self.settings,
+            every=every,
+            sample=sample,
+            step_done=step_done,
+        )
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return [round(value, 5) for value in values]
+
+
+def _average(made: list[Made]) -> dict[str, dict[str, float]] | None:
+    """Measures before and after, weighted by images; None where nothing was made."""
+    total = sum(m.images for m in made)
+    if not total:
+        return None
+    return {
+        when: {
+            name: round(sum(m.images * getattr(m, when)[name] for m in made) / total, 4)
+            for name in made[0].after
+        }
+        for when in ("before", "after")
+    }

@@ -1,0 +1,134 @@
+"""What a run starts from: the float model, the hash of its weights, the user's images; and what its manifest says."""
+
+import hashlib
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qvit import __version__, zoo
+from qvit.errors import UsageError
+from qvit.models.timm_import import read_model
+from qvit.models.vit import ViT
+from qvit.recipe import Synthesis
+from qvit.synthesis.folder import UserImages
+from qvit.synthesis.shards import FORMAT, FORMAT_VERSION, fingerprint
+from qvit.zoo import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """What the images are made from.
+
+    Attributes:
+        vit: The float model, in eval mode.
+        weights_sha256: Of its file; None for random weights.
+        given: The user's images, where they are the method.
+        batches: How many there will be.
+    """
+
+    vit: ViT
+    weights_sha256: str | None
+    given: UserImages | None
+    batches: int
+
+
+def load_teacher(source: Source, settings: Synthesis, seed: int, device: str) -> Teacher:
+    """Everything that a run reads, read.
+
+    Raises:
+        UsageError: The model is no plain ViT, or has no classes and the method needs them.
+        InputError: Weights or images are absent, too few, or do not fit.
+    """
+    path = zoo.fetch(source)
+    vit = read_model(zoo.load(source, seed=seed), source.pretrained_cfg).to(device)
+    if not vit.config.num_classes and settings.classes:
+        raise UsageError(
+            f"{source.name} has no classes, which {settings.method} leads its images to; leave them out with "
+            "--set synthesis.classes=0, or take weights with a classifier"
+        )
+    if not vit.config.num_classes and settings.method == "sardfq":
+        raise UsageError(
+            f"{source.name} has no classes, and sardfq is about them; use another method"
+        )
+    given = None
+    if not settings.data_free:
+        given = UserImages(settings, source.pretrained_cfg, vit.config.num_classes)
+    return Teacher(
+        vit, None if path is None else _hash(path), given, -(-settings.images // settings.batch)
+    )
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe(source: Source, teacher: Teacher, settings: Synthesis, seed: int) -> dict[str, Any]:
+    """The manifest of a run, apart from its shards: `run` is everything that decides the bytes."""
+    config = teacher.vit.config
+    kind = next(teacher.vit.parameters()).device.type
+    run = {
+        "format_version": FORMAT_VERSION,
+        "model": source.timm_name,
+        "weights_sha256": teacher.weights_sha256,
+        "settings": asdict(settings),
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+        "device": kind if kind == "cpu" else torch.cuda.get_device_name(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "qvit": __version__,
+        "torch": torch.__version__,
+        "data": None if teacher.given is None else teacher.given.fingerprint,
+    }
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "fingerprint": fingerprint(run),
+        "run": run,
+        "model": {
+            "name": source.name,
+            "timm_name": source.timm_name,
+            "pretrained": source.pretrained,
+            "weights_sha256": teacher.weights_sha256,
+            "mean": list(config.mean),
+            "std": list(config.std),
+            "num_classes": config.num_classes,
+        },
+        "method": settings.method,
+        "settings": asdict(settings),
+        "seed": seed,
+        "threads": run["threads"],
+        "versions": {
+            "qvit": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "counts": {"images": settings.images, "batch": settings.batch, "batches": teacher.batches},
+        "shape": [config.in_chans, *config.image_size],
+        "privacy": _privacy(settings, teacher),
+    }
+
+
+def _privacy(settings: Synthesis, teacher: Teacher) -> dict[str, Any]:
+    if not settings.data_free:
+        return {
+            "data_free": False,
+            "images_read": settings.images,
+            "inputs": ["the weights", f"images of the user: {settings.data}"],
+            "statement": "These are the user's own images, preprocessed for the model.",
+        }
+    return {
+        "data_free": True,
+        "images_read": 0,
+        "inputs": [_name_weights(teacher), "the seed", "the settings"],
+        "statement": "Made from the weights and the seed alone. While images were made, the process refused to open "
+        "anything but code, system files and this folder.",
+    }
+
+
+def _name_weights(teacher: Teacher) -> str:
+    digest = teacher.weights_sha256
+    return "random weights, drawn with the seed" if digest is None else f"weights, sha256 {digest}"

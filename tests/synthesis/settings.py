@@ -1,0 +1,42 @@
+"""Small runs on the trained model in the package."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qvit import synthesis, zoo
+from qvit.models.timm_import import read_model
+from qvit.models.vit import ViT
+from qvit.recipe import Synthesis
+from qvit.synthesis.objective import Batch
+from qvit.zoo import Source
+
+
+def demo() -> Source:
+    """The trained ViT of 64 x 64 images that the package carries."""
+    return zoo.resolve("demo_vit")
+
+
+@cache
+def teacher() -> ViT:
+    """Its float model, shared by the tests, which leave it as it is."""
+    return read_model(zoo.load(demo()), demo().pretrained_cfg)
+
+
+def small(method: str, **changes: Any) -> Synthesis:
+    """A method with few images and few steps."""
+    steps = {"iterations": 4} if method in ("psaq", "mimiq", "sardfq") else {}
+    return Synthesis.preset(method, **{"images": 5, "batch": 2, **steps, **changes})
+
+
+def batch_of(settings: Synthesis, count: int = 2, seed: int = 0, vit: ViT | None = None) -> Batch:
+    """One batch of it, with a generator of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    return Batch(count, (vit or teacher()).config, settings, generator)
+
+
+def work(out: Path, settings: Synthesis, seed: int) -> None:
+    """A whole run in a process of its own."""
+    synthesis.synthesize(demo(), settings, out, seed=seed, progress=False)

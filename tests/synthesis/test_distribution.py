@@ -1,0 +1,57 @@
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from qvit.errors import UsageError
+from qvit.synthesis.distribution import Place, joined
+from tests.synthesis.settings import small, work
+from tests.synthesis.test_run import contents, losses
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from tests.synthesis.settings import demo, small
+from qvit import synthesis
+found = synthesis.synthesize(demo(), small("psaq"), Path(sys.argv[1]), seed=5, progress=False)
+print(json.dumps([found["made"], found["complete"]]))
+"""
+
+
+def test_batches_are_dealt_out_evenly():
+    shares = [Place(rank, 3, "cpu").mine(range(8)) for rank in range(3)]
+    assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]
+
+
+def test_one_process_has_all():
+    with joined("cpu", None) as place:
+        assert place == Place(0, 1, "cpu")
+    with joined("cpu", (1, 4)) as place:
+        assert place == Place(1, 4, "cpu")
+
+
+def test_shares_and_torchrun_exclude_each_other(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="use one of them"), joined("cpu", (0, 2)):
+        pass
+
+
+def test_two_gloo_processes_make_what_one_does(tmp_path, child_environment):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port),
+         str(program), str(tmp_path / "two")],
+        env=child_environment | {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sum(int(line[1]) for line in done.stdout.splitlines() if line.startswith("[")) == 3
+    work(tmp_path / "one", small("psaq"), 5)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")
