@@ -86,7 +86,8 @@ def test_weights_that_cannot_be_downloaded(start_qvit, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_device_that_is_missing(capsys, tiny_quantized):
+def test_device_that_is_missing(capsys, tiny_quantized, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     refuse(capsys, ["bench", tiny_quantized, "--device", "cuda"], 3, "qvit doctor")
