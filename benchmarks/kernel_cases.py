@@ -66,9 +66,10 @@ def model_config(model: str, depth: int = 12) -> ViTConfig:
 
 @lru_cache(maxsize=64)
 def scheme_of(model: str, scheme: str, depth: int = 12) -> ModelScheme:
-    """The default recipe of a scheme, resolved for a model."""
+    """The default recipe of a scheme, resolved for a model; with groups in proj and fc2, the form of seven launches."""
     weight_bits, activation_bits = SCHEMES[scheme]
     recipe = Recipe.preset("qvit", weight_bits=weight_bits, activation_bits=activation_bits)
+    recipe = recipe.override(["activations.proj_group=128", "activations.fc2_group=128"])
     return plan_scheme(model_config(model, depth), recipe)
 
 
