@@ -24,15 +24,16 @@ _TRAIN = SHARED / "imagenet" / "train"
 _SYNSETS = SHARED / "imagenet" / "synsets.txt"
 _GROUPS = tuple(f"weights.group={size}" for size in (0, 64, 16))
 _PER_TOKEN = "activations.proj_group=0 activations.fc2_group=0"
+_PER_GROUP = "activations.proj_group=128 activations.fc2_group=128"
 # (weight bits, activation bits): changes of the default recipe, each alone; "" is the default itself
 CHANGES: dict[tuple[int, int], tuple[str, ...]] = {
     (8, 8): (
         "",
         "residual=float16",
         "residual=bfloat16",
-        "activations.proj_group=128 activations.fc2_group=128",
+        _PER_GROUP,
     ),
-    (4, 8): ("", *_GROUPS, _PER_TOKEN, "residual=float16"),
+    (4, 8): ("", *_GROUPS, _PER_GROUP, "residual=float16"),
     (4, 4): (
         "",
         *_GROUPS,
