@@ -5,6 +5,7 @@ program.
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -136,6 +137,8 @@ def start_qvit(
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
             "text": True,
+            # a suite that runs in the background of a shell has SIGINT ignored, and would hand that down
+            "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         } | settings
         program = [] if bare else [sys.executable, "-m", "qvit"]
         return subprocess.Popen([*program, *map(str, arguments)], **settings)

@@ -244,9 +244,9 @@ def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
             "activations": Activations(bits=activation_bits),
             "attention": Attention(bits=activation_bits, softmax_bits=activation_bits),
         }
-    # Weight groups, mean KL of three seeds on 500 development images, W4A8 and W4A4: none 0.225, 0.436; 64 0.135, 0.329;
-    # 32 0.106, 0.285; 16 0.092, 0.272 (kernels/README.md, Decisions). One scale a token in proj and fc2: 0.107, 0.361; so
-    # 8 bits go without groups there, which a CPU likes, and a GPU does not: it makes the groups in the same launch.
+    # Mean KL of three seeds on 500 development images, W4A8 and W4A4 (kernels/README.md, Decisions): weight groups none
+    # 0.225, 0.436; 64 0.135, 0.329; 32 0.106, 0.285; 16 0.092, 0.272. One scale a token in proj and fc2: 0.107, 0.361;
+    # so 8 bits go without groups there. A CPU likes that; a GPU has groups for nothing and wants them set.
     group = 128 if activation_bits < 8 else 0
     return {
         "weights": Weights(bits=weight_bits, group=32 if weight_bits <= 4 else 0),
