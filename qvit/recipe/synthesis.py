@@ -96,6 +96,10 @@ class Synthesis:
             raise UsageError(
                 f"synthesis.iterations = {self.iterations}: {self.method} needs {need}"
             )
+        if self.optimised and not (self.attention or self.classes or self.smoothness):
+            raise UsageError(
+                f"{self.method} has nothing to optimise: raise synthesis.attention, classes or smoothness above 0"
+            )
         if self.sparse and not self.optimised:
             raise UsageError(
                 f"synthesis.sparse = {self.sparse}: {self.method} optimises nothing that could drop patches; "

@@ -1,9 +1,10 @@
 """Which batches are this process's: torchrun, SLURM and MPI through timm, or a share named by hand."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from qvit.errors import UsageError
@@ -11,11 +12,16 @@ from qvit.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """This process among all: `rank` of `count`, and the device it computes on."""
+    """This process among all: `rank` of `count`, and the device it computes on.
+
+    Attributes:
+        meet: Waits until all processes are here; does nothing where they were not started together.
+    """
 
     rank: int
     count: int
     device: str
+    meet: Callable[[], Any] = field(default=lambda: None, compare=False, repr=False)
 
     def mine(self, batches: Sequence[int]) -> list[int]:
         """Every count-th batch, from the rank on: all processes finish at about the same time."""
@@ -54,9 +60,10 @@ def joined(device: str, shard: tuple[int, int] | None) -> Iterator[Place]:
     from torch import distributed
 
     try:
-        yield Place(found["global_rank"], found["world_size"], found["device"])
         # Shares may take hours more or less than each other; the default would give up after 30 minutes.
         everyone: Any = distributed.new_group(backend="gloo", timeout=timedelta(days=30))
-        distributed.barrier(everyone)
+        meet = partial(distributed.barrier, everyone)
+        yield Place(found["global_rank"], found["world_size"], found["device"], meet)
+        meet()
     finally:
         distributed.destroy_process_group()

@@ -48,8 +48,9 @@ def patch_similarity_entropy(
 
 def _extremes(unit: Tensor) -> tuple[float, float]:
     """The least and the largest similarity of the batch."""
-    found = [(s.min(), s.max()) for s in map(_similarities, _chunks(unit))]
-    return min(float(low) for low, _ in found), max(float(high) for _, high in found)
+    found = [torch.stack(s.aminmax()) for s in map(_similarities, _chunks(unit))]
+    low, high = torch.stack(found).unbind(-1)
+    return float(low.min()), float(high.max())  # torch's, which pass NaN on wherever it is
 
 
 def _chunks(x: Tensor) -> tuple[Tensor, ...]:
@@ -108,7 +109,8 @@ def _kernels(
 
     kernel = exp(-(x - G)^2 / 2 h^2), and 0 for a place beyond the ends.
     """
-    if step <= 0:  # all patches alike: the integral is over nothing
+    # All patches alike: the integral is over nothing. NaN: the places pass it on.
+    if not step > 0:
         return
     position = _similarities(unit).sub_(low).div_(step)
     nearest = position.round()

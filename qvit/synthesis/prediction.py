@@ -15,7 +15,6 @@ from qvit.models.timm_import import read_config
 from qvit.recipe import Synthesis
 from qvit.zoo import Source
 
-_BFLOAT16_FEATURES = {"amx_bf16", "avx512_bf16", "bf16"}  # x86 and Arm
 _BASE_BYTES = 0.8e9  # Python, torch and timm, before any model
 _PIXEL_COPIES = (
     16  # pixels, gradient, two moments, the view, and the differences of total variation

@@ -1,11 +1,13 @@
 """While images are made from weights alone, no image can be read: the process itself refuses.
 
 An audit hook sees every file that Python opens, whatever library asks for it, and every child process that could open
-one in its stead. Native readers that Python does not see (torchvision.io, torch.from_file) are closed in torch's own
-dispatcher. Beyond its reach is native code that opens files by itself and was imported before: the guard makes an
-accident or a shortcut impossible, it is no sandbox against compiled malice.
+one in its stead. Native readers that Python does not see (torchvision.io, torch.from_file, torch.jit.load) are
+closed in torch's own dispatcher and bindings. Beyond its reach are other libraries whose native code opens files by
+itself, and files that were open before: the guard makes an accident or a shortcut impossible, it is no sandbox against
+compiled malice.
 """
 
+import _posixsubprocess
 import os
 import re
 import sys
@@ -19,7 +21,7 @@ import torch
 
 from qvit.errors import QvitError
 
-_CODE = (".py", ".pyc", ".so", ".pyd", ".dylib", ".dll", ".pth", ".egg-link")
+_CODE = (".py", ".pyc", ".so", ".pyd", ".dylib", ".dll")
 # What reading files of the system is about: processors, time zones, terminals, random numbers.
 _SYSTEM = (
     "/proc/",
@@ -37,9 +39,19 @@ _CHILDREN = {
     "pty.spawn", "os.startfile",
 }  # fmt: skip
 _ELSEWHERE = {"socket.connect", "socket.sendto", "urllib.Request", "sqlite3.connect"}
-_NATIVE_NAMES = re.compile(r"^_*(f?open(at)?2?(64)?|mmap(64)?|syscall|system|popen|exec[lv]p?e?)$")
+_LOOK_UPS = {"ctypes.dlsym", "ctypes.dlsym/handle"}
+_NATIVE_NAMES = re.compile(
+    r"^_*((f|fre|fd)?open(at)?2?(64)?|mmap(64)?|syscall|system|popen|exec[lv]p?e?|posix_spawnp?|v?fork|dlv?m?sym)$"
+)
 # An int such as torchvision's reader takes no tensor: BackendSelect is where torch finds a kernel for it.
 _NATIVE_READERS = (("image", "read_file", "BackendSelect"), ("aten", "from_file", "CPU"))
+# Bindings that read a file, or start a process (multiprocessing's "spawn"), and tell no audit hook.
+_BINDINGS = (
+    (torch.UntypedStorage, "from_file"),
+    (torch._C, "PyTorchFileReader"),
+    (torch._C, "import_ir_module"),
+    (_posixsubprocess, "fork_exec"),
+)
 
 _allowed: list[tuple[str, ...]] = []  # one entry for each guard that is in force
 _installed = False
@@ -68,15 +80,20 @@ def no_images_read(*folders: Path) -> Iterator[None]:
         )  # for good: Python has no way to take one away, and it rests outside the block
         _installed = True
     closed = [_close(*reader) for reader in _NATIVE_READERS]
-    storage_reader = torch.UntypedStorage.from_file
-    torch.UntypedStorage.from_file = staticmethod(_refuse_native)  # pyright: ignore[reportAttributeAccessIssue]
+    bindings = [(owner, name, vars(owner).get(name)) for owner, name in _BINDINGS]
+    for owner, name, _ in bindings:
+        setattr(owner, name, staticmethod(_refuse_native))
     entry = tuple(os.path.realpath(folder) + os.sep for folder in folders)
     _allowed.append(entry)
     try:
         yield
     finally:
         _allowed.remove(entry)
-        torch.UntypedStorage.from_file = storage_reader
+        for owner, name, binding in bindings:
+            if binding is None:  # it was inherited
+                delattr(owner, name)
+            else:
+                setattr(owner, name, binding)
         for library in closed:
             if library is not None:
                 library._destroy()
@@ -109,6 +126,8 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         path, mode, flags = arguments
         if not _only_writes(mode, flags) and not _may_read(path):
             raise _refusal(f"opening {path!r}")
+    elif event == "os.link" or (event == "os.rename" and not _may_read(arguments[0])):
+        raise _refusal(f"moving {arguments[0]!r} to where it could be read")
     elif event == "mmap.__new__":
         if arguments[0] >= 0 and not _may_read(arguments[0]):
             raise _refusal("mapping a file into memory")
@@ -116,7 +135,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         raise _refusal(f"starting another process ({event})")
     elif event in _ELSEWHERE:
         raise _refusal(f"reaching for data elsewhere ({event})")
-    elif event == "ctypes.dlsym" and _NATIVE_NAMES.match(str(arguments[1])):
+    elif event in _LOOK_UPS and _NATIVE_NAMES.match(str(arguments[1])):
         raise _refusal(f"calling {arguments[1]} of a native library")
     elif event == "qvit.open_images":
         raise _refusal(f"the images {arguments[0]!r}")
@@ -140,6 +159,8 @@ def _may_read(path: Any) -> bool:
         if not path.startswith("/"):  # a pipe or a socket
             return True
     real = os.path.realpath(os.fsdecode(path))
+    if os.path.isdir(real):  # what is opened relative to it could not be told from what is allowed
+        return False
     if real.startswith(_SYSTEM + _TEXTS) or any(real.startswith(entry) for entry in _allowed):
         return True
     return real.endswith(_CODE) and real.startswith(_code_folders())
@@ -148,4 +169,4 @@ def _may_read(path: Any) -> bool:
 def _code_folders() -> tuple[str, ...]:
     """Where Python finds modules; files with the endings of code are read there, and only those."""
     roots = [*sys.path, sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()]
-    return tuple(os.path.realpath(root or os.curdir) for root in dict.fromkeys(roots))
+    return tuple(os.path.join(os.path.realpath(root), "") for root in dict.fromkeys(roots))

@@ -86,7 +86,9 @@ def synthesize(
         folder = RunFolder(
             out.resolve(), describe(source, teacher, settings, seed), teacher.batches
         )
-        folder.open(resume)
+        folder.check(resume)
+        place.meet()  # before any of the processes makes the folder that "never" would refuse the others
+        folder.open()
         mine = place.mine(range(teacher.batches))
         missing = folder.missing(mine)
         start = time.perf_counter()

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from qvit.deployment.checkpoint import hash_file
 from qvit.errors import InputError, UsageError
 
 FORMAT, FORMAT_VERSION = "qvit-images", 1
@@ -40,9 +41,10 @@ class RunFolder:
         self.path = path
         self.described = dict(described)
         self.batches = batches
+        self._digests: dict[int, str] = {}  # sha256 of shards that were finished with their run
 
-    def open(self, resume: str) -> None:
-        """Make the folder, or take it up where it was left.
+    def check(self, resume: str) -> None:
+        """Whether this run may have the folder; changes nothing.
 
         Raises:
             UsageError: It holds something else, another run, or anything at all with resume="never".
@@ -54,11 +56,18 @@ class RunFolder:
                     f"{self.path} exists; continue it with --resume auto, or choose another folder with -o"
                 )
             self._check_same(read_manifest(self.path))
+
+    def open(self) -> None:
+        """Make the folder, or take it up where it was left. Raises UsageError where it holds another run."""
         # The manifest comes first: a folder with anything else in it and none would be taken for somebody else's, by a
         # process that starts at the same moment, and by the next command if this one is killed here.
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / MANIFEST).exists():
             self._write_manifest({"complete": False})
+        found = read_manifest(self.path)
+        self._check_same(found)  # another run may have come first since the check
+        if found.get("complete"):
+            self._digests = {n: shard["sha256"] for n, shard in enumerate(found["shards"])}
         for room in (_SHARDS, _LOGS):
             (self.path / room).mkdir(exist_ok=True)
 
@@ -91,8 +100,12 @@ class RunFolder:
         return self.path / _LOGS / f"{batch:06d}.jsonl"
 
     def missing(self, batches: Sequence[int]) -> list[int]:
-        """Those of the batches that are not finished."""
-        return [batch for batch in batches if not self.shard(batch).exists()]
+        """Those of the batches that are not finished, or no longer what they were when the run was."""
+        return [batch for batch in batches if not self._holds(batch)]
+
+    def _holds(self, batch: int) -> bool:
+        path, digest = self.shard(batch), self._digests.get(batch)
+        return path.exists() and (digest is None or hash_file(path) == digest)
 
     def write(
         self, batch: int, images: Tensor, labels: Tensor, attempt: int, lines: Sequence[Any]
@@ -134,7 +147,7 @@ class RunFolder:
             "file": f"{_SHARDS}/{path.name}",
             "images": header["images"],
             "attempt": header["attempt"],
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": hash_file(path),
         }
 
     def _write_manifest(self, state: Mapping[str, Any]) -> None:

@@ -124,8 +124,9 @@ def _privacy(settings: Synthesis, teacher: Teacher) -> dict[str, Any]:
         "data_free": True,
         "images_read": 0,
         "inputs": [_name_weights(teacher), "the seed", "the settings"],
-        "statement": "Made from the weights and the seed alone. While images were made, the process refused to open "
-        "anything but code, system files and this folder.",
+        "statement": "Made from the weights and the seed alone. While images were made, a guard in the process refused "
+        "to open anything but code, system files and this folder; native libraries that open files without telling "
+        "Python are outside of what it sees.",
     }
 
 

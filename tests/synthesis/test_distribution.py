@@ -1,4 +1,5 @@
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import json, sys
 from pathlib import Path
 from tests.synthesis.settings import demo, small
 from qvit import synthesis
-found = synthesis.synthesize(demo(), small("psaq"), Path(sys.argv[1]), seed=5, progress=False)
+found = synthesis.synthesize(demo(), small("psaq"), Path(sys.argv[1]), seed=5, resume="never", progress=False)
 print(json.dumps([found["made"], found["complete"]]))
 """
 
@@ -51,7 +52,8 @@ def test_two_gloo_processes_make_what_one_does(tmp_path, child_environment):
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert sum(int(line[1]) for line in done.stdout.splitlines() if line.startswith("[")) == 3
+    # both print at about the same moment, and may share a line
+    assert sum(map(int, re.findall(r"\[(\d), ", done.stdout))) == 3, done.stdout
     work(tmp_path / "one", small("psaq"), 5)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     assert losses(tmp_path / "two") == losses(tmp_path / "one")

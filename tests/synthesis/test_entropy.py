@@ -100,3 +100,14 @@ def test_the_backward_pass_keeps_only_features():
     ):
         patch_similarity_entropy(x)
     assert max(kept) <= x.numel()  # a map of similarities would have 2 * 64 * 64
+
+
+@pytest.mark.parametrize("image", [0, 2])
+def test_nan_is_passed_on_whichever_image_it_is_in(image, monkeypatch):
+    monkeypatch.setattr(entropy, "_TOGETHER", 1)
+    x = features(1.0).detach()
+    x[image, 3, 4] = math.nan
+    x.requires_grad_()
+    found = patch_similarity_entropy(x)
+    assert found.isnan()
+    found.backward()

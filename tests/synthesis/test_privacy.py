@@ -74,6 +74,39 @@ def libc_open(path):
     ctypes.CDLL(None).open(os.fsencode(path), os.O_RDONLY)
 
 
+def libc_open_by_its_handle(path):
+    import _ctypes
+
+    _ctypes.dlsym(_ctypes.dlopen(None, 0), "fopen")
+
+
+def through_a_second_name(path):
+    os.link(path, path.parent.parent / "run" / "mine")
+
+
+def through_the_runs_folder(path):
+    path.rename(path.parent.parent / "run" / "mine")
+
+
+def relative_to_a_system_folder(path):
+    folder = os.open("/proc/self/", os.O_RDONLY)
+    os.open(f"root{path}", os.O_RDONLY, dir_fd=folder)
+
+
+def load_script(path):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.load(str(path))
+
+
+def spawn(_):
+    import multiprocessing
+
+    multiprocessing.get_context("spawn").Process(target=print).start()
+
+
 def connect(_):
     with socket.socket() as caller:
         caller.connect(("localhost", 9))
@@ -106,6 +139,14 @@ CHEATS = {
     "/proc": through_proc,
     "a link": through_a_link,
     "libc": libc_open,
+    "libc, reopened": lambda p: ctypes.CDLL(None).freopen,
+    "libc by its handle": libc_open_by_its_handle,
+    "a second name": through_a_second_name,
+    "a new name": through_the_runs_folder,
+    "a system folder": relative_to_a_system_folder,
+    "multiprocessing": spawn,
+    "torch.jit.load": load_script,
+    "torch's own reader": lambda p: torch._C.PyTorchFileReader(str(p)),
     "a socket": connect,
     "urllib": lambda p: urllib.request.urlopen(p.as_uri()),
     "a data set that opens no file": lambda p: open_images(
@@ -173,7 +214,8 @@ def test_nothing_named_like_the_folder_is_in_it(tmp_path):
 
 def test_data_beside_code_is_no_code(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "weights.bin").write_bytes(b"1")
-    with no_images_read(), pytest.raises(PrivacyError):
-        (tmp_path / "weights.bin").read_bytes()
+    for name in ("weights.bin", "images.pth"):
+        (tmp_path / name).write_bytes(b"1")
+        with no_images_read(), pytest.raises(PrivacyError):
+            (tmp_path / name).read_bytes()
     assert ROOT.is_dir()

@@ -213,6 +213,15 @@ def test_a_changed_shard_is_noticed_when_read(tmp_path):
     path.write_bytes(data)
     with pytest.raises(InputError, match="not what the manifest says"):
         list(synthesis.open_images(tmp_path / "run"))
+    assert make(tmp_path / "run")["made"] == 1
+    assert sum(len(images) for images, _ in synthesis.open_images(tmp_path / "run")) == len(
+        synthesis.open_images(tmp_path / "run")
+    )
+
+
+def test_a_method_without_any_weight_is_refused():
+    with pytest.raises(UsageError, match="nothing to optimise"):
+        Synthesis.preset("psaq", attention=0, classes=0, smoothness=0)
 
 
 def test_a_batch_without_finite_loss_is_tried_with_another_seed(tmp_path, monkeypatch, caplog):
