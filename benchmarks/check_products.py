@@ -64,6 +64,8 @@ def product_checks() -> Iterator[Check]:
     for kind, groups in (("w8a8", 3), ("w4a8 group 32", 6), ("w4a4 group 32", 3)):
         call = _product(197, 96, 384, kind, groups=groups)
         yield Check(f"{op}/m197 n96 k384 {kind}, {groups} x groups", call)
+    # rows of weights that are no multiple of 32 bytes, with multipliers
+    yield Check(f"{op}/m394 n96 k96 w4a8 group 32", _product(394, 96, 96, "w4a8 group 32"))
     yield Check(f"{op}/m63 n96 k192 w8a8 static", _product(63, 96, 192, "w8a8", static=True))
     groups_of_48 = _product(17, 24, 96, "w8a8", groups=2)
     yield Check(f"{op}/m17 n24 k96 w8a8, 2 x groups of 48", groups_of_48, fused=False)

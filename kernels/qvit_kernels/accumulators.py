@@ -42,9 +42,8 @@ def choose_form(capability: int, tile: Tile, *, w4: bool, over_rows: bool, group
         return Form(swap=w4 and not over_rows, rows=False, spread=False)
     if capability == 90:
         return Form(swap=w4 and not over_rows, rows=False, spread=over_rows)
-    if (
-        not over_rows or tile.block_m < tile.block_n
-    ):  # products that feed each other: warps along the longer side
+    # Products that feed each other have warps along the longer side; two of int8 take 64 columns.
+    if not over_rows or tile.block_m < tile.block_n or tile.block_k < 64:
         return Form(swap=w4, rows=False, spread=False)
     if w4 and groups:  # sums of groups are floats, which no integer product turns
         return Form(swap=True, rows=False, spread=False)

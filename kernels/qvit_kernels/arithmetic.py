@@ -32,8 +32,9 @@ _TANH_3: tl.constexpr = tl.constexpr(0.1029432397)
 
 @triton.jit
 def scale_of(amax, STEPS: tl.constexpr):
-    """`reference.scale_of`."""
-    return tl.maximum(tl.div_rn(amax, tl.full(amax.shape, STEPS, tl.float32)), _TINY)
+    """`reference.scale_of`: NaN of NaN too, which a maximum on a GPU would turn into the smallest scale."""
+    scale = tl.div_rn(amax, tl.full(amax.shape, STEPS, tl.float32))
+    return tl.maximum(scale, _TINY, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

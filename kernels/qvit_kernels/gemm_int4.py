@@ -47,6 +47,9 @@ def widen(packed, HIGH: tl.constexpr):
 def widen_times(packed, multiplier, HIGH: tl.constexpr):
     """code * multiplier of the low or the high nibbles. packed: int8 [R, B]; multiplier: int32 [R, B / SPAN], one for
     SPAN neighbouring bytes, SPAN a multiple of 4; returns int8 [R, B].
+
+    The four bytes of a register share the multiplier of the first: `packed` must have come from rows that the compiler
+    knows to start at multiples of 4 bytes, else it deals out single bytes and a register holds four rows.
     """
     R: tl.constexpr = packed.shape[0]
     B: tl.constexpr = packed.shape[1]
@@ -150,8 +153,14 @@ def accumulate_int4(
     ROWS: an accumulator made as [BN, BM] is turned by two products with zeros, which Triton lays out with warps along M
     alone: a thread then holds a quarter of a row. It costs 4 instructions a value, and an epilogue over rows 25 fewer.
     """
-    # whole blocks: the compiler sees that rows start at multiples of 32 bytes, and loads 16 at a time
-    pitch = K // 64 * 32 if EVEN else (K + 1) // 2
+    # The compiler is to see that rows start at multiples of 16 bytes: it loads 16 at a time then, and `widen_times`
+    # depends on it. Multipliers come with multiples of 32 columns.
+    if EVEN:
+        pitch = K // 64 * 32
+    elif WIDTH != 0:
+        pitch = K // 32 * 16
+    else:
+        pitch = (K + 1) // 2
     x = x_ptr + rows.to(tl.int64)[:, None] * (pitch if X4 else K)
     w = w_ptr + w_rows.to(tl.int64)[:, None] * pitch
     m = w if WIDTH == 0 else m_ptr + w_rows.to(tl.int64)[:, None] * (K // WIDTH)

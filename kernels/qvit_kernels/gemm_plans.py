@@ -239,7 +239,7 @@ class _Product:
         self.arguments: dict[str, Any] = {
             "x_ptr": _bytes(x.reshape(self.rows, x.shape[-1])),
             "x_scale_ptr": scale,
-            "w_ptr": _bytes(w),
+            "w_ptr": _bytes(w) if multiplier is None else _aligned(_bytes(w)),
             "m_ptr": None if multiplier is None else multiplier.contiguous(),
             "w_scale_ptr": w_scale.contiguous(),
             "bias_ptr": None if bias is None else bias.contiguous(),
@@ -278,3 +278,8 @@ def _widths(multiplier: Tensor | None, k: int, block_k: int) -> dict[str, int]:
 def _bytes(codes: Tensor) -> Tensor:
     """Codes as contiguous int8: packed ones too, whose sign is their high nibble's."""
     return codes.contiguous().view(torch.int8)
+
+
+def _aligned(codes: Tensor) -> Tensor:
+    """Codes at a multiple of 16 bytes, for `gemm_int4.widen_times`; copied where they are not, as a view may."""
+    return codes if codes.data_ptr() % 16 == 0 else codes.clone()

@@ -7,6 +7,7 @@ parts of a group meet in one lane, and only the steps between 16 bytes and a par
 """
 
 import math
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -55,6 +56,7 @@ class Tiling(NamedTuple):
         return 32 * self.warps // self.lanes
 
 
+@lru_cache(maxsize=256)  # it is asked twice a launch, and takes as long as the rest of it
 def choose_tiling(
     rows: int, k: int, itemsize: int, block: int, group: int, packed: bool
 ) -> Tiling | None:

@@ -40,6 +40,14 @@ def test_epilogues_over_rows(capability, w4, groups, form):
     assert choose_form(capability, LARGE, w4=w4, over_rows=True, groups=groups) == form
 
 
+@pytest.mark.parametrize("capability", [80, 86, 89, 120])
+def test_32_columns_are_not_halved(capability):
+    """A product of 16 columns is none of int8, and does not compile."""
+    tile = Tile(128, 128, 32, 8, 3)
+    form = choose_form(capability, tile, w4=False, over_rows=True, groups=False)
+    assert form == Form(swap=False, rows=False, spread=False)
+
+
 @pytest.mark.parametrize(
     ("version", "spread"), [("3.6.0", True), ("3.8.0", False), ("3.10.1", False)]
 )

@@ -110,6 +110,17 @@ def test_strided_operands(kind):
     assert torch.equal(y, composed.linear(*operands, None))
 
 
+def test_weights_at_an_odd_address():
+    """A register of four bytes shares a multiplier: the bytes must be neighbours, as only aligned rows make sure."""
+    base = product("w4a8", 17, 24, 192, width=32)
+    memory = torch.empty(base.w.numel() + 1, dtype=torch.uint8)
+    w = memory[1:].view_as(base.w).copy_(base.w)
+    operands = Product(base.x, base.x_scale, w, base.w_scale, base.multiplier)
+    launch, _ = gemm_plans.plan_linear(*operands, None)
+    assert launch.arguments["w_ptr"].data_ptr() % 16 == 0
+    check_linear(operands)
+
+
 @pytest.mark.parametrize("kind", PACKED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_residual(kind, dtype):

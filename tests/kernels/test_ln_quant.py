@@ -296,3 +296,23 @@ def test_what_is_not_supported():
 
 def test_one_group_is_a_row():
     assert_rows_equal(torch.randn(3, 192), None, 0, 8, 192, False)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's numpy
+@pytest.mark.parametrize("bits", [4, 8])
+def test_nan_stays_visible(bits):
+    """A row with NaN or infinity has NaN for its scale, and the others are as without it."""
+    x = torch.randn(5, 192)
+    clean = x.clone()
+    x[1, 3], x[3, 7] = math.nan, math.inf
+    results = []
+    for rows in (x, clean):
+        launch, result = ln_quant.plan(
+            rows, torch.ones(192), torch.zeros(192), 1e-6, None, 0, bits, 0, False
+        )
+        launch.run()
+        results.append(result)
+    (codes, scale), (expected, expected_scale) = results
+    assert scale.isnan().flatten().tolist() == [False, True, False, True, False]
+    assert torch.equal(codes[::2], expected[::2])
+    assert torch.equal(scale[::2], expected_scale[::2])

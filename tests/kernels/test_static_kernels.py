@@ -150,3 +150,42 @@ def test_faults_are_found(child_environment, tmp_path):
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "done", done.stderr
+
+
+NEIGHBOURS = """
+import sys
+sys.path.insert(0, {benchmarks!r})
+import re
+import torch
+from static_cases import on_meta
+from static_compilation import compile_launch
+from qvit_kernels import gemm_plans
+
+for capability in (90, 100):
+    for k in (96, 160, 192):
+        x, w = on_meta(6272, k, dtype=torch.int8), on_meta(384, k // 2, dtype=torch.uint8)
+        product = x, on_meta(6272, 1), w, on_meta(384), on_meta(384, k // 32, dtype=torch.int8), None
+        for launch, _ in (
+            gemm_plans.plan_linear(*product, capability=capability),
+            gemm_plans.plan_gelu_quantize(*product, "none", None, 0, 8, 128, False, capability=capability),
+        ):
+            text = compile_launch(launch, capability).asm["ttgir"]
+            (unpacked,) = set(re.findall(r"lop3.*-> tensor<\\d+x\\d+xi8, #(\\S*?)[<>]", text))
+            layouts = dict(re.findall(r"^#(\\w+) = (.*)", text, re.M))
+            layout = layouts.get(unpacked, unpacked)
+            # a thread holds four neighbours of a row and more
+            four = r"PerThread = \\[1, (4|8|16)\\]|register = \\[\\[0, 1\\], \\[0, 2\\]|dot_op"
+            assert re.search(four, layout), layout
+print("done")
+"""
+
+
+def test_bytes_that_share_a_multiplier_are_neighbours(child_environment, tmp_path):
+    """What `gemm_int4.widen_times` depends on and no interpreter shows, also in rows that end in half a block."""
+    script = tmp_path / "neighbours.py"
+    script.write_text(NEIGHBOURS.format(benchmarks=str(SCRIPT.parent)))
+    environment = {k: v for k, v in child_environment.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "done", done.stderr
