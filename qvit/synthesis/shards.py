@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from qvit.deployment.checkpoint import hash_file
 from qvit.errors import InputError, UsageError
 
 FORMAT, FORMAT_VERSION = "qvit-images", 1
@@ -105,7 +104,7 @@ class RunFolder:
 
     def _holds(self, batch: int) -> bool:
         path, digest = self.shard(batch), self._digests.get(batch)
-        return path.exists() and (digest is None or hash_file(path) == digest)
+        return path.exists() and (digest is None or _hash_file(path) == digest)
 
     def write(
         self, batch: int, images: Tensor, labels: Tensor, attempt: int, lines: Sequence[Any]
@@ -147,7 +146,7 @@ class RunFolder:
             "file": f"{_SHARDS}/{path.name}",
             "images": header["images"],
             "attempt": header["attempt"],
-            "sha256": hash_file(path),
+            "sha256": _hash_file(path),
         }
 
     def _write_manifest(self, state: Mapping[str, Any]) -> None:
@@ -308,3 +307,8 @@ def open_images(folder: str | Path) -> Images:
             f"{folder} is not complete; repeat the command that began it, it goes on where it stopped"
         )
     return Images(folder, manifest)
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

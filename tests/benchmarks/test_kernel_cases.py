@@ -15,8 +15,8 @@ def test_bytes_of_fc1_by_hand():
     case = cases.Case("fc1", "deit_s", 1, "W8A8")
     x = 197 * 384 + 197 * 4
     weight = 1536 * 384 + 1536 * 4 + 1536 * 4
-    written = 197 * 1536 + 197 * 4
-    assert case.bytes == x + weight + written == 981_928
+    written = 197 * 1536 + 197 * 12 * 4  # groups of 128
+    assert case.bytes == x + weight + written == 990_596
     assert case.operations == 2 * 197 * 1536 * 384
 
 
