@@ -11,7 +11,7 @@ KERNELS = cases.KERNELS
 
 
 def test_bytes_of_fc1_by_hand():
-    """DeiT-S, one image, W8A8: no transform, one scale a token."""
+    """DeiT-S, one image, W8A8: no transform, groups of 128 in what it writes."""
     case = cases.Case("fc1", "deit_s", 1, "W8A8")
     x = 197 * 384 + 197 * 4
     weight = 1536 * 384 + 1536 * 4 + 1536 * 4
