@@ -7,14 +7,16 @@ here uses libdevice: the same text runs in Triton's interpreter. What is not the
 import triton
 import triton.language as tl
 
+from qvit_kernels import reference
+
 # False in the interpreter, which has no inline assembly and truncates where hardware rounds to bf16.
 COMPILED: tl.constexpr = tl.constexpr(not triton.knobs.runtime.interpret)
 
 # Adding 1.5 * 2^23 to |x| < 2^22 leaves rint(x), half to even, in the low bits of the sum.
 _MAGIC: tl.constexpr = tl.constexpr(12582912.0)
 _MAGIC_BITS: tl.constexpr = tl.constexpr(0x4B400000)
-_TINY: tl.constexpr = tl.constexpr(2.0**-100)
-_HALF_LOG2_E: tl.constexpr = tl.constexpr(0.7213475204444817)
+_TINY: tl.constexpr = tl.constexpr(reference.TINY)
+_HALF_LOG2_E: tl.constexpr = tl.constexpr(0.5 * reference.LOG2_E)
 
 # E(a) = 0.5 * erfc(a / sqrt 2) = t * P(t) * exp(-a^2 / 2), t = 1 / (1 + 0.34 a): the form of Abramowitz and Stegun
 # 7.1.26 with coefficients fitted to the error of a * E(a), which is 7e-8 at most; in fp32 with its own roundings GELU

@@ -30,7 +30,6 @@ from qvit_kernels.tiles import describe_card
 # Output columns that a program keeps until their scale is known.
 _WIDEST_GROUP = 256
 _WIDEST_HEAD = 128
-_LOG2_E = 1.4426950408889634
 
 
 @triton.jit
@@ -225,7 +224,7 @@ def plan(
     arguments = _operands(q, q_scale, k, k_scale, v, v_scale, bias, mask) | {
         "tokens": tokens,
         "heads": heads,
-        "softmax_scale": softmax_scale * _LOG2_E,
+        "softmax_scale": softmax_scale * reference.LOG2_E,
         "QMAX": float(reference.softmax_qmax_of(softmax_bits)),
         "WIDTH": width,
         "IN": pieces_of(width),
@@ -309,7 +308,7 @@ def _operands(
 def _stored_values(v: Tensor) -> Tensor:
     """The codes of V, [B, H, T, d], in the memory that `composed.empty_values` describes: as they are, or copied."""
     batch, heads, tokens, width = v.shape
-    pitch = -(-tokens // 32) * 32
+    pitch = composed.pitch_of(tokens)
     strides = (heads * width * pitch, width * pitch, 1, pitch)
     end = v.storage_offset() + batch * strides[0]
     if v.stride() == strides and v.data_ptr() % 16 == 0 and end <= v.untyped_storage().nbytes():

@@ -14,12 +14,14 @@ PIECES, as ((first, columns), ...), cut the WIDTH channels of a head into powers
 import triton
 import triton.language as tl
 
+from qvit_kernels import reference
+
 # The accumulator of Q K^T starts here: its bits are then those of the float 12582912 + sum while |sum| < 2^22 (at most
 # 2^21 for 128 channels), and a subtraction makes the float. A conversion would run at a quarter of the rate.
 _MAGIC: tl.constexpr = tl.constexpr(12582912.0)
 _MAGIC_BITS: tl.constexpr = tl.constexpr(0x4B400000)
-_LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-_HIDDEN: tl.constexpr = tl.constexpr(-(2.0**30))
+_LOG2_E: tl.constexpr = tl.constexpr(reference.LOG2_E)
+_HIDDEN: tl.constexpr = tl.constexpr(reference.HIDDEN)
 
 
 @triton.jit

@@ -134,10 +134,13 @@ def empty_values(shape: tuple[int, ...], device: torch.device) -> Tensor:
     side. A channel takes a multiple of 32 bytes, so that every row of it can be loaded in 16-byte pieces.
     """
     batch, heads, tokens, width = shape
-    pitch = (tokens + 31) // 32 * 32
-    return torch.empty((batch, heads, width, pitch), dtype=torch.int8, device=device)[
-        ..., :tokens
-    ].transpose(-1, -2)
+    memory = (batch, heads, width, pitch_of(tokens))
+    return torch.empty(memory, dtype=torch.int8, device=device)[..., :tokens].transpose(-1, -2)
+
+
+def pitch_of(tokens: int) -> int:
+    """Bytes that a channel of V takes."""
+    return (tokens + 31) // 32 * 32
 
 
 def attention(

@@ -206,7 +206,7 @@ def attention(
     if not q.numel():
         return sink.result()
     codes = (q, k.transpose(-1, -2), v)
-    factor = q_scale * (softmax_scale * reference._LOG2_E)
+    factor = q_scale * (softmax_scale * reference.LOG2_E)
     scales = (factor, k_scale.transpose(-1, -2), v_scale.transpose(-1, -2))
     qmax = reference.softmax_qmax_of(softmax_bits)
     for images in _spans(batch, heads * tokens * tokens):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qvit_kernels import gemm, tiles
 from qvit_kernels.accumulators import choose_form
-from qvit_kernels.composed import empty_values
+from qvit_kernels.composed import empty_values, pitch_of
 from qvit_kernels.launching import Launch
 from qvit_kernels.packing import packed_size
 from qvit_kernels.reference import code_range, steps_of
@@ -181,7 +181,7 @@ def plan_qkv(
         "k_ptr": k, "k_scale_ptr": scales[1],
         "v_ptr": v, "v_scale_ptr": scales[2],
         "T": tokens, "H": heads, "eps": eps,
-        "v_pitch": (tokens + 31) // 32 * 32,
+        "v_pitch": pitch_of(tokens),
         "D": width, "DP": padded,
     }  # fmt: skip
     columns = 3 * math.ceil(heads * padded / product.tile.block_n)

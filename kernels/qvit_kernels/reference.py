@@ -27,7 +27,7 @@ TINY = 2.0**-100
 # A float32 sum of integers is exact while it stays below this.
 _FLOAT32_EXACT = 2**24
 
-_LOG2_E = 1.4426950408889634
+LOG2_E = 1.4426950408889634
 
 # The logit of a masked key. Not -inf: a row of nothing else would have no maximum to subtract.
 HIDDEN = -(2.0**30)
@@ -289,10 +289,10 @@ def attention(
     (a row that sees nothing sees everything alike). b divides B, image i takes row i % b; h is 1 or H.
     """
     logits = integer_matmul(q.codes, k.codes, bound)
-    logits = logits * (q.scale * (softmax_scale * _LOG2_E)) * k.scale.transpose(-1, -2)
+    logits = logits * (q.scale * (softmax_scale * LOG2_E)) * k.scale.transpose(-1, -2)
     batch = logits.shape[0]
     if bias is not None:
-        logits = logits + (bias * _LOG2_E).repeat(batch // bias.shape[0], 1, 1, 1)
+        logits = logits + (bias * LOG2_E).repeat(batch // bias.shape[0], 1, 1, 1)
     if mask is not None:
         hidden = ~mask.repeat(batch // mask.shape[0], 1, 1, 1)
         logits = logits.masked_fill(hidden, HIDDEN)

@@ -12,7 +12,7 @@ from qvit.synthesis.losses import (
     inter_head_ssim,
     neighbour_differences,
 )
-from qvit.synthesis.recording import Recording, RecordingRanges
+from qvit.synthesis.recording import RecordingRanges
 
 # Entropy depends on the batch through the places of its density: always so many images at a time, as published.
 _TOGETHER = 32
@@ -66,9 +66,8 @@ def summarise(found: dict[str, Any]) -> dict[str, float]:
 
 
 def _look(vit: ViT, images: Tensor) -> dict[str, Tensor]:
-    run, ranges = Recording(vit.config), RecordingRanges()
+    run = RecordingRanges(vit.config)
     logits = vit(images, run)
-    vit(images, ranges)
     scores = [record.scores() for record in run.records]
     entropies = [patch_similarity_entropy(record.features()) for record in run.records]
     sharpness, guess = logits.softmax(-1).max(-1) if vit.config.num_classes else _no_classes(images)
@@ -79,7 +78,7 @@ def _look(vit: ViT, images: Tensor) -> dict[str, Tensor]:
         "confidence": sharpness.mean(),
         "variation": torch.tensor(_roughness(images)),
         "classes": torch.bincount(guess, minlength=vit.config.num_classes),
-        "ranges": torch.tensor(ranges.ranges),
+        "ranges": torch.tensor(run.ranges),
     }
 
 

@@ -89,7 +89,7 @@ def predict(config: ViTConfig, settings: Synthesis, *, shares: int = 1) -> Estim
     views = count * (1 + settings.regions / 2)  # regions of an image: 0 to so many
     mine = math.ceil(batches / shares)
     step = _iteration_seconds(config, settings, views) if settings.optimised else 0.0
-    looks = 4 * _forward_operations(config, count) / _rate()  # the measures of every batch
+    looks = 2 * _forward_operations(config, count) / _rate()  # measured before and after
     disk = settings.images * config.in_chans * math.prod(config.image_size) * 2
     return Estimate(
         memory_bytes=round(_memory(config, settings, views)),

@@ -81,13 +81,14 @@ class Recording(Float):
         return output.transpose(1, 2).flatten(-2)
 
 
-class RecordingRanges(Float):
-    """The float execution, with the least and the largest input of every block's four Linears in `ranges`.
+class RecordingRanges(Recording):
+    """A recording with the least and the largest input of every block's four Linears in `ranges`.
 
     ranges: a pair of floats for each of qkv, proj, fc1, fc2 of every block, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
         self.ranges: list[tuple[float, float]] = []
 
     def _note(self, x: Tensor) -> None:

@@ -101,7 +101,7 @@ def test_kept_patches_are_computed_on_alone(shape):
 def test_ranges_are_those_of_the_inputs_of_linears():
     vit = float_vit()
     images = images_for(vit)
-    run = RecordingRanges()
+    run = RecordingRanges(vit.config)
     vit(images, run)
     timm_model: Any = timm_vit()
     seen = []
