@@ -5,6 +5,7 @@ once for each reason.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,12 +40,8 @@ def layernorm_quantize(
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm, block transform, quantization: one launch."""
     reason = ln_quant.supports(x, signs, block, group, packed)
-    if reason:
-        rest = (weight, bias, eps, signs, block, bits, group, packed)
-        return _compose("layernorm_quantize", reason, x, *rest)
-    launch, rows = ln_quant.plan(x, weight, bias, eps, signs, block, bits, group, packed)
-    _run(x, launch)
-    return rows
+    rest = (weight, bias, eps, signs, block, bits, group, packed)
+    return _fuse("layernorm_quantize", reason, ln_quant.plan, x, *rest)
 
 
 def quantize_rows(
@@ -69,12 +66,7 @@ def linear(
 ) -> Tensor:
     """Matrix product with rescaling: one launch."""
     product = (x, x_scale, w, w_scale, multiplier, bias)
-    reason = gemm_plans.supports(*product[:5])
-    if reason:
-        return _compose("linear", reason, *product)
-    launch, y = gemm_plans.plan_linear(*product)
-    _run(x, launch)
-    return y
+    return _fuse("linear", gemm_plans.supports(*product[:5]), gemm_plans.plan_linear, *product)
 
 
 def linear_residual(
@@ -89,11 +81,7 @@ def linear_residual(
     """Matrix product with rescaling, added to the residual stream: one launch."""
     product = (x, x_scale, w, w_scale, multiplier, bias)
     reason = gemm_plans.supports(*product[:5])
-    if reason:
-        return _compose("linear_residual", reason, *product, residual)
-    launch, y = gemm_plans.plan_linear(*product, residual)
-    _run(x, launch)
-    return y
+    return _fuse("linear_residual", reason, gemm_plans.plan_linear, *product, residual)
 
 
 def linear_gelu_quantize(
@@ -145,11 +133,7 @@ def linear_qkv(
     reason = gemm_plans.supports(*product[:5]) or gemm_plans.supports_qkv(
         w.shape[0], heads, norm, signs, block
     )
-    if reason:
-        return _compose("linear_qkv", reason, *product, *rest)
-    launch, parts = gemm_plans.plan_qkv(*product, *rest)
-    _run(x, launch)
-    return parts
+    return _fuse("linear_qkv", reason, gemm_plans.plan_qkv, *product, *rest)
 
 
 def attention(
@@ -176,6 +160,15 @@ def attention(
     launches, rows = attention_int8.plan(*arguments, *grid)
     _run(q, *launches)
     return rows
+
+
+def _fuse(name: str, reason: str | None, plan: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of the one launch that `plan` makes of an op's arguments; composed, where there is a reason not to."""
+    if reason:
+        return _compose(name, reason, *arguments)
+    launch, result = plan(*arguments)
+    _run(arguments[0], launch)
+    return result
 
 
 def _run(x: Tensor, *launches: Launch) -> None:
