@@ -27,12 +27,12 @@ COUNT = 32
 # name, method, what differs from its preset
 ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("noise", "noise", {}),
-    ("psaq", "psaq", {}),
-    ("psaq-sparse", "psaq", {"sparse": 0.3}),
     ("mimiq", "mimiq", {"images": 16}),
-    ("mimiq-1to1", "mimiq", {"images": 16, "attention": 1.0}),
-    ("mimiq-sparse", "mimiq", {"images": 16, "sparse": 0.3}),
+    ("psaq", "psaq", {}),
     ("sardfq", "sardfq", {}),
+    ("psaq-sparse", "psaq", {"sparse": 0.3}),
+    ("mimiq-sparse", "mimiq", {"images": 16, "sparse": 0.3}),
+    ("mimiq-1to1", "mimiq", {"images": 16, "attention": 1.0}),
 )
 
 
