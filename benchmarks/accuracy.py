@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cells import ROOT, Cell
-
+from benchmarks.cells import ROOT, Cell
 from qvit import pipeline, zoo
 from qvit.evaluation.assessment import Images, assess_folder
 from qvit.recipe import Recipe

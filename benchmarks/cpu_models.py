@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cells import Cell
-
+from benchmarks.cells import Cell
 from qvit import pipeline, zoo
 from qvit.latency import Request, compare_folder
 from qvit.recipe import Recipe

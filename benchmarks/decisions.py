@@ -11,10 +11,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from accuracy import SEEDS, SHARED, WEIGHTS
-from cells import Cell
 from torch import Tensor
 
+from benchmarks.accuracy import SEEDS, SHARED, WEIGHTS
+from benchmarks.cells import Cell
 from qvit import evaluation, pipeline, zoo
 from qvit.data import DataConfig, open_images
 from qvit.deployment import QuantViT

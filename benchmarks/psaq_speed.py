@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import ROOT, Cell
-from published_psaq import published_loss
 
+from benchmarks.cells import ROOT, Cell
+from benchmarks.published_psaq import published_loss
 from qvit import timing, zoo
 from qvit.models.timm_import import read_model
 from qvit.recipe import Synthesis

@@ -26,10 +26,10 @@ SUITES = {
 }
 # ... or a module with run(session), which keeps one file and minds the clock.
 GPU_SUITES = {
-    "gpu-check": "gpu_check",
-    "gpu-kernels": "gpu_kernels",
-    "gpu-models": "gpu_models",
-    "gpu-tune": "tuner",
+    "gpu-check": "gpu.check",
+    "gpu-kernels": "gpu.kernels",
+    "gpu-models": "gpu.models",
+    "gpu-tune": "gpu.tuner",
 }
 # A call is to end within 8 minutes, however long its last cell takes.
 _SECONDS = 420.0
@@ -46,8 +46,8 @@ def main(suite: str, out: Path | None, dry_run: bool, seconds: float) -> None:
         sys.exit(_run_on_gpu(GPU_SUITES[suite], out, dry_run, seconds))
     if dry_run:
         raise click.UsageError("--dry-run belongs to the suites that need a GPU")
-    cells: Any = import_module("cells")
-    module = import_module(SUITES[suite])
+    cells: Any = import_module("benchmarks.cells")
+    module = import_module(f"benchmarks.{SUITES[suite]}")
     folder = out or cells.ROOT / "benchmarks" / "results" / cells.machine_name()
     print(module.table(cells.measure(module.cells(), folder)))
 
@@ -57,10 +57,10 @@ def _run_on_gpu(module: str, out: Path | None, dry_run: bool, seconds: float) ->
     os.environ.pop("TRITON_INTERPRET", None)
     if dry_run:
         os.environ["TRITON_INTERPRET"] = "1"
-    gpu_session = import_module("gpu_session")
+    gpu_session = import_module("benchmarks.gpu.session")
     try:
         session = gpu_session.begin(out, dry=dry_run, seconds=seconds, started=_STARTED)
-        return import_module(module).run(session)
+        return import_module(f"benchmarks.{module}").run(session)
     except gpu_session.RefusalError as refusal:
         print(f"refused: {refusal}", file=sys.stderr)
         return gpu_session.REFUSED

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # before triton is imported: it would compile nothing
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "kernels"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import click
 import triton
-from static_cases import FAMILIES, Case, cases_of, expected_opcode
-from static_compilation import Figures, as_row, figures_of
 from triton.errors import TritonError
 
+from benchmarks.static.cases import FAMILIES, Case, cases_of, expected_opcode
+from benchmarks.static.compilation import Figures, as_row, figures_of
 from qvit_kernels.launching import Launch
 
 ROOT = Path(__file__).resolve().parent.parent

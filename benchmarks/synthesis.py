@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import ROOT, Cell
 
+from benchmarks.cells import ROOT, Cell
 from qvit import synthesis, zoo
 from qvit.data import DataConfig, open_images
 from qvit.models.timm_import import read_model

@@ -6,23 +6,27 @@ bytes; elsewhere sums round otherwise, and thousands of steps make other weights
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "kernels"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import click
 import timm
 import torch
 import torch.nn.functional as F
-from cells import ROOT
-from naive import quantize_naively
-from rendered import PATCH, Rendered, augment, normalise, render_series, shares
 from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.cells import ROOT
+from benchmarks.demo.naive import quantize_naively
+from benchmarks.demo.rendered import PATCH, Rendered, augment, normalise, render_series, shares
 from qvit import zoo
 from qvit.demo.canvas import SIZE
 from qvit.demo.dataset import CLASSES, TEST_SEED, TRAINING_SEED

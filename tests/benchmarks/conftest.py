@@ -1,6 +1,5 @@
-"""Benchmarks are scripts beside each other: their folder is on the path here as it is when one runs."""
+"""Sessions of the suites for a GPU, dry: on the CPU, in the interpreter."""
 
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -8,15 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
 
 @pytest.fixture
 def dry_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """A session as --dry-run begins it, with the sources that it began with: others may be at work on the tree."""
-    gpu_session = import_module("gpu_session")
+    gpu_session = import_module("benchmarks.gpu.session")
     monkeypatch.setattr(gpu_session, "source_hash", lambda: "0123456789abcdef")
 
     def begin(seconds: float = 600.0) -> Any:

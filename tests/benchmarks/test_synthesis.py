@@ -1,12 +1,9 @@
 """The table of images says how far of the way from noise to real images each method goes."""
 
-from importlib import import_module
-
 import pytest
 
+from benchmarks import synthesis
 from qvit.recipe import METHODS, Synthesis
-
-synthesis = import_module("synthesis")
 
 
 def cell(name, distance, entropy):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmarks.naive import quantize_naively
+from benchmarks.demo.naive import quantize_naively
 from qvit import evaluation, zoo
 from qvit.cli import run
 from qvit.data import DataConfig, open_images

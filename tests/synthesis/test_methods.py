@@ -1,11 +1,11 @@
 """Each method's terms on the views it shows, from what the network computed."""
 
 import math
-from importlib import import_module
 
 import pytest
 import torch
 
+from benchmarks.published_psaq import published_loss
 from qvit.synthesis.loop import look, optimise
 from qvit.synthesis.losses import (
     class_distance,
@@ -36,17 +36,15 @@ def prepared(method, count=3, progress=0.0, **changes):
     return settings, pixels, objective, outcomes
 
 
-def test_psaq_is_the_published_loss(monkeypatch):
+def test_psaq_is_the_published_loss():
     """Of the algorithm as published, on timm's model, every tensor of it in memory."""
-    monkeypatch.syspath_prepend(str(import_module("tests.conftest").ROOT / "benchmarks"))
-    published = import_module("published_psaq")
     from qvit import zoo
 
     settings, pixels, objective, (outcome,) = prepared("psaq", 4)
     terms = objective.terms(pixels, [outcome])
     ours = sum(getattr(settings, name) * value for name, value in terms.items())
     with torch.no_grad():
-        theirs = published.published_loss(
+        theirs = published_loss(
             zoo.load(demo()), outcome.view.images, objective.labels, objective.smoothness
         )
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)

@@ -3,16 +3,14 @@
 import json
 import subprocess
 import sys
-from importlib import import_module
 
 import pytest
 import torch
 
+from benchmarks.checks import cases as check_cases
+from benchmarks.gpu import check as gpu_check
 from qvit_kernels import composed, fused
 from tests.conftest import ROOT
-
-gpu_check = import_module("gpu_check")
-check_cases = import_module("check_cases")
 
 
 @pytest.fixture

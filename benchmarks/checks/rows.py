@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 import torch
-from checking import FLOATS, ROWS, Check, Make
-from kernel_cases import Call
-from operands import Operands
 from torch import Tensor
 
+from benchmarks.cases.kernels import Call
+from benchmarks.cases.operands import Operands
+from benchmarks.checks.checking import FLOATS, ROWS, Check, Make
 from qvit_kernels import ops
 from qvit_kernels.reference import steps_of
 

@@ -1,9 +1,9 @@
 """DeiT in integers with random weights: the values do not change the time."""
 
 import torch
-from kernel_cases import model_config, scheme_of
 from torch import nn
 
+from benchmarks.cases.kernels import model_config, scheme_of
 from qvit.models.dense import IntegerDense
 from qvit.models.vit import ViT
 from qvit_kernels.reference import code_range, largest_multiplier

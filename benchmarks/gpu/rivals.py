@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpu_timing import first_line
-from kernel_cases import Case
 from torch import nn
+
+from benchmarks.cases.kernels import Case
+from benchmarks.gpu.timing import first_line
 
 Call = Callable[[], object]
 _HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.rendered import PATCH, Rendered, augment, normalise, render_series, shares
+from benchmarks.demo.rendered import PATCH, Rendered, augment, normalise, render_series, shares
 from qvit.demo.canvas import SIZE
 from qvit.demo.glyphs import GLYPHS
 from qvit.demo.objects import CLASSES

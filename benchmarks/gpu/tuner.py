@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import agreement
 import torch
-from compiling_ahead import Ahead, compiling_ahead, worker_count
-from gpu_session import DONE, UNFINISHED, Session, Work
-from gpu_timing import capture, first_line, time_candidates
-from kernel_cases import BATCHES, MODELS, SCHEMES, TINY, Case
-from ledger import Ledger
 
+from benchmarks.cases.kernels import BATCHES, MODELS, SCHEMES, TINY, Case
+from benchmarks.checks import agreement
+from benchmarks.gpu.compiling_ahead import Ahead, compiling_ahead, worker_count
+from benchmarks.gpu.ledger import Ledger
+from benchmarks.gpu.session import DONE, UNFINISHED, Session, Work
+from benchmarks.gpu.timing import capture, first_line, time_candidates
 from qvit.timing import measure
 from qvit_kernels import tiles
 from qvit_kernels.tiles import Tile

@@ -7,17 +7,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import agreement
-import model_check
 import torch
-from check_cases import Check, checks
-from compiling_ahead import compiling_ahead, worker_count
-from gpu_session import DONE, FAILED, UNFINISHED, Session, Work
-from guarded_memory import guarded_memory
-from kernel_cases import SCHEMES
-from ledger import Ledger
-from recording_fall_backs import recording
 from torch import Tensor
+
+from benchmarks.cases.kernels import SCHEMES
+from benchmarks.checks import agreement
+from benchmarks.checks import models as model_check
+from benchmarks.checks.cases import Check, checks
+from benchmarks.checks.guarded_memory import guarded_memory
+from benchmarks.checks.recording_fall_backs import recording
+from benchmarks.gpu.compiling_ahead import compiling_ahead, worker_count
+from benchmarks.gpu.ledger import Ledger
+from benchmarks.gpu.session import DONE, FAILED, UNFINISHED, Session, Work
 
 SUITE = "gpu-check"
 _IMAGES = 512

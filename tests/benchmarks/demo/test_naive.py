@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from benchmarks.naive import fold_norms, quantize_naively
+from benchmarks.demo.naive import fold_norms, quantize_naively
 from qvit import zoo
 from qvit.demo.packaged import MODELS
 

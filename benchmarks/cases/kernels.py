@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from operands import Operands
 from torch import Tensor
 
+from benchmarks.cases.operands import Operands
 from qvit.models.config import ViTConfig
 from qvit.models.plan import plan_scheme
 from qvit.quant.schemes import LinearScheme, ModelScheme

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from zlib import crc32
 
 import torch
-from kernel_cases import Call
-from operands import Operands
 
+from benchmarks.cases.kernels import Call
+from benchmarks.cases.operands import Operands
 from qvit_kernels.reference import Quantized, Weight
 
 ROWS = (0, 1, 16, 17, 63, 197, 394)

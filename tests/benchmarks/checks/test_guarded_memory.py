@@ -1,11 +1,9 @@
 """Canaries: a write beside a tensor is seen, one within it is not."""
 
-from importlib import import_module
-
 import pytest
 import torch
 
-guarded_memory = import_module("guarded_memory").guarded_memory
+from benchmarks.checks.guarded_memory import guarded_memory
 
 
 @pytest.mark.parametrize("place", [-1, 12])

@@ -1,13 +1,10 @@
 """What counts as equal: every fault must be one."""
 
-from importlib import import_module
-
 import pytest
 import torch
 
+from benchmarks.checks import agreement
 from qvit_kernels.packing import pack_int4
-
-agreement = import_module("agreement")
 
 
 def rows(n=200_000):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ledger import Ledger
+from benchmarks.gpu.ledger import Ledger
 
 _GEMM_SHARE = 0.6  # of the measured int8 rate, or of the bandwidth where that is the tighter bound
 _GEMM_SPEEDUP = 1.6  # over cuBLAS bf16

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import ROOT, circumstances
-from ledger import Ledger
 
+from benchmarks.cells import ROOT, circumstances
+from benchmarks.gpu.ledger import Ledger
 from qvit.machine import package_versions
 
 # What a speed or an equality is a property of: a change in any of them makes old results those of something else.
 _SOURCES = ("kernels/qvit_kernels", "qvit")
-_CHECKING = ("*check*.py", "agreement.py", "guarded_memory.py", "kernel_cases.py", "operands.py")
+_CHECKING = ("checks/*.py", "cases/*.py", "gpu/check.py")
 
 DONE, FAILED, REFUSED, UNFINISHED = 0, 1, 2, 3  # exit codes; click has 2 for what it refuses
 _FIRST_CELL_SECONDS = 30.0  # what a first cell may take, before one was seen

@@ -99,12 +99,12 @@ def test_unknown_target_is_refused(compile_kernels):
 
 FAULTS = """
 import sys
-sys.path.insert(0, {benchmarks!r})
+sys.path.insert(0, {root!r})
 import torch, triton, triton.language as tl
 from qvit_kernels.launching import Launch
-from static_cases import expected_opcode, on_meta
-from static_compilation import as_row, figures_of
-from static_kernels import faults_of
+from benchmarks.static.cases import expected_opcode, on_meta
+from benchmarks.static.compilation import as_row, figures_of
+from benchmarks.static_kernels import faults_of
 
 @triton.jit
 def product(a, b, c, BM: tl.constexpr, BN: tl.constexpr, INT8: tl.constexpr):
@@ -144,7 +144,7 @@ print("done")
 def test_faults_are_found(child_environment, tmp_path):
     """Kernels without the tensor-core instruction, with spills, with too much shared memory."""
     script = tmp_path / "faults.py"
-    script.write_text(FAULTS.format(benchmarks=str(SCRIPT.parent)))
+    script.write_text(FAULTS.format(root=str(ROOT)))
     environment = {k: v for k, v in child_environment.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
@@ -154,11 +154,11 @@ def test_faults_are_found(child_environment, tmp_path):
 
 NEIGHBOURS = """
 import sys
-sys.path.insert(0, {benchmarks!r})
+sys.path.insert(0, {root!r})
 import re
 import torch
-from static_cases import on_meta
-from static_compilation import compile_launch
+from benchmarks.static.cases import on_meta
+from benchmarks.static.compilation import compile_launch
 from qvit_kernels import gemm_plans
 
 for capability in (90, 100):
@@ -183,7 +183,7 @@ print("done")
 def test_bytes_that_share_a_multiplier_are_neighbours(child_environment, tmp_path):
     """What `gemm_int4.widen_times` depends on and no interpreter shows, also in rows that end in half a block."""
     script = tmp_path / "neighbours.py"
-    script.write_text(NEIGHBOURS.format(benchmarks=str(SCRIPT.parent)))
+    script.write_text(NEIGHBOURS.format(root=str(ROOT)))
     environment = {k: v for k, v in child_environment.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False

@@ -1,12 +1,11 @@
 """The registry of cases: bytes and operations against hand-made counts and against the tensors themselves."""
 
-from importlib import import_module
-
 import pytest
 import torch
 from torch import Tensor
 
-cases = import_module("kernel_cases")
+from benchmarks.cases import kernels as cases
+
 KERNELS = cases.KERNELS
 
 

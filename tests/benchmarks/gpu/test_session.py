@@ -7,10 +7,9 @@ from importlib import import_module
 
 import pytest
 
+from benchmarks.gpu import ledger as ledger_module
+from benchmarks.gpu import session as gpu_session
 from tests.conftest import ROOT
-
-ledger_module = import_module("ledger")
-gpu_session = import_module("gpu_session")
 
 
 def counting(calls, *names):
@@ -101,13 +100,13 @@ def test_a_damaged_ledger_is_begun_anew(tmp_path, content):
     assert json.loads(path.read_text())["cells"] == {"a": {}}
 
 
-@pytest.mark.parametrize("suite", ["gpu_kernels", "gpu_models", "tuner"])
+@pytest.mark.parametrize("suite", ["kernels", "models", "tuner"])
 @pytest.mark.parametrize("check", [None, {"passed": False}, {}])
 def test_no_speed_without_a_green_check(dry_session, suite, check):
     session = dry_session()
     if check is not None:
         session.close(session.open("gpu-check"), check)
-    module = import_module(suite)
+    module = import_module(f"benchmarks.gpu.{suite}")
     with pytest.raises(gpu_session.RefusalError, match="gpu-check"):
         module.run(session)
     assert not (session.folder / f"{module.SUITE}.json").exists()
@@ -124,7 +123,7 @@ def test_a_green_check_counts(green):
 
 
 def test_source_hash_follows_the_kernels(tmp_path, monkeypatch):
-    for name in ("kernels/qvit_kernels/a.py", "qvit/b.py", "benchmarks/gpu_check.py"):
+    for name in ("kernels/qvit_kernels/a.py", "qvit/b.py", "benchmarks/checks/c.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x = 1\n")
     monkeypatch.setattr(gpu_session, "ROOT", tmp_path)
@@ -134,7 +133,9 @@ def test_source_hash_follows_the_kernels(tmp_path, monkeypatch):
     (tmp_path / "kernels/qvit_kernels/tuned").mkdir()
     (tmp_path / "kernels/qvit_kernels/tuned/card.json").write_text("{}")
     hashes.append(gpu_session.source_hash())
-    assert len(set(hashes)) == 3
+    (tmp_path / "benchmarks/checks/c.py").write_text("x = 2\n")
+    hashes.append(gpu_session.source_hash())
+    assert len(set(hashes)) == 4
 
 
 def test_card_names_are_file_names():

@@ -8,12 +8,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import agreement
 import torch
-from kernel_cases import SCHEMES
-from recording_fall_backs import recording
 from torch import Tensor, nn
 
+from benchmarks.cases.kernels import SCHEMES
+from benchmarks.checks import agreement
+from benchmarks.checks.recording_fall_backs import recording
 from qvit import pipeline, zoo
 from qvit.demo.scenes import render
 from qvit.deployment import checkpoint

@@ -8,23 +8,22 @@ from importlib import import_module
 import pytest
 import torch
 
+from benchmarks.cases import kernels as kernel_cases
+from benchmarks.gpu import compiling_ahead, tuner
+from benchmarks.gpu import targets as kernel_targets
+from benchmarks.gpu import timing as gpu_timing
+from benchmarks.gpu.ledger import Ledger
 from qvit_kernels import fused, tiles
 from qvit_kernels.tiles import Tile
 from tests.conftest import ROOT
 
-tuner = import_module("tuner")
-kernel_targets = import_module("kernel_targets")
-kernel_cases = import_module("kernel_cases")
-gpu_timing = import_module("gpu_timing")
-compiling_ahead = import_module("compiling_ahead")
-
 SMALL, OTHER = Tile(16, 64, 64, 4, 3), Tile(32, 64, 64, 4, 3)
 
 
-@pytest.mark.parametrize("suite", ["gpu_kernels", "gpu_models", "tuner"])
+@pytest.mark.parametrize("suite", ["kernels", "models", "tuner"])
 def test_dry_run_says_that_it_is_no_speed(suite, green, capsys):
     session = green()
-    module = import_module(suite)
+    module = import_module(f"benchmarks.gpu.{suite}")
     assert module.run(session) == 0
     printed = capsys.readouterr().out
     assert "no speeds" in printed
@@ -55,7 +54,7 @@ def row(p50, of_roofline=0.5, **speedups):
 
 
 def test_targets_take_the_worst_cell(tmp_path):
-    ledger = import_module("ledger").Ledger(tmp_path / "x.json", {})
+    ledger = Ledger(tmp_path / "x.json", {})
     ledger.add("product-deit_s-b64", {"rows": {"W8A8": row(1.0, 0.7, mm_bf16=1.9)}})
     ledger.add("product-deit_b-b64", {"rows": {"W8A8": row(1.0, 0.65, mm_bf16=1.5)}})
     ledger.add("product-deit_t-b64", {"rows": {"W8A8": row(1.0, 0.1, mm_bf16=0.5)}})  # K < 384

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from check_heads import attention_checks, head_checks, pixel_checks
-from check_products import gelu_checks, product_checks, residual_checks
-from check_rows import norm_checks, row_checks
-from checking import Check, Make
-from kernel_cases import BATCHES, KERNELS, MODELS, SCHEMES, Case
+from benchmarks.cases.kernels import BATCHES, KERNELS, MODELS, SCHEMES, Case
+from benchmarks.checks.checking import Check, Make
+from benchmarks.checks.heads import attention_checks, head_checks, pixel_checks
+from benchmarks.checks.products import gelu_checks, product_checks, residual_checks
+from benchmarks.checks.rows import norm_checks, row_checks
 
 _FAMILIES = (
     row_checks,

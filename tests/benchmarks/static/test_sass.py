@@ -1,6 +1,6 @@
 """Reading of machine code: instructions, loops, the one with the matrix products."""
 
-from benchmarks.sass import main_loop, read_sass
+from benchmarks.static.sass import main_loop, read_sass
 
 STRAIGHT = """
 \t.section\t.text.k,"ax",@progbits

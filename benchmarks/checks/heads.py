@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import torch
-from checking import Check, Make, input_of, weight_of
-from kernel_cases import Call
-from operands import Operands
 
+from benchmarks.cases.kernels import Call
+from benchmarks.cases.operands import Operands
+from benchmarks.checks.checking import Check, Make, input_of, weight_of
 from qvit_kernels import ops
 
 

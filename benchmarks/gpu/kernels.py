@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from gpu_rivals import block_rivals, rivals_of
-from gpu_session import DONE, UNFINISHED, Session, Work
-from gpu_timing import Measured, Roofline, measure_roofline, time_candidates
-from integer_models import random_vit
-from kernel_cases import KERNELS, SCHEMES, Case, block_cases
-from kernel_targets import targets_table
-from ledger import Ledger
 
+from benchmarks.cases.kernels import KERNELS, SCHEMES, Case, block_cases
+from benchmarks.cases.models import random_vit
+from benchmarks.gpu.ledger import Ledger
+from benchmarks.gpu.rivals import block_rivals, rivals_of
+from benchmarks.gpu.session import DONE, UNFINISHED, Session, Work
+from benchmarks.gpu.targets import targets_table
+from benchmarks.gpu.timing import Measured, Roofline, measure_roofline, time_candidates
 from qvit.models.integer import Integer
 
 SUITE = "gpu-kernels"

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from gpu_rivals import compiled
-from gpu_session import DONE, UNFINISHED, Session, Work
-from gpu_timing import time_candidates
-from integer_models import random_vit
-from kernel_cases import SCHEMES, model_config
-from ledger import Ledger
 
+from benchmarks.cases.kernels import SCHEMES, model_config
+from benchmarks.cases.models import random_vit
+from benchmarks.gpu.ledger import Ledger
+from benchmarks.gpu.rivals import compiled
+from benchmarks.gpu.session import DONE, UNFINISHED, Session, Work
+from benchmarks.gpu.timing import time_candidates
 from qvit.models.integer import Integer
 
 SUITE = "gpu-models"

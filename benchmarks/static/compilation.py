@@ -6,13 +6,13 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sass import MATRIX_OPCODES, Listing, Loop, main_loop, read_sass
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile, make_backend
 from triton.compiler.compiler import CompiledKernel
 from triton.runtime.jit import create_function_from_signature
 
+from benchmarks.static.sass import MATRIX_OPCODES, Listing, Loop, main_loop, read_sass
 from qvit_kernels.launching import Launch
 
 
