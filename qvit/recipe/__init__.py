@@ -4,6 +4,7 @@ A recipe is resolved when it is made: nothing in it means "automatic", so `recip
 to the same bytes. It round-trips through YAML and refuses keys it does not know.
 """
 
+from qvit.recipe.distillation import DISTILLATIONS, Distillation
 from qvit.recipe.quantization import (
     BUDGETS,
     MAX_BITS,
@@ -23,6 +24,7 @@ from qvit.recipe.synthesis import METHODS, PRECISIONS, Synthesis
 
 __all__ = [
     "BUDGETS",
+    "DISTILLATIONS",
     "MAX_BITS",
     "MAX_GROUPED_BITS",
     "METHODS",
@@ -32,6 +34,7 @@ __all__ = [
     "RESIDUALS",
     "Activations",
     "Attention",
+    "Distillation",
     "Recipe",
     "Synthesis",
     "Transforms",
