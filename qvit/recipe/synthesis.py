@@ -10,10 +10,12 @@ from typing import Any, Self
 from qvit.errors import UsageError
 from qvit.recipe.fields import check_choice, check_range, nearest
 
-METHODS = ("noise", "psaq", "mimiq", "sardfq", "folder", "real")
-OPTIMISED = ("psaq", "mimiq", "sardfq")
+METHODS = ("noise", "psaq", "mimiq", "maskaq", "sardfq", "bns", "acq", "folder", "real")
+OPTIMISED = ("psaq", "mimiq", "maskaq", "sardfq", "bns", "acq")
+ATTENTIVE = ("psaq", "mimiq", "maskaq", "sardfq")
 READING = ("folder", "real")
 PRECISIONS = ("float32", "bfloat16")
+CONDITIONS = ("none", "label", "centre")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,13 +26,14 @@ class Synthesis:
         method: One of METHODS; `folder` and `real` are the same, the user's own images.
         images: How many.
         batch: Images optimised together; each batch has its own seed.
-        iterations: Steps of a batch, over all rounds.
+        iterations: Steps of a batch, over all rounds; of the generator that all batches are drawn from (acq).
         rounds: Times that the learning rate starts again.
         precision: Of the network's matrix products; losses and pixels are always float32.
         lr, lr_final: Adam's rate at the start and at the end of a round, cosine between.
         warmup: Share of a round in which the rate rises linearly.
         beta1, beta2, weight_decay: AdamW's; with a decay of 0 it is Adam.
         attention: Weight of the method's own term: entropy, similarity of heads, or prior maps.
+        statistics: Weight of the distance to BatchNorm's statistics (bns, and acq on a CNN).
         classes: Weight of the class prior.
         class_floor: Cross-entropy in nats below which an image is not pushed further into its class.
         smoothness: Weight of total variation.
@@ -46,6 +49,17 @@ class Synthesis:
         regions: At most so many regions with a class of their own in an image (sardfq).
         mixtures: Gaussians in a prior attention map (sardfq).
         soft_low, soft_high: Range of the wanted classes' logits (sardfq).
+        alignment: Weight of the difference between teacher's and student's class-token attention (maskaq).
+        focus_first, focus_last: Share of the patches that are compared in it, at the start and at the end.
+        masked: Share of those patches that are left out at random in each step.
+        balance: Weight of the entropy of similarities between patches' attention (maskaq).
+        discrepancy: Weight of the student's distance from the teacher, which images seek (the game of psaq-v2).
+        condition: What the generator is told: "none", "label", or "centre", which is the label and where attention
+            shall be (acq).
+        centres: Weight of the distance between that place and the centre of attention.
+        pairs, pair_margin: Weight of the difference of two images of one condition, and where more is not rewarded.
+        consistency: Weight of the distance between attention under learned and under the batch's own statistics.
+        latent, width: Random numbers of an image, and channels of the generator's first block.
         retries: New seeds for a batch whose loss is not finite, before giving up.
         data, class_map: The user's images and the order of their classes (folder); "" for none.
     """
@@ -82,6 +96,20 @@ class Synthesis:
     mixtures: int = 5
     soft_low: float = 5.0
     soft_high: float = 10.0
+    statistics: float = 0.0
+    alignment: float = 0.0
+    focus_first: float = 0.5
+    focus_last: float = 0.1
+    masked: float = 0.3
+    balance: float = 0.0
+    discrepancy: float = 0.0
+    condition: str = "centre"
+    centres: float = 0.0
+    pairs: float = 0.0
+    pair_margin: float = 1.0
+    consistency: float = 0.0
+    latent: int = 100
+    width: int = 128
     retries: int = 5
     data: str = ""
     class_map: str = ""
@@ -89,6 +117,7 @@ class Synthesis:
     def __post_init__(self) -> None:
         check_choice("synthesis.method", self.method, METHODS)
         check_choice("synthesis.precision", self.precision, PRECISIONS)
+        check_choice("synthesis.condition", self.condition, CONDITIONS)
         for name, low, high in _RANGES:
             check_range(f"synthesis.{name}", getattr(self, name), low, high)
         if (self.iterations > 0) != self.optimised:
@@ -96,14 +125,15 @@ class Synthesis:
             raise UsageError(
                 f"synthesis.iterations = {self.iterations}: {self.method} needs {need}"
             )
-        if self.optimised and not (self.attention or self.classes or self.smoothness):
+        aims = ("attention", "statistics", "classes", "smoothness")
+        if self.optimised and not any(getattr(self, name) for name in aims):
             raise UsageError(
-                f"{self.method} has nothing to optimise: raise synthesis.attention, classes or smoothness above 0"
+                f"{self.method} has nothing to optimise: raise one of synthesis.{', '.join(aims)} above 0"
             )
-        if self.sparse and not self.optimised:
+        if self.sparse and self.method not in ATTENTIVE:
             raise UsageError(
                 f"synthesis.sparse = {self.sparse}: {self.method} optimises nothing that could drop patches; "
-                f"use it with {', '.join(OPTIMISED)}"
+                f"use it with {', '.join(ATTENTIVE)}"
             )
         if self.rounds > max(1, self.iterations):
             raise UsageError(
@@ -120,8 +150,13 @@ class Synthesis:
 
     @property
     def optimised(self) -> bool:
-        """Whether pixels are optimised; noise and the user's images are not."""
+        """Whether something is optimised; noise and the user's images are not."""
         return self.method in OPTIMISED
+
+    @property
+    def generated(self) -> bool:
+        """Whether images are drawn from a trained generator; pixels are not optimised one by one then."""
+        return self.method == "acq"
 
     @property
     def data_free(self) -> bool:
@@ -177,8 +212,32 @@ _RANGES: tuple[tuple[str, float, float | None], ...] = (
     ("mixtures", 1, 100),
     ("soft_low", 0, 100),
     ("soft_high", 0, 100),
+    ("statistics", 0, 1e9),
+    ("alignment", 0, 1e9),
+    ("focus_first", 0, 1),
+    ("focus_last", 0, 1),
+    ("masked", 0, 0.99),
+    ("balance", 0, 1e9),
+    ("discrepancy", 0, 1e9),
+    ("centres", 0, 1e9),
+    ("pairs", 0, 1e9),
+    ("pair_margin", 0, 1e9),
+    ("consistency", 0, 1e9),
+    ("latent", 1, 10_000),
+    ("width", 8, 4096),
     ("retries", 0, 100),
 )
+
+# Choi et al., AAAI 2025, section on synthesis. The published weight of the similarity term is 1; but at the
+# start its gradient has 2 to 4 % of the length of the class term's, and Adam goes where the sum points. ViT-Tiny,
+# mean of 1 - SSIM^2 (noise 0.492, real images 0.437), 4 images: after 150 steps 0.490 with a weight of 1, 0.480
+# with 10, 0.457 with 30; after 800 steps 0.449 with 10. Without colour jitter the class is reached in 100 steps,
+# not 700, and what is gained is alike: 0.489, 0.467, 0.420. A floor of 1 nat under the class term gains 0.003.
+_MIMIQ: dict[str, Any] = {
+    "images": 1024, "batch": 16, "iterations": 2000, "lr": 0.1, "lr_final": 1e-3, "weight_decay": 1e-6,
+    "attention": 10.0, "classes": 1.0, "smoothness": 2.5e-5, "shift": 8, "colour_shift": 0.5,
+    "colour_jitter": 1.0,
+}  # fmt: skip
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "noise": {},
@@ -188,21 +247,24 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "attention": 1.0, "classes": 1.0, "smoothness": 0.05, "smoothness_low": 2500.0,
         "smoothness_high": 3000.0, "shift": 15, "shift_diagonal": True, "flip": 0.5,
     },
-    # Choi et al., AAAI 2025, section on synthesis. The published weight of the similarity term is 1; but at the
-    # start its gradient has 2 to 4 % of the length of the class term's, and Adam goes where the sum points. ViT-Tiny,
-    # mean of 1 - SSIM^2 (noise 0.492, real images 0.437), 4 images: after 150 steps 0.490 with a weight of 1, 0.480
-    # with 10, 0.457 with 30; after 800 steps 0.449 with 10. Without colour jitter the class is reached in 100 steps,
-    # not 700, and what is gained is alike: 0.489, 0.467, 0.420. A floor of 1 nat under the class term gains 0.003.
-    "mimiq": {
-        "images": 1024, "batch": 16, "iterations": 2000, "lr": 0.1, "lr_final": 1e-3, "weight_decay": 1e-6,
-        "attention": 10.0, "classes": 1.0, "smoothness": 2.5e-5, "shift": 8, "colour_shift": 0.5,
-        "colour_jitter": 1.0,
-    },
+    "mimiq": _MIMIQ,
+    # MaskAQ (ICML 2026) is MimiQ with two more terms, of these weights and shares.
+    "maskaq": {**_MIMIQ, "alignment": 0.1, "balance": 1.0},
     # Zhong et al., ICCV 2025. The paper searches the weight of the prior maps from 1 to 1e5 a model, for maps that
     # sum to 1; ours are in units of the uniform map, so that 1 stands for 4e4 of theirs at 196 patches.
     "sardfq": {
         "iterations": 1000, "lr": 0.2, "beta1": 0.5, "beta2": 0.9, "attention": 1.0, "classes": 1.0,
         "smoothness": 0.05, "shift": 15, "flip": 0.5, "regions": 4,
+    },
+    # Yin et al., CVPR 2020, as their example for ResNet-50: 2000 steps at full resolution, rolls of 30 pixels.
+    "bns": {
+        "batch": 84, "images": 1024, "iterations": 2000, "lr": 0.25, "beta1": 0.5, "beta2": 0.9,
+        "statistics": 0.01, "classes": 1.0, "smoothness": 1e-4, "shift": 15, "flip": 0.5,
+    },
+    # ACQ (Pattern Recognition 2024): our reconstruction, on GDFQ's generator (Xu et al., ECCV 2020: rate, moments).
+    "acq": {
+        "images": 1024, "batch": 16, "iterations": 4000, "lr": 1e-3, "lr_final": 1e-5, "beta1": 0.5, "beta2": 0.999,
+        "statistics": 0.1, "attention": 1.0, "classes": 1.0, "centres": 1.0, "pairs": 0.1, "consistency": 1.0,
     },
     "folder": {},
     "real": {},

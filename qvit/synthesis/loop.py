@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from qvit.models.networks import Network
+from qvit.models.resnet import ResNet
 from qvit.models.vit import ViT
 from qvit.recipe import Synthesis
 from qvit.synthesis.augmentation import Placement
@@ -13,6 +15,7 @@ from qvit.synthesis.noise import pixel_bounds
 from qvit.synthesis.objective import Objective, Outcome, View
 from qvit.synthesis.recording import Recording
 from qvit.synthesis.sparse import Patches
+from qvit.synthesis.statistics import record_statistics
 
 # iteration, the loss and its terms before they are weighted
 Sample = Callable[[int, Mapping[str, float]], None]
@@ -26,8 +29,89 @@ class NotFiniteError(ArithmeticError):
         self.iteration = iteration
 
 
+class Descent:
+    """Pixels on their way down: one batch with its optimiser and the patches that are left of it.
+
+    Attributes:
+        pixels: fp32 [B, C, H, W], normalised, each value one that a pixel can have after the first step.
+    """
+
+    def __init__(
+        self, network: Network, objective: Objective, start: Tensor, settings: Synthesis
+    ) -> None:
+        network.requires_grad_(False)  # only pixels move: a third of the backward pass is saved
+        self.network, self.objective, self.settings = network, objective, settings
+        self.pixels = start.clone().requires_grad_()
+        self._low, self._high = pixel_bounds(network.config, start.device)
+        betas = settings.beta1, settings.beta2
+        self._optimizer = torch.optim.AdamW(
+            [self.pixels], lr=settings.lr, betas=betas, weight_decay=settings.weight_decay
+        )
+        self._patches = None
+        if settings.sparse:
+            assert isinstance(network, ViT)
+            self._patches = Patches(len(start), network.config, settings, start.device)
+
+    def step(self, iteration: int, lr: float) -> dict[str, Tensor]:
+        """One step at a learning rate; returns the loss as `loss`, and its terms before they are weighted.
+
+        Raises:
+            NotFiniteError: The loss is not.
+        """
+        if self._patches is not None and iteration in self._patches.steps:
+            self._drop(self._patches)
+        self._optimizer.param_groups[0]["lr"] = lr
+        terms = self._terms(iteration)
+        total = torch.stack(
+            [getattr(self.settings, name) * value for name, value in terms.items()]
+        ).sum()
+        if not bool(total.isfinite()):
+            raise NotFiniteError(iteration)
+        self._optimizer.zero_grad()
+        total.backward()
+        self._optimizer.step()
+        with torch.no_grad():
+            self.pixels.clamp_(self._low, self._high)
+        return {"loss": total.detach()} | {name: v.detach() for name, v in terms.items()}
+
+    @torch.no_grad()
+    def restart(self, images: Tensor, start: Tensor) -> None:
+        """Begin anew with some images: their numbers int64 [n], and where they start, fp32 [n, C, H, W]."""
+        self.pixels[images] = start
+        for moment in self._optimizer.state[self.pixels].values():
+            if moment.shape == self.pixels.shape:
+                moment[images] = 0
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        """The images as they are, dropped patches in the mean colour. Raises NotFiniteError where a pixel is not."""
+        if not bool(self.pixels.isfinite().all()):
+            raise NotFiniteError(self.settings.iterations - 1)
+        found = self.pixels.detach()
+        if self._patches is None or self._patches.complete:
+            return found
+        return self._patches.blank(found, torch.zeros_like(self._low))
+
+    def _terms(self, iteration: int) -> dict[str, Tensor]:
+        views = self.objective.views(self.pixels, iteration / self.settings.iterations)
+        kept = [None if self._patches is None else self._patches.chosen(v.placement) for v in views]
+        outcomes = [
+            look(self.network, view, chosen, self.settings.precision)
+            for view, chosen in zip(views, kept, strict=True)
+        ]
+        return self.objective.terms(self.pixels, outcomes)
+
+    @torch.no_grad()
+    def _drop(self, patches: Patches) -> None:
+        """One look at the images as they are, to see which patches are not attended to."""
+        unmoved = Placement()
+        view = View(self.pixels.detach(), unmoved)
+        outcome = look(self.network, view, patches.chosen(unmoved), self.settings.precision)
+        patches.drop(outcome.records[-1])
+
+
 def optimise(
-    vit: ViT,
+    network: Network,
     objective: Objective,
     start: Tensor,
     settings: Synthesis,
@@ -39,7 +123,7 @@ def optimise(
     """Optimise the pixels of one batch.
 
     Args:
-        vit: The float teacher, in eval mode; its parameters are left alone.
+        network: The float teacher, in eval mode; its parameters are left alone.
         objective: Of this batch; everything random is drawn from its generator.
         start: fp32 [B, C, H, W], normalised.
         settings: Learning rate, weights, precision, dropped patches.
@@ -53,41 +137,17 @@ def optimise(
     Raises:
         NotFiniteError: The loss or a pixel is no longer finite.
     """
-    vit.requires_grad_(False)  # only pixels move: a third of the backward pass is saved
-    pixels = start.clone().requires_grad_()
-    low, high = pixel_bounds(vit.config, start.device)
-    betas = settings.beta1, settings.beta2
-    optimizer = torch.optim.AdamW(
-        [pixels], lr=settings.lr, betas=betas, weight_decay=settings.weight_decay
-    )
-    patches = Patches(len(start), vit.config, settings, start.device)
+    descent = Descent(network, objective, start, settings)
     last = settings.iterations - 1
     shown: Mapping[str, float] = {}
     for iteration in range(settings.iterations):
-        if iteration in patches.steps:
-            _drop(vit, pixels.detach(), patches, settings)
-        optimizer.param_groups[0]["lr"] = learning_rate(iteration, settings)
-        terms = _terms(vit, objective, pixels, patches, iteration, settings)
-        total = torch.stack(
-            [getattr(settings, name) * value for name, value in terms.items()]
-        ).sum()
-        if not bool(total.isfinite()):
-            raise NotFiniteError(iteration)
+        losses = descent.step(iteration, learning_rate(iteration, settings))
         if iteration % every == 0 or iteration == last:
-            shown = {"loss": total.item()} | {name: v.item() for name, v in terms.items()}
+            shown = {name: value.item() for name, value in losses.items()}
             sample(iteration, shown)
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        with torch.no_grad():
-            pixels.clamp_(low, high)
         if step_done is not None:
-            step_done(iteration + 1, pixels.detach(), shown)
-    if not bool(pixels.isfinite().all()):
-        raise NotFiniteError(last)
-    with torch.no_grad():
-        found = pixels.detach()
-        return found if patches.complete else patches.blank(found, torch.zeros_like(low))
+            step_done(iteration + 1, descent.pixels.detach(), shown)
+    return descent.finish()
 
 
 def learning_rate(iteration: int, settings: Synthesis) -> float:
@@ -107,31 +167,14 @@ def learning_rate(iteration: int, settings: Synthesis) -> float:
     return settings.lr_final + (settings.lr - settings.lr_final) * fallen
 
 
-def look(vit: ViT, view: View, kept: Tensor | None, precision: str) -> Outcome:
-    """Run the teacher on a view and record its attention; `kept`: patches it sees, None for all."""
-    run = Recording(vit.config)
+def look(network: Network, view: View, kept: Tensor | None, precision: str) -> Outcome:
+    """Run the teacher on a view and record what methods read; `kept`: patches a ViT sees, None for all."""
     device = view.images.device.type
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-        logits = vit(view.images, run, kept)
-    return Outcome(view, logits.float(), run.records, kept)
-
-
-def _terms(
-    vit: ViT,
-    objective: Objective,
-    pixels: Tensor,
-    patches: Patches,
-    iteration: int,
-    settings: Synthesis,
-) -> dict[str, Tensor]:
-    views = objective.views(pixels, iteration / settings.iterations)
-    outcomes = [look(vit, v, patches.chosen(v.placement), settings.precision) for v in views]
-    return objective.terms(pixels, outcomes)
-
-
-@torch.no_grad()
-def _drop(vit: ViT, pixels: Tensor, patches: Patches, settings: Synthesis) -> None:
-    """One look at the images as they are, to see which patches are not attended to."""
-    unmoved = Placement()
-    outcome = look(vit, View(pixels, unmoved), patches.chosen(unmoved), settings.precision)
-    patches.drop(outcome.records[-1])
+        if isinstance(network, ResNet):
+            logits, features, statistics = record_statistics(network, view.images)
+            return Outcome(view, logits.float(), (), None, statistics, features.float())
+        run = Recording(network.config)
+        tokens = network.forward_features(view.images, run, kept)
+        logits = network.forward_head(tokens, run)
+    return Outcome(view, logits.float(), run.records, kept, (), tokens)

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qvit.models.networks import Network
+from qvit.models.resnet import ResNet
 from qvit.models.vit import ViT
 from qvit.synthesis.entropy import patch_similarity_entropy
 from qvit.synthesis.losses import (
@@ -13,71 +15,96 @@ from qvit.synthesis.losses import (
     neighbour_differences,
 )
 from qvit.synthesis.recording import RecordingRanges
+from qvit.synthesis.statistics import record_statistics, statistics_distance
 
 # Entropy depends on the batch through the places of its density: always so many images at a time, as published.
 _TOGETHER = 32
 
 
 @torch.no_grad()
-def measure(vit: ViT, images: Tensor) -> dict[str, Any]:
+def measure(network: Network, images: Tensor) -> dict[str, Any]:
     """What a float teacher makes of images, in float32.
 
     Args:
-        vit: The teacher.
+        network: The teacher.
         images: fp32 [N, C, H, W], normalised. They are looked at 32 at a time.
 
     Returns:
-        head_distance: Inter-head term of MimiQ, mean of 1 - SSIM^2; real images have less than noise.
-        patch_entropy: Mean over blocks of PSAQ-ViT's entropy in nats; real images have more than noise.
         confidence: Mean largest probability; 0 without classes.
         total_variation: Mean root-mean-square difference of neighbours, in standard deviations of the data.
         classes: How many images of each class the teacher sees, [classes].
+
+        Of a ViT also:
+
+        head_distance: Inter-head term of MimiQ, mean of 1 - SSIM^2; real images have less than noise.
+        patch_entropy: Mean over blocks of PSAQ-ViT's entropy in nats; real images have more than noise.
         head_ssim: SSIM of every pair of heads, [blocks][heads][heads].
         head_distances, patch_entropies: The two measures by block, [blocks].
         ranges: Least and largest input of qkv, proj, fc1 and fc2, [blocks][4][2].
+
+        Of a ResNet also:
+
+        norm_distance: Distance to the statistics of its BatchNorms; it depends on how many images are looked at.
     """
-    parts = [_look(vit, part) for part in images.split(_TOGETHER)]
+    parts = [_look(network, part) for part in images.split(_TOGETHER)]
     shares = torch.tensor([len(part) / len(images) for part in images.split(_TOGETHER)])
 
     def average(name: str) -> Tensor:
         stacked = torch.stack([part[name] for part in parts])
         return (stacked * shares.view(-1, *[1] * (stacked.ndim - 1))).sum(0)
 
+    found: dict[str, Any] = {
+        "confidence": float(average("confidence")),
+        "total_variation": float(average("variation")),
+        "classes": torch.stack([part["classes"] for part in parts]).sum(0).tolist(),
+    }
+    if isinstance(network, ResNet):
+        return {"norm_distance": float(average("norms")), **found}
     ranges = torch.stack([part["ranges"] for part in parts])
     span = torch.stack([ranges[..., 0].amin(0), ranges[..., 1].amax(0)], -1)
     distances, entropies = average("distances"), average("entropies")
     return {
         "head_distance": float(distances.mean()),
         "patch_entropy": float(entropies.mean()),
-        "confidence": float(average("confidence")),
-        "total_variation": float(average("variation")),
-        "classes": torch.stack([part["classes"] for part in parts]).sum(0).tolist(),
+        **found,
         "head_ssim": average("ssim").tolist(),
         "head_distances": distances.tolist(),
         "patch_entropies": entropies.tolist(),
-        "ranges": span.view(vit.config.depth, 4, 2).tolist(),
+        "ranges": span.view(network.config.depth, 4, 2).tolist(),
     }
 
 
 def summarise(found: dict[str, Any]) -> dict[str, float]:
-    """The four numbers of a measurement, without its arrays."""
-    names = ("head_distance", "patch_entropy", "confidence", "total_variation")
-    return {name: round(found[name], 6) for name in names}
+    """The few numbers of a measurement, without its arrays."""
+    names = ("head_distance", "patch_entropy", "norm_distance", "confidence", "total_variation")
+    return {name: round(found[name], 6) for name in names if name in found}
 
 
-def _look(vit: ViT, images: Tensor) -> dict[str, Tensor]:
+def _look(network: Network, images: Tensor) -> dict[str, Tensor]:
+    if isinstance(network, ResNet):
+        logits, _, statistics = record_statistics(network, images)
+        own = {"norms": statistics_distance(statistics)}
+    else:
+        logits, own = _look_at_blocks(network, images)
+    classes = network.config.num_classes
+    sharpness, guess = logits.softmax(-1).max(-1) if classes else _no_classes(images)
+    return {
+        "confidence": sharpness.mean(),
+        "variation": torch.tensor(_roughness(images)),
+        "classes": torch.bincount(guess, minlength=classes),
+        **own,
+    }
+
+
+def _look_at_blocks(vit: ViT, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     run = RecordingRanges(vit.config)
     logits = vit(images, run)
     scores = [record.scores() for record in run.records]
     entropies = [patch_similarity_entropy(record.features()) for record in run.records]
-    sharpness, guess = logits.softmax(-1).max(-1) if vit.config.num_classes else _no_classes(images)
-    return {
+    return logits, {
         "distances": torch.stack([inter_head_distance(s) for s in scores]),
         "ssim": torch.stack([inter_head_ssim(s) for s in scores]),
         "entropies": torch.stack(entropies),
-        "confidence": sharpness.mean(),
-        "variation": torch.tensor(_roughness(images)),
-        "classes": torch.bincount(guess, minlength=vit.config.num_classes),
         "ranges": torch.tensor(run.ranges),
     }
 

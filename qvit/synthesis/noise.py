@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qvit.models.config import ViTConfig
+from qvit.models.networks import NetworkConfig
 from qvit.synthesis.objective import Batch
 
 
@@ -13,7 +13,7 @@ def draw_noise(batch: Batch) -> Tensor:
     return torch.randn(shape, generator=batch.generator)
 
 
-def pixel_bounds(config: ViTConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+def pixel_bounds(config: NetworkConfig, device: torch.device) -> tuple[Tensor, Tensor]:
     """Normalised values of black and white, [C, 1, 1] each: (0 - mean) / std and (1 - mean) / std."""
     mean = torch.tensor(config.mean, device=device).view(-1, 1, 1)
     std = torch.tensor(config.std, device=device).view(-1, 1, 1)

@@ -10,10 +10,11 @@ from typing import Protocol
 
 from torch import Generator, Tensor
 
-from qvit.models.config import ViTConfig
+from qvit.models.networks import NetworkConfig
 from qvit.recipe import Synthesis
 from qvit.synthesis.augmentation import Placement, draw_placement
 from qvit.synthesis.recording import BlockRecord
+from qvit.synthesis.statistics import NormRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,22 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the network made of a view: logits [V, classes] and a record of every block, in order."""
+    """What the network made of a view.
+
+    Attributes:
+        logits: fp32 [V, classes].
+        records: Of every attention block, in order; a network without attention has none.
+        kept: int64 [V, K], which of the view's patches it saw; None for all.
+        statistics: Of every BatchNorm, in order; a network without them has none.
+        features: What the classifier pools: tokens [V, T, D] of a ViT, maps [V, D, h, w] of a ResNet.
+    """
 
     view: View
     logits: Tensor
     records: Sequence[BlockRecord]
-    kept: Tensor | None  # int64 [V, K]: which of the view's patches it saw; None for all
+    kept: Tensor | None
+    statistics: Sequence[NormRecord] = ()
+    features: Tensor | None = None
 
 
 class Objective(Protocol):
@@ -53,7 +64,9 @@ class Objective(Protocol):
         ...
 
     def terms(self, pixels: Tensor, outcomes: Sequence[Outcome]) -> dict[str, Tensor]:
-        """Scalars named as their weights in Synthesis: attention, classes, smoothness; those with weight 0 left out."""
+        """Scalars named as their weights in Synthesis (attention, statistics, classes, ...); those with weight 0 left
+        out.
+        """
         ...
 
 
@@ -62,7 +75,7 @@ class Batch:
     """What a method needs to know of the batch it prepares: shapes on the one hand, settings on the other."""
 
     count: int
-    config: ViTConfig
+    config: NetworkConfig
     settings: Synthesis
     generator: Generator
 

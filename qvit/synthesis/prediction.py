@@ -10,9 +10,10 @@ import torch
 from qvit import zoo
 from qvit.errors import UsageError
 from qvit.machine import describe_cpu, memory_bytes
-from qvit.models.config import ViTConfig
-from qvit.models.timm_import import read_config
+from qvit.models.networks import NetworkConfig
+from qvit.models.resnet import ResNetConfig
 from qvit.recipe import Synthesis
+from qvit.synthesis.teacher import read_shape
 from qvit.zoo import Source
 
 _BASE_BYTES = 0.8e9  # Python, torch and timm, before any model
@@ -20,6 +21,7 @@ _PIXEL_COPIES = (
     16  # pixels, gradient, two moments, the view, and the differences of total variation
 )
 _OVERHEAD = 1.15  # of the allocator
+_LAYER_COPIES = 3  # what a convolution writes is kept by it, by BatchNorm and by ReLU
 # Parts of a matmul's rate that forward and backward of a block reach. ViT-Tiny, one AVX512 core, 8 images: PSAQ-ViT's
 # step took 0.70 s of processor time in float32 and 0.46 s in bfloat16, MimiQ's 0.76 and 0.51, SARDFQ's 1.47 and 0.81.
 _NATIVE = {"avx512_bf16", "amx_bf16", "bf16"}  # what processors call it, the last one of ARM
@@ -59,10 +61,10 @@ def estimate(source: Source, settings: Synthesis, *, shares: int = 1) -> dict[st
     """What --dry-run prints, without weights: model, counts, and what `predict` says.
 
     Raises:
-        UsageError: The model is no plain ViT, or the batch does not fit into memory.
+        UsageError: The model is nothing the method works with, or the batch does not fit into memory.
     """
     with torch.device("meta"):
-        config = read_config(zoo.build(source), source.pretrained_cfg)
+        config = read_shape(zoo.build(source), source, settings)
     found = predict(config, settings, shares=shares)
     check_memory(found, settings)
     return {
@@ -76,7 +78,7 @@ def estimate(source: Source, settings: Synthesis, *, shares: int = 1) -> dict[st
     }
 
 
-def predict(config: ViTConfig, settings: Synthesis, *, shares: int = 1) -> Estimate:
+def predict(config: NetworkConfig, settings: Synthesis, *, shares: int = 1) -> Estimate:
     """Predict one process's needs: on ViT-Tiny, 0.5 to 1.7 times the time of a step, and memory within a third.
 
     Args:
@@ -87,6 +89,10 @@ def predict(config: ViTConfig, settings: Synthesis, *, shares: int = 1) -> Estim
     batches = math.ceil(settings.images / settings.batch)
     count = min(settings.batch, settings.images)
     views = count * (1 + settings.regions / 2)  # regions of an image: 0 to so many
+    if settings.generated:
+        views *= 2 + (
+            settings.consistency > 0
+        )  # pairs, and a look under the batch's own statistics
     mine = math.ceil(batches / shares)
     step = _iteration_seconds(config, settings, views) if settings.optimised else 0.0
     looks = 2 * _forward_operations(config, count) / _rate()  # measured before and after
@@ -94,7 +100,7 @@ def predict(config: ViTConfig, settings: Synthesis, *, shares: int = 1) -> Estim
     return Estimate(
         memory_bytes=round(_memory(config, settings, views)),
         iteration_seconds=step,
-        seconds=mine * (settings.iterations * step + looks),
+        seconds=(1 if settings.generated else mine) * settings.iterations * step + mine * looks,
         disk_bytes=disk + 10_000 * batches,
         batches=batches,
     )
@@ -113,29 +119,34 @@ def check_memory(found: Estimate, settings: Synthesis) -> None:
     )
 
 
-def _memory(config: ViTConfig, settings: Synthesis, views: float) -> float:
+def _memory(config: NetworkConfig, settings: Synthesis, views: float) -> float:
     """What a step keeps for its backward pass. Frozen weights keep no inputs of Linears: each block has the inputs of
     two norms and of GELU, and Q, K, V and the output of attention; the inter-head term has the gradients of Q and K.
     """
+    pixels = config.in_chans * math.prod(config.image_size) * 4
+    narrow = 2 if settings.precision == "bfloat16" else 4
+    if isinstance(config, ResNetConfig):
+        kept = config.activations * (_LAYER_COPIES * narrow + 4)  # statistics are in float32
+        return _BASE_BYTES + _OVERHEAD * views * (kept + _PIXEL_COPIES * pixels)
     tokens = config.num_patches + config.num_prefix_tokens
     inner = config.num_heads * config.head_dim
-    narrow = 2 if settings.precision == "bfloat16" else 4
     block = tokens * (2 * config.embed_dim * 4 + (4 * inner + 2 * config.hidden_dim) * narrow)
     if settings.method == "mimiq" and settings.attention:
         block += 2 * tokens * inner * 4
     if settings.method == "sardfq":
         block += 3 * config.num_heads * tokens * 4
-    pixels = config.in_chans * math.prod(config.image_size) * 4
     depth = config.depth if settings.optimised else 1
     return _BASE_BYTES + _OVERHEAD * (views * (depth * block + _PIXEL_COPIES * pixels))
 
 
-def _iteration_seconds(config: ViTConfig, settings: Synthesis, views: float) -> float:
+def _iteration_seconds(config: NetworkConfig, settings: Synthesis, views: float) -> float:
     """Forward, and a backward pass that is as long, because only pixels have gradients; and the method's own term."""
     rate = _rate()
     gain = 1.0 if settings.precision == "float32" else _bfloat16_gain()
     efficiency = _EFFICIENCY[settings.precision]
     network = 2.2 * _forward_operations(config, views) / (rate * efficiency * gain)
+    if isinstance(config, ResNetConfig):
+        return network
     pairs = views * config.depth * config.num_patches**2
     if (
         settings.method == "mimiq"
@@ -146,7 +157,9 @@ def _iteration_seconds(config: ViTConfig, settings: Synthesis, views: float) -> 
     return network + own
 
 
-def _forward_operations(config: ViTConfig, views: float) -> float:
+def _forward_operations(config: NetworkConfig, views: float) -> float:
+    if isinstance(config, ResNetConfig):
+        return 2 * views * config.operations
     tokens = config.num_patches + config.num_prefix_tokens
     linears = sum(rows * columns for rows, columns in config.linears().values())
     attention = 2 * config.depth * tokens * config.num_heads * config.head_dim

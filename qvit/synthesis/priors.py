@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from qvit.models.config import ViTConfig
 from qvit.synthesis.objective import Batch
 
 # Published targets of total variation are for so many values: 32 images of 3 x 224 x 224.
@@ -57,6 +58,7 @@ def draw_prior_maps(images: int, batch: Batch) -> Tensor:
         fp32 [blocks, images, heads, P]; each map sums to 1.
     """
     config, parts = batch.config, batch.settings.mixtures
+    assert isinstance(config, ViTConfig)
     rows, columns = (i // p for i, p in zip(config.image_size, config.patch_size, strict=True))
     shape = (config.depth, images, config.num_heads, parts)
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from qvit.errors import QvitError, UsageError
 from qvit.recipe import Synthesis
+from qvit.synthesis.bns import StatisticsMatching
 from qvit.synthesis.distribution import Place, joined
 from qvit.synthesis.loop import NotFiniteError, optimise
 from qvit.synthesis.measures import measure, summarise
@@ -34,11 +35,13 @@ logger = logging.getLogger("qvit")
 
 _STAGE = "synthesis"
 _SAMPLES = 100  # lines of losses in a batch's log
+_PROFILES = ("head_distances", "patch_entropies")  # measures by block
 _LOOKS = 10  # measurements on the way; each takes about as long as an iteration
 _OBJECTIVES: Mapping[str, Callable[[Batch, torch.device], Objective]] = {
     "psaq": PatchSimilarity,
     "mimiq": HeadSimilarity,
     "sardfq": SemanticRegions,
+    "bns": StatisticsMatching,
 }
 
 
@@ -59,7 +62,7 @@ def synthesize(
     and after any interruption, at a given number of threads. An interrupted run is continued by the same call.
 
     Args:
-        source: The float model, a plain ViT.
+        source: The float model: a plain ViT, or a ResNet for the methods that need no attention.
         settings: Method, counts and constants.
         out: The folder; what it holds of the same run is kept, and another run's is refused.
         seed: Of everything random.
@@ -73,7 +76,7 @@ def synthesize(
         `complete`.
 
     Raises:
-        UsageError: The model is no plain ViT or has no classes, the batch does not fit into memory, the folder is
+        UsageError: The method cannot work with the model, the batch does not fit into memory, the folder is
             another run's, or the share impossible.
         InputError: Weights, the user's images or a shard do not fit or cannot be read.
         QvitError: A batch has no finite loss under any of its seeds.
@@ -82,7 +85,7 @@ def synthesize(
         raise UsageError(f"--resume {resume}: expected auto or never")
     with joined(device, shard) as place:
         teacher = load_teacher(source, settings, seed, place.device)
-        check_memory(predict(teacher.vit.config, settings, shares=place.count), settings)
+        check_memory(predict(teacher.network.config, settings, shares=place.count), settings)
         folder = RunFolder(
             out.resolve(), describe(source, teacher, settings, seed), teacher.batches
         )
@@ -196,15 +199,15 @@ class _Work:
         self.positions = range(first, min(first + settings.batch, settings.images))
         self.started = time.perf_counter()
         generator = generator_for(seed, _STAGE, batch, attempt)
-        self.batch = Batch(len(self.positions), teacher.vit.config, settings, generator)
+        self.batch = Batch(len(self.positions), teacher.network.config, settings, generator)
 
     def finish(self, folder: RunFolder) -> Made:
-        vit, device = self.teacher.vit, next(self.teacher.vit.parameters()).device
+        network, device = self.teacher.network, next(self.teacher.network.parameters()).device
         start, labels, objective = self._begin(device)
-        before = summarise(measure(vit, start))
+        before = summarise(measure(network, start))
         images = start if objective is None else self._optimise(objective, start)
         images = images.to(torch.float16).float()  # what is stored is what is measured
-        found = measure(vit, images)
+        found = measure(network, images)
         after = summarise(found)
         self.lines.append(
             {
@@ -215,8 +218,7 @@ class _Work:
                 "seconds": round(time.perf_counter() - self.started, 3),
                 "before": before,
                 "after": after,
-                "head_distances": _rounded(found["head_distances"]),
-                "patch_entropies": _rounded(found["patch_entropies"]),
+                **{name: _rounded(found[name]) for name in _PROFILES if name in found},
             }
         )
         folder.write(self.number, images, labels, self.attempt, self.lines)
@@ -246,7 +248,7 @@ class _Work:
             )
             self.bar.update()
             if done % looks == 0 and done < self.settings.iterations:
-                found = summarise(measure(self.teacher.vit, pixels))
+                found = summarise(measure(self.teacher.network, pixels))
                 self.lines.append(
                     {"batch": self.number, "event": "measured", "iteration": done, **found}
                 )
@@ -254,7 +256,7 @@ class _Work:
         looks = max(1, self.settings.iterations // _LOOKS)
         every = max(1, self.settings.iterations // _SAMPLES)
         return optimise(
-            self.teacher.vit,
+            self.teacher.network,
             objective,
             start,
             self.settings,

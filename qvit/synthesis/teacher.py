@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from qvit import __version__, zoo
 from qvit.errors import UsageError
-from qvit.models.timm_import import read_model
-from qvit.models.vit import ViT
+from qvit.models.networks import Network, NetworkConfig, read_network, read_network_config
+from qvit.models.resnet import ResNetConfig
+from qvit.models.timm_import import read_config
 from qvit.recipe import Synthesis
+from qvit.recipe.synthesis import ATTENTIVE
 from qvit.synthesis.folder import UserImages
 from qvit.synthesis.shards import FORMAT, FORMAT_VERSION, fingerprint
 from qvit.zoo import Source
@@ -23,13 +26,13 @@ class Teacher:
     """What the images are made from.
 
     Attributes:
-        vit: The float model, in eval mode.
+        network: The float model, in eval mode.
         weights_sha256: Of its file; None for random weights.
         given: The user's images, where they are the method.
         batches: How many there will be.
     """
 
-    vit: ViT
+    network: Network
     weights_sha256: str | None
     given: UserImages | None
     batches: int
@@ -39,26 +42,45 @@ def load_teacher(source: Source, settings: Synthesis, seed: int, device: str) ->
     """Everything that a run reads, read.
 
     Raises:
-        UsageError: The model is no plain ViT, or has no classes and the method needs them.
+        UsageError: As `read_shape`.
         InputError: Weights or images are absent, too few, or do not fit.
     """
     path = zoo.fetch(source)
-    vit = read_model(zoo.load(source, seed=seed), source.pretrained_cfg).to(device)
-    if not vit.config.num_classes and settings.classes:
+    model = zoo.load(source, seed=seed)
+    config = read_shape(model, source, settings)
+    network = read_network(model, source.pretrained_cfg).to(device)
+    given = None
+    if not settings.data_free:
+        given = UserImages(settings, source.pretrained_cfg, config.num_classes)
+    batches = -(-settings.images // settings.batch)
+    return Teacher(network, None if path is None else _hash(path), given, batches)
+
+
+def read_shape(model: nn.Module, source: Source, settings: Synthesis) -> NetworkConfig:
+    """The shape of a timm model that the method can work with, on any device.
+
+    Raises:
+        UsageError: The model is of no kind that the method knows, lacks what it looks at, or has no classes and the
+            method needs them.
+    """
+    read = read_config if settings.method in ATTENTIVE else read_network_config
+    config = read(model, source.pretrained_cfg)
+    if settings.method == "bns" and not isinstance(config, ResNetConfig):
+        raise UsageError(
+            f"{source.name} has no BatchNorm, whose statistics bns matches; use {', '.join(ATTENTIVE)}, or a ResNet"
+        )
+    if config.num_classes:
+        return config
+    if settings.classes:
         raise UsageError(
             f"{source.name} has no classes, which {settings.method} leads its images to; leave them out with "
             "--set synthesis.classes=0, or take weights with a classifier"
         )
-    if not vit.config.num_classes and settings.method == "sardfq":
+    if settings.method == "sardfq":
         raise UsageError(
             f"{source.name} has no classes, and sardfq is about them; use another method"
         )
-    given = None
-    if not settings.data_free:
-        given = UserImages(settings, source.pretrained_cfg, vit.config.num_classes)
-    return Teacher(
-        vit, None if path is None else _hash(path), given, -(-settings.images // settings.batch)
-    )
+    return config
 
 
 def _hash(path: Path) -> str:
@@ -68,8 +90,8 @@ def _hash(path: Path) -> str:
 
 def describe(source: Source, teacher: Teacher, settings: Synthesis, seed: int) -> dict[str, Any]:
     """The manifest of a run, apart from its shards: `run` is everything that decides the bytes."""
-    config = teacher.vit.config
-    kind = next(teacher.vit.parameters()).device.type
+    config = teacher.network.config
+    kind = next(teacher.network.parameters()).device.type
     run = {
         "format_version": FORMAT_VERSION,
         "model": source.timm_name,

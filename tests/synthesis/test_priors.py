@@ -20,7 +20,7 @@ def test_labels_are_uniform_over_the_classes():
     assert counts.min() > 140
     assert counts.max() < 260
     vit = float_vit("no head")
-    assert draw_labels(batch_of(small("noise"), 3, vit=vit)).tolist() == [-1, -1, -1]
+    assert draw_labels(batch_of(small("noise"), 3, network=vit)).tolist() == [-1, -1, -1]
 
 
 def test_smoothness_is_the_published_one_for_its_size_and_the_same_a_pixel_elsewhere():
@@ -51,7 +51,7 @@ def test_soft_labels_want_what_is_wanted():
 def test_prior_maps_are_mixtures_with_structure(shape):
     vit = float_vit(shape)
     config = vit.config
-    maps = draw_prior_maps(6, batch_of(small("sardfq", mixtures=3), vit=vit))
+    maps = draw_prior_maps(6, batch_of(small("sardfq", mixtures=3), network=vit))
     assert maps.shape == (config.depth, 6, config.num_heads, config.num_patches)
     assert torch.allclose(maps.sum(-1), torch.ones(maps.shape[:-1]), atol=1e-5)
     assert (maps >= 0).all()
