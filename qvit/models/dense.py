@@ -42,14 +42,19 @@ class Dense(nn.Module):
 
     def quantized_weight(self) -> Weight:
         """Codes [N, K] as whole-numbered floats, differentiable, and their two levels of scales."""
+        assert self.weight_scale is not None
+        return Weight(self.codes_of(self.weight), self.weight_scale, self.weight_multiplier)
+
+    def codes_of(self, weight: Tensor) -> Tensor:
+        """Codes that weights [..., N, K] have on this grid, as whole-numbered floats, differentiable."""
         assert self.scheme is not None
         assert self.weight_scale is not None
         steps = self.weight_scale.unsqueeze(-1)
         if self.weight_multiplier is not None:
             steps = steps * self.weight_multiplier
-        grouped = self.weight.unflatten(-1, (steps.shape[-1], -1))
+        grouped = weight.unflatten(-1, (steps.shape[-1], -1))
         codes = quantize(grouped, steps.unsqueeze(-1), *code_range(self.scheme.weight.bits))
-        return Weight(codes.flatten(-2), self.weight_scale, self.weight_multiplier)
+        return codes.flatten(-2)
 
 
 class IntegerDense(nn.Module):

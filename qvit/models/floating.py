@@ -39,6 +39,10 @@ class Float:
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, attn: Attention) -> Tensor:
         """See Execution."""
+        return self.attend(q, k, v, attn)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attn: Attention) -> Tensor:
+        """Attention, [B, T, H*d]."""
         out = F.scaled_dot_product_attention(q, k, v, scale=attn.softmax_scale)
         return out.transpose(1, 2).flatten(-2)
 

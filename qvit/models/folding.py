@@ -59,6 +59,7 @@ def _rotate_heads(attn: Attention, config: ViTConfig, generator: torch.Generator
             weights[i], biases[i] = _rotate_rows(weights[i], biases[i], rotate_qk, config)
     if scheme.rotate_v:
         weights[2], biases[2] = _rotate_rows(weights[2], biases[2], rotate_v, config)
+        attn.value_signs = rotate_v.signs
         columns = BlockTransform(rotate_v.signs.repeat(config.num_heads), size)
         attn.proj.weight.copy_(fold_input(attn.proj.weight, columns))
     attn.qkv.weight.copy_(torch.cat(weights))

@@ -33,10 +33,13 @@ class Simulated:
 
     def attention(self, q: Quantized, k: Quantized, v: Quantized, attn: Attention) -> Quantized:
         """See Execution."""
-        out = reference.attention(
+        return _quantize(self.attend(q, k, v, attn), attn.proj)
+
+    def attend(self, q: Quantized, k: Quantized, v: Quantized, attn: Attention) -> Tensor:
+        """Attention before it is quantized for proj: fp32 [B, T, H*d]."""
+        return reference.attention(
             q, k, v, softmax_scale=attn.softmax_scale, softmax_bits=attn.scheme.softmax_bits
         )
-        return _quantize(out, attn.proj)
 
     def residual(self, x: Tensor, h: Quantized, dense: Dense) -> Tensor:
         """See Execution."""

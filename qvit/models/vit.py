@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qvit.models.config import ViTConfig
 from qvit.models.execution import Execution
 from qvit.quant.schemes import AttentionScheme, ModelScheme
-from qvit_kernels.reference import BlockTransform, QKNorm
+from qvit_kernels.reference import BlockTransform, QKNorm, block_transform
 
 # Dense takes a scheme or none, IntegerDense needs one; which of them fills a model is its maker's
 # choice, and each execution knows the container it was written for.
@@ -40,12 +40,17 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Parameters of multi-head attention; with QK-norm the rotation cannot be folded, and `signs` holds it."""
+    """Parameters of multi-head attention; with QK-norm the rotation cannot be folded, and `signs` holds it.
+
+    value_signs: fp32 [d], those of the rotation that was folded into V and proj; None in a model without one, and in
+    one that was read back from a file, where nobody needs to know.
+    """
 
     qkv: Any
     proj: Any
     scheme: Any
     signs: Tensor | None
+    value_signs: Tensor | None
 
     def __init__(
         self, config: ViTConfig, qkv: nn.Module, proj: nn.Module, scheme: AttentionScheme | None
@@ -60,6 +65,7 @@ class Attention(nn.Module):
         self.k_norm = nn.LayerNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         online = config.qk_norm and scheme is not None and scheme.rotate_qk
         self.register_buffer("signs", torch.ones(config.head_dim) if online else None)
+        self.register_buffer("value_signs", None, persistent=False)
 
     @property
     def norm(self) -> QKNorm | None:
@@ -73,6 +79,15 @@ class Attention(nn.Module):
     def rotation(self) -> BlockTransform | None:
         """The transform that follows QK-norm, if any."""
         return None if self.signs is None else BlockTransform(self.signs, self.signs.numel())
+
+    @property
+    def value_basis(self) -> Tensor | None:
+        """fp32 [d, d]: a head's output times it is in the basis of the float model; None where it is already."""
+        signs = self.value_signs
+        if signs is None:
+            return None
+        unit = torch.eye(signs.numel(), device=signs.device)
+        return block_transform(unit, BlockTransform(signs, signs.numel())).T
 
 
 class Mlp(nn.Module):

@@ -20,6 +20,7 @@ from qvit.recipe.quantization import (
     load_recipe,
     preset_names,
 )
+from qvit.recipe.static import Static
 from qvit.recipe.synthesis import METHODS, PRECISIONS, Synthesis
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Attention",
     "Distillation",
     "Recipe",
+    "Static",
     "Synthesis",
     "Transforms",
     "Weights",

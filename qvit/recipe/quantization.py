@@ -1,7 +1,7 @@
 """How a float model becomes integers: the recipe, its parts, its presets, and its YAML."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -9,7 +9,9 @@ from typing import Any, Self
 import yaml
 
 from qvit.errors import InputError, UsageError
+from qvit.recipe.distillation import Distillation
 from qvit.recipe.fields import build, check_choice, leaves, nearest
+from qvit.recipe.static import Static
 from qvit.recipe.synthesis import Synthesis
 
 BUDGETS = ("quick", "standard", "full")
@@ -107,7 +109,9 @@ class Transforms:
 class Recipe:
     """Everything that decides the bytes of a quantized model, apart from the float weights.
 
-    `synthesis`: the images that are made first; None for none, and none are needed.
+    `synthesis`: the images that are made first; None for none.
+    `distillation`: how the low-bit model is trained after the float one, on those images; None: it is not.
+    `static`: the quantizers of a publication in place of qvit's own, for simulation only; None: qvit's own.
     """
 
     name: str = "qvit"
@@ -119,12 +123,36 @@ class Recipe:
     transforms: Transforms = field(default_factory=Transforms)
     residual: str = "float32"
     synthesis: Synthesis | None = None
+    distillation: Distillation | None = None
+    static: Static | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed = {self.seed}: expected a whole number from 0 to 2^63 - 1")
         check_choice("budget", self.budget, BUDGETS)
         check_choice("residual", self.residual, RESIDUALS)
+        if self.distillation is not None and self.synthesis is None:
+            raise UsageError(
+                "distillation needs images: say how they are made with --set synthesis=METHOD"
+            )
+        if self.static is not None:
+            self._check_static()
+
+    def _check_static(self) -> None:
+        """Static quantizers have a scale a tensor and nothing else; what they would ignore is refused."""
+        a, t = self.activations, self.transforms
+        ignored = {
+            "weights.group": self.weights.group,
+            "activations.proj_group": a.proj_group,
+            "activations.fc2_group": a.fc2_group,
+            **{f"transforms.{name}": getattr(t, name) for name in ("norm", "fc2", "qk", "v")},
+        }
+        found = next((name for name, value in ignored.items() if value), None)
+        if found is not None:
+            raise UsageError(
+                f"{found} belongs to qvit's own quantizers, and the recipe has static ones: set it to 0 or false, or "
+                "begin with --recipe plain"
+            )
 
     @property
     def scheme(self) -> str:
@@ -176,18 +204,16 @@ class Recipe:
             key, separator, text = setting.partition("=")
             if not separator:
                 raise UsageError(f"--set {setting!r}: expected key=value, such as weights.group=16")
-            if key.strip() == "synthesis":
-                values["synthesis"] = _synthesis_of(text.strip())
+            if key.strip() in _STAGES:
+                values[key.strip()] = _stage_of(key.strip(), text.strip())
                 continue
             *rooms, leaf = key.strip().split(".")
             place: Any = values
             for room in rooms:
                 place = place.get(room) if isinstance(place, dict) else None
             if not isinstance(place, dict) or leaf not in place or isinstance(place[leaf], dict):
-                if rooms == ["synthesis"] and values["synthesis"] is None:
-                    raise UsageError(
-                        f"--set {key}: no images are made; turn that on with --set synthesis=METHOD"
-                    )
+                if rooms and rooms[0] in _STAGES and values[rooms[0]] is None:
+                    raise UsageError(f"--set {key}: {_OFF[rooms[0]]}")
                 known = list(leaves(values))
                 raise UsageError(f"--set {key}: no such recipe field{nearest(key, known)}")
             try:
@@ -229,11 +255,24 @@ def preset_names() -> tuple[str, ...]:
     return tuple(_PRESETS)
 
 
-def _synthesis_of(text: str) -> dict[str, Any] | None:
-    """What `--set synthesis=TEXT` means: a method's preset, or none or null for no images."""
+# Sections that a recipe may lack, what makes one from the word after `--set section=`, and what to say without one.
+_STAGES: dict[str, Callable[[str], Any]] = {
+    "synthesis": Synthesis.preset,
+    "distillation": Distillation.preset,
+    "static": lambda ranges: Static(activations=ranges),
+}
+_OFF = {
+    "synthesis": "no images are made; turn that on with --set synthesis=METHOD",
+    "distillation": "nothing is trained; turn that on with --set distillation=METHOD",
+    "static": "the quantizers are qvit's own; choose others with --set static=lsq",
+}
+
+
+def _stage_of(name: str, text: str) -> dict[str, Any] | None:
+    """What `--set synthesis=TEXT` and the like mean: a method's preset, or none or null to leave the stage out."""
     if text in ("none", "null", "~", ""):
         return None
-    return dataclasses.asdict(Synthesis.preset(text))
+    return dataclasses.asdict(_STAGES[name](text))
 
 
 def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:

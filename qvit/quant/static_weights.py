@@ -1,0 +1,56 @@
+"""Weights of the papers, simulated: symmetric, a scale per output channel, for Linears and convolutions alike."""
+
+import torch
+from torch import Tensor, nn
+
+from qvit.quant.ranges import group_steps
+
+
+class WeightQuantizer(nn.Module):
+    """Quantizes and dequantizes a weight [N, ...], axis 0 the output channel.
+
+    "minmax" is MimiQ's and PSAQ-ViT's (Choi et al., AAAI 2025; Li et al., ECCV 2022): the range follows the weight in
+    every pass, step = 2 max|w| / (2^b - 1), codes from -2^(b-1) to 2^(b-1) - 1, so that the largest weight lies half a
+    step beyond the last code. The gradient passes straight through to every weight. "mse" has the steps with the least
+    squared error, found once by `fit`, and weights beyond their range get no gradient.
+
+    Attributes:
+        scale: Steps fp32 [N] of "mse"; empty for "minmax", which has none of its own.
+    """
+
+    scale: Tensor
+
+    def __init__(self, bits: int, range: str = "minmax", channels: int = 0) -> None:
+        """`channels`: N, for the steps of "mse"."""
+        super().__init__()
+        if range not in ("minmax", "mse"):
+            raise ValueError(f"range {range!r}: expected minmax or mse")
+        self.bits, self.range = bits, range
+        self.low, self.high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        self.register_buffer("scale", torch.ones(channels if range == "mse" else 0))
+
+    @torch.no_grad()
+    def fit(self, weight: Tensor) -> None:
+        """Find the steps of "mse" for a weight; "minmax" needs none."""
+        if self.range == "mse":
+            self.scale.copy_(group_steps(weight.flatten(1), self.bits).squeeze(-1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight on its grid, same shape, with a straight-through gradient."""
+        step = self._step(weight.detach(), 1)
+        scaled = weight / step
+        kept = scaled if self.range == "minmax" else scaled.clamp(self.low, self.high)
+        codes = scaled.detach().round().clamp(self.low, self.high)
+        return (kept + (codes - kept.detach())) * step
+
+    def codes(self, candidates: Tensor) -> Tensor:
+        """What candidates [A, N, ...] would be stored as: whole numbers of that shape."""
+        return (candidates / self._step(candidates, 2)).round_().clamp_(self.low, self.high)
+
+    def _step(self, weight: Tensor, leading: int) -> Tensor:
+        """Broadcasts against a weight whose first `leading` axes end with the output channel."""
+        if self.range == "mse":
+            return self.scale.view(-1, *[1] * (weight.dim() - leading))
+        largest = weight.flatten(leading).abs().amax(-1)
+        step = (2 * largest / (2**self.bits - 1)).clamp_min(1e-12)
+        return step.view(*step.shape, *[1] * (weight.dim() - leading))

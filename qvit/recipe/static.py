@@ -1,0 +1,38 @@
+"""Static quantizers: the setting in which publications compare, for simulation only."""
+
+from dataclasses import dataclass
+
+from qvit.recipe.fields import check_choice, check_range
+
+ACTIVATION_RANGES = ("lsq", "ema", "minmax", "percentile", "mse")
+SOFTMAX_GRIDS = ("linear", "log2")
+STARTS = ("formula", "mse")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Static:
+    """One scale and one zero point a tensor of activations; bit-widths are the recipe's.
+
+    Attributes:
+        activations: How ranges are found: "lsq" learns step and zero point, "ema" follows minima and maxima with
+            decay 0.9, the others look at a calibration batch once.
+        start: Where "lsq" begins: MimiQ's "formula", or the range with the least squared error, "mse".
+        softmax: Grid of the softmax outputs: "linear", or powers of two, "log2".
+        traps: Reproduce what MimiQ's code does beside its paper: softmax outputs on a signed grid, half of which they
+            never use, and steps that may become zero or negative.
+        ends: Bits of the patch embedding or stem and of the classifier; 0: as all others.
+    """
+
+    activations: str = "lsq"
+    start: str = "formula"
+    softmax: str = "linear"
+    traps: bool = False
+    ends: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("static.activations", self.activations, ACTIVATION_RANGES)
+        check_choice("static.start", self.start, STARTS)
+        check_choice("static.softmax", self.softmax, SOFTMAX_GRIDS)
+        check_range("static.ends", self.ends, 0, 8)
+        if self.ends == 1:
+            check_range("static.ends", self.ends, 2, 8)
