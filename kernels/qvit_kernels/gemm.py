@@ -15,6 +15,10 @@ from qvit_kernels.gemm_int8 import accumulate_int8
 
 # pyright: reportArgumentType=false
 
+# No address has a divisor in common with the rows of a batch: one binary for every M, where Triton would make one each
+# for 1, for multiples of 16 and for the rest.
+_of_any_batch = triton.jit(do_not_specialize=["M"])
+
 
 @triton.jit
 def column_order(BN: tl.constexpr, SPREAD: tl.constexpr):
@@ -60,7 +64,7 @@ def multiply(
     return in_order(total, BM, BN, SPREAD)
 
 
-@triton.jit
+@_of_any_batch
 def linear_kernel(
     x_ptr, x_scale_ptr, w_ptr, m_ptr, w_scale_ptr, bias_ptr, residual_ptr, y_ptr,
     M, N, K, GROUPS, x_scale_pitch,
@@ -89,7 +93,7 @@ def linear_kernel(
     tl.store(y_ptr + place, arithmetic.round_to(y, y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@_of_any_batch
 def gelu_quantize_kernel(
     x_ptr, x_scale_ptr, w_ptr, m_ptr, w_scale_ptr, bias_ptr, signs_ptr, codes_ptr, scale_ptr,
     M, N, K, GROUPS, x_scale_pitch,
@@ -129,7 +133,7 @@ def gelu_quantize_kernel(
     tl.store(scale_ptr + place, scale, mask=(m < M)[:, None] & (groups < N // GROUP)[None, :])
 
 
-@triton.jit
+@_of_any_batch
 def qkv_kernel(
     x_ptr, x_scale_ptr, w_ptr, m_ptr, w_scale_ptr, bias_ptr,
     q_norm_ptr, q_shift_ptr, k_norm_ptr, k_shift_ptr, signs_ptr,

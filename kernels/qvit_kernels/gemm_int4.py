@@ -169,7 +169,7 @@ def accumulate_int4(
     UNIT: tl.constexpr = (0.0625 if X4 else 1.0) * (0.0625 if WIDTH == 0 else 1.0)
     if STEPS == 0:
         acc = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.int32)
-        for k in range(0, K, BK):
+        for k in range(0, arithmetic.end_of(K), BK):
             acc = multiply_int4(acc, x, w, m, k, K, X4, WIDTH, SPAN, BK, EVEN, SWAP)
         if SWAP:
             acc = tl.trans(acc)
@@ -180,7 +180,7 @@ def accumulate_int4(
         return acc.to(tl.float32) * (tl.load(scales) * UNIT)[:, None]
     else:
         total = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.float32)
-        for g in range(GROUPS):
+        for g in range(arithmetic.end_of(GROUPS)):
             acc = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.int32)
             for step in tl.static_range(STEPS):
                 k = (g * STEPS + step) * BK

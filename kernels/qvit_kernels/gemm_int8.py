@@ -53,7 +53,7 @@ def accumulate_int8(
     scales = x_scale_ptr + rows.to(tl.int64) * x_scale_pitch
     if STEPS == 0:
         acc = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.int32)
-        for k in range(0, K, BK):
+        for k in range(0, arithmetic.end_of(K), BK):
             if ROWS:
                 acc = multiply_int8(acc, x, w, k, K, BK // 2, EVEN, SWAP)
                 acc = multiply_int8(acc, x, w, k + BK // 2, K, BK // 2, EVEN, SWAP)
@@ -64,7 +64,7 @@ def accumulate_int8(
         return acc.to(tl.float32) * tl.load(scales)[:, None]
     else:
         total = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.float32)
-        for g in range(GROUPS):
+        for g in range(arithmetic.end_of(GROUPS)):
             acc = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.int32)
             for step in tl.static_range(STEPS):
                 acc = multiply_int8(acc, x, w, (g * STEPS + step) * BK, K, BK, True, SWAP)

@@ -21,6 +21,9 @@ from qvit_kernels.tiles import Tile
 # The widest group, transform or head that one tile holds.
 _TILE_COLUMNS = 128
 
+# A grid has 65,535 programs along y, of at least 16 rows each.
+_MOST_ROWS = 65_535 * 16
+
 
 def supports(
     x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, multiplier: Tensor | None
@@ -28,6 +31,8 @@ def supports(
     """Why the kernels cannot take these operands of a product; None if they can."""
     k = x.shape[-1] * (2 if x.dtype == torch.uint8 else 1)
     groups = x_scale.shape[-1]
+    if x.numel() > _MOST_ROWS * x.shape[-1]:
+        return f"{x.numel() // x.shape[-1]} rows are more than {_MOST_ROWS}, which is what a grid holds"
     if groups > 1 and k // groups % 64:
         return f"its x scales are for {k // groups} columns each, which is not a multiple of 64"
     if x.dtype == torch.uint8 and (w.dtype != torch.uint8 or k % 64):

@@ -213,7 +213,7 @@ def _quantize_groups(
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # one binary for all batches: only a mask reads it
 def quantize_rows_kernel(
     # x [rows, K], rows row_stride apart; weight, bias, signs: fp32 [K] or None
     x, row_stride, weight, bias, signs,

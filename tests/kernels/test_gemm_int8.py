@@ -106,3 +106,12 @@ def test_residual(dtype, m):
 )
 def test_what_is_not_supported(operands, reason):
     assert reason in gemm_plans.supports(*operands)
+
+
+def test_rows_that_no_grid_holds():
+    """65,535 tiles of 16 rows; tiles of 128 would hold more, but a table may name any."""
+    _, _, w, w_scale, _ = product("w8a8", 1, 24, 32)
+    for rows, held in ((65_535 * 16, True), (65_535 * 16 + 1, False)):
+        x = torch.empty(rows, 32, dtype=torch.int8, device="meta")
+        reason = gemm_plans.supports(x, torch.ones(1, 1), w, w_scale, None)
+        assert reason is None if held else "what a grid holds" in reason
