@@ -8,4 +8,4 @@ def logit_discrepancy(teacher: Tensor, student: Tensor) -> Tensor:
 
     PSAQ-ViT V2 (Li et al., TNNLS 2023) publishes the game and not its formula; this one is our reconstruction.
     """
-    return (teacher.float() - student.float()).abs().mean()
+    return (teacher - student).abs().mean()

@@ -13,15 +13,15 @@ def soft_divergence(
     as well, which divides the loss, and so the rate that fits it, by their number.
 
     Args:
-        teacher: Logits [B, classes].
-        student: Logits [B, classes].
+        teacher: Logits fp32 [B, classes].
+        student: The same of the student.
         temperature: tau.
         over_classes: Divide by the number of classes.
 
     Returns:
         A scalar in nats.
     """
-    targets = F.log_softmax(teacher.float() / temperature, -1)
-    found = F.log_softmax(student.float() / temperature, -1)
+    targets = F.log_softmax(teacher / temperature, -1)
+    found = F.log_softmax(student / temperature, -1)
     distance = F.kl_div(found, targets, reduction="batchmean", log_target=True) * temperature**2
     return distance / teacher.shape[-1] if over_classes else distance

@@ -27,7 +27,8 @@ def feature_distance(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Te
         )
     parts = []
     for ours, theirs in zip(student, teacher, strict=True):
-        target = theirs.detach().float()
+        wide = torch.promote_types(ours.dtype, torch.float32)
+        target = theirs.detach().to(wide)
         unit = target.square().mean().clamp_min(1e-12)
-        parts.append((ours.float() - target).square().mean() / unit)
+        parts.append((ours.to(wide) - target).square().mean() / unit)
     return torch.stack(parts).mean()

@@ -5,13 +5,16 @@ and none of the integers does. Here the step of every weight tensor is multiplie
 with which at least a share p of its integers changes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qvit.models.student import IntegerWeight
+
+# Candidates that are tried together: up to a factor of 256 in one pass, which is as far as most steps have to go.
+_STACK = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,39 +36,44 @@ class Crossing:
 
 @torch.no_grad()
 def inundate(
-    weight: IntegerWeight, before: Tensor, share: float, *, cap: float, bisections: int
+    weight: IntegerWeight, step: Tensor, share: float, *, cap: float, bisections: int
 ) -> Crossing:
-    """Lengthen the step that has just been taken, in place.
+    """Take a step that changes enough integers, in place.
 
-    The factor is found by doubling and bisection: all powers of two up to the cap are tried at once, on a stack of
-    candidates, then the last doubling is halved in turn. The published search ends at its last midpoint, which may
-    change fewer than p; this one keeps the least factor that was seen to change enough.
+    The factor is found by doubling and bisection: powers of two are tried a stack of candidates at a time, then the
+    last doubling is halved in turn. The published search ends at its last midpoint, which may change fewer than p;
+    this one keeps the least factor that was seen to change enough.
 
     Args:
-        weight: Its parameter holds the values after an ordinary step; the optimiser's momentum is not touched.
-        before: The values before, same shape.
+        weight: Its parameter holds the values before the step.
+        step: What an ordinary step would add to them, same shape. Not a difference of values: late in training a step
+            is below the last bit of its weight, and a difference would be nothing.
         share: p, the least share of integers to change.
         cap: Largest factor.
         bisections: Evaluations after the doublings; fewer where one is within 1 % of p.
     """
-    delta = weight.parameter - before
+    before = weight.parameter.detach().clone()
     codes = weight.codes(before.unsqueeze(0))
 
     def crossed(alphas: Sequence[float]) -> list[float]:
-        factors = torch.tensor(alphas, dtype=delta.dtype, device=delta.device)
-        candidates = before + factors.view(-1, *[1] * delta.dim()) * delta
+        factors = torch.tensor(alphas, dtype=step.dtype, device=step.device)
+        candidates = before + factors.view(-1, *[1] * step.dim()) * step
         return (weight.codes(candidates) != codes).flatten(1).float().mean(1).tolist()
 
     plain = crossed([1.0])[0]
     if plain >= share:
+        weight.parameter.add_(step)
         return Crossing(1.0, plain, plain, capped=False)
-    alphas = _doublings(cap)
-    shares = crossed(alphas)
-    enough = next((i for i, found in enumerate(shares) if found >= share), None)
-    if enough is None:
-        weight.parameter.copy_(before + alphas[-1] * delta)
-        return Crossing(alphas[-1], shares[-1], plain, capped=True)
-    low, high, found = (1.0, *alphas)[enough], alphas[enough], shares[enough]
+    low, high, found = 1.0, 1.0, plain
+    for alphas in _doublings(cap):
+        shares = crossed(alphas)
+        enough = next((i for i, seen in enumerate(shares) if seen >= share), len(alphas) - 1)
+        low, high, found = (high, *alphas)[enough], alphas[enough], shares[enough]
+        if found >= share:
+            break
+    if found < share:
+        weight.parameter.add_(high * step)
+        return Crossing(high, found, plain, capped=True)
     for _ in range(bisections):
         if found - share <= share / 100:
             break
@@ -75,17 +83,19 @@ def inundate(
             high, found = middle, seen
         else:
             low = middle
-    weight.parameter.copy_(before + high * delta)
+    weight.parameter.add_(high * step)
     return Crossing(high, found, plain, capped=False)
 
 
-def _doublings(cap: float) -> list[float]:
-    """2, 4, 8, ... and the cap itself."""
-    powers, power = [], 2.0
+def _doublings(cap: float) -> Iterator[list[float]]:
+    """2, 4, 8, ... and the cap itself, in stacks."""
+    factors, power = [], 2.0
     while power < cap:
-        powers.append(power)
+        factors.append(power)
         power *= 2
-    return [*powers, float(cap)]
+    factors.append(float(cap))
+    for start in range(0, len(factors), _STACK):
+        yield factors[start : start + _STACK]
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from qvit.distillation.objective import losses
 from qvit.distillation.processes import Processes
 from qvit.distillation.schedule import crossing_share, learning_rate
 from qvit.errors import QvitError, UsageError
-from qvit.models.student import Student, Teacher
+from qvit.models.student import IntegerWeight, Student, Teacher
 from qvit.quant.tracking import track_ranges
 from qvit.recipe import Distillation
 
@@ -130,21 +130,42 @@ class Trainer:
     def _move(self, measure: bool) -> dict[str, float]:
         settings = self.settings
         share = crossing_share(self.done, self.steps, settings)
-        before = [w.parameter.detach().clone() for w in self._weights] if share or measure else []
+        if share:
+            crossings = [
+                inundate(
+                    weight,
+                    step,
+                    share,
+                    cap=settings.inundation_cap,
+                    bisections=settings.inundation_bisections,
+                )
+                for weight, step in zip(self._weights, self._plain_steps(), strict=True)
+            ]
+            return {"share": share, **_summary(crossings, self._weights)}
+        before = [w.parameter.detach().clone() for w in self._weights] if measure else []
         self._optimiser.step()
-        if not share:
-            return {"changed": changed_share(self._weights, before)} if measure else {}
-        crossings = [
-            inundate(
-                weight,
-                old,
-                share,
-                cap=settings.inundation_cap,
-                bisections=settings.inundation_bisections,
-            )
-            for weight, old in zip(self._weights, before, strict=True)
-        ]
-        return {"share": share, **_summary(crossings, [old.numel() for old in before])}
+        return {"changed": changed_share(self._weights, before)} if measure else {}
+
+    def _plain_steps(self) -> list[Tensor]:
+        """What the optimiser would add to each integer weight; all other parameters take their step.
+
+        The optimiser steps from zero, so that nothing is rounded to the last bit of a weight; weight decay, which it
+        cannot see then, is put in by hand.
+        """
+        settings, parameters = self.settings, [w.parameter for w in self._weights]
+        before = [p.detach().clone() for p in parameters]
+        for parameter, old in zip(parameters, before, strict=True):
+            if settings.weight_decay and settings.optimiser == "sgd" and parameter.grad is not None:
+                parameter.grad.add_(old, alpha=settings.weight_decay)
+            parameter.zero_()
+        self._optimiser.step()
+        steps = [p.detach().clone() for p in parameters]
+        for parameter, old, step in zip(parameters, before, steps, strict=True):
+            if settings.optimiser == "adam":
+                lr = self._optimiser.param_groups[0]["lr"]
+                step.add_(old, alpha=-lr * settings.weight_decay)
+            parameter.copy_(old)
+        return steps
 
     def _count(self, finite: bool, found: dict[str, float]) -> None:
         if finite:
@@ -179,7 +200,8 @@ def _optimiser(
     )
 
 
-def _summary(crossings: list[Crossing], sizes: list[int]) -> dict[str, float]:
+def _summary(crossings: list[Crossing], weights: list[IntegerWeight]) -> dict[str, float]:
+    sizes = [weight.parameter.numel() for weight in weights]
     total = sum(sizes)
     return {
         "changed": sum(c.share * n for c, n in zip(crossings, sizes, strict=True)) / total,

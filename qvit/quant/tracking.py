@@ -7,4 +7,4 @@ def track_ranges(module: nn.Module, on: bool) -> None:
     """Switch every quantizer inside that has a `tracking` flag."""
     for part in module.modules():
         if isinstance(getattr(part, "tracking", None), bool):
-            part.tracking = on  # pyright: ignore[reportAttributeAccessIssue]
+            part.__dict__["tracking"] = on

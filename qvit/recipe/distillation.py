@@ -76,7 +76,7 @@ class Distillation:
     features: float = 0.0
     inundation: float = 0.0
     inundation_drop: float = 0.1
-    inundation_cap: float = 128.0
+    inundation_cap: float = 65536.0
     inundation_bisections: int = 5
     track: float = 0.0
     augment: bool = False

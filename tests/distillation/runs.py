@@ -1,0 +1,67 @@
+"""Whole runs in processes of their own, so that they can be killed."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qvit.distillation import Pixels, Pool, distil, joined
+from qvit.models.watching import FloatTeacher
+from tests.distillation.students import (
+    TinyStudent,
+    TinyTeacher,
+    quick,
+    small_vit,
+    static_student,
+    tiny_pool,
+)
+from tests.support import STATISTICS, images_for
+
+TOGETHER = {
+    "plain": quick("kl-classes", lr=0.05),
+    "inundated": quick("ait", lr=1e-2, inundation=0.01),
+}
+PIXELS = Pixels(STATISTICS["mean"], STATISTICS["std"])
+
+
+def run_vit(folder: Path, save_seconds: float = 0.0) -> dict[str, Any]:
+    """Everything at once: a ViT with learned ranges, crops, head distances, inundation."""
+    vit = small_vit()
+    torch.manual_seed(0)
+    student = static_student(vit)
+    pool = Pool(images_for(vit, 18).half(), torch.randint(7, (18,)))
+    settings = quick("mimiq", epochs=5, augment=True, inundation=1e-3, classes=0.1)
+    return distil(
+        FloatTeacher(vit),
+        student,
+        pool,
+        settings,
+        seed=4,
+        pixels=PIXELS,
+        folder=folder,
+        progress=False,
+        save_seconds=save_seconds,
+    )
+
+
+def run_together(rank: int, count: int, port: int, folder: Path) -> None:
+    """One of several gloo processes, as torchrun would start it."""
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    with joined() as processes:
+        for name, settings in TOGETHER.items():
+            student = TinyStudent()
+            with torch.no_grad():
+                student.first.bias.add_(rank)  # the first process's weights are everybody's
+            distil(
+                TinyTeacher(), student, tiny_pool(), settings,
+                seed=0, folder=folder / name, processes=processes, progress=False,
+            )  # fmt: skip
+            torch.save(student.state_dict(), folder / f"{name}{rank}.pt")

@@ -1,0 +1,208 @@
+import random
+import signal
+import socket
+import time
+from multiprocessing import get_context
+
+import pytest
+import torch
+
+from qvit.distillation import Pool, distil
+from qvit.distillation.loop import agreement
+from qvit.distillation.pool import Order
+from qvit.distillation.progress import LOG, STATE, read_log
+from qvit.errors import InputError, UsageError
+from tests.distillation.runs import TOGETHER, run_together, run_vit
+from tests.distillation.students import TinyStudent, TinyTeacher, quick, tiny_pool
+
+
+def train(folder=None, student=None, pool=None, seed=0, **changes):
+    student = student or TinyStudent()
+    found = distil(
+        TinyTeacher(),
+        student,
+        pool or tiny_pool(),
+        quick(**{"lr": 0.1, **changes}),
+        seed=seed,
+        folder=folder,
+        progress=False,
+        save_seconds=0.0,
+    )
+    return student, found
+
+
+def bits(folder):
+    state = torch.load(folder / STATE, weights_only=True)
+    tensors = [*state["trainer"]["student"].values()]
+    for entry in state["trainer"]["optimiser"]["state"].values():
+        tensors += [v for v in entry.values() if isinstance(v, torch.Tensor)]
+    return [t.numpy().tobytes() for t in tensors], (folder / LOG).read_bytes()
+
+
+def test_a_student_comes_nearer_to_its_teacher(tmp_path):
+    pool = tiny_pool(200)
+    _, found = train(tmp_path, TinyStudent(2), pool, epochs=20, batch=10, lr=0.01)
+    assert found["after"]["kl"] < 0.7 * found["before"]["kl"]
+    assert found["steps"] == 20 * 18
+    assert (found["images"], found["held_out"], found["epochs"]) == (180, 20, 20)
+    lines = read_log(tmp_path)
+    steps = [line for line in lines if "step" in line]
+    assert len(steps) == 360
+    assert {"loss", "kl", "lr", "changed"} <= steps[0].keys()
+    assert [line["epoch"] for line in lines if "epoch" in line] == list(range(21))
+    assert lines[-1]["kl"] == found["after"]["kl"]
+
+
+def test_the_last_step_counts_and_not_the_best():
+    """A rate that grows harmful leaves the student where it ended."""
+    student, found = train(student=TinyStudent(2), lr=3.0, epochs=6)
+    pool = tiny_pool()
+    held_out = pool.split(0.1, 0)[1]
+    assert agreement(TinyTeacher(), student, pool, held_out, 4) == found["after"]
+
+
+def test_held_out_images_are_never_trained_on():
+    train_on, held_out = tiny_pool().split(0.25, 7)
+    assert len(held_out) == 5
+    assert not set(train_on.tolist()) & set(held_out.tolist())
+    order = Order(train_on, 4, 7)
+    seen = {int(p) for step in range(30) for p in order.at(step)}
+    assert seen <= set(train_on.tolist())
+    first = [order.at(i).tolist() for i in range(order.steps_per_epoch)]
+    assert len({p for some in first for p in some}) == 12  # an epoch shows no image twice
+    assert first != [order.at(3 + i).tolist() for i in range(3)]
+
+
+def test_two_calls_in_a_row_do_nothing_more(tmp_path):
+    student, found = train(tmp_path)
+    again, repeated = train(tmp_path)
+    assert {**repeated, "seconds": 0} == {**found, "seconds": 0}
+    for name, value in student.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+
+
+def test_patience_ends_a_run_early(tmp_path):
+    _, found = train(tmp_path, lr=1e-12, patience=2, epochs=50)
+    assert found["stopped_early"]
+    assert found["epochs"] == 2
+    _, repeated = train(tmp_path, lr=1e-12, patience=2, epochs=50)
+    assert repeated["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"lr": 0.2}, "settings"),
+        ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"pool": tiny_pool(16)}, "images"),
+        ({"student": TinyStudent(3)}, None),
+    ],
+)
+def test_the_folder_of_another_run_is_refused(changes, told, tmp_path):
+    train(tmp_path)
+    if told is None:
+        with torch.no_grad():
+            changes["student"].first.bias.add_(1)
+        told = "student"
+    with pytest.raises(UsageError, match=told):
+        train(tmp_path, **changes)
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    train(tmp_path)
+    (tmp_path / STATE).write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"state\.pt is damaged"):
+        train(tmp_path)
+
+
+def test_a_log_that_lost_lines_is_named(tmp_path):
+    train(tmp_path)
+    (tmp_path / LOG).write_bytes(b"")
+    with pytest.raises(InputError, match="shorter than the state"):
+        train(tmp_path)
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(UsageError, match="none to train on"):
+        train(pool=tiny_pool(1))
+    with pytest.raises(InputError, match="no images to learn from"):
+        Pool.gather([])
+
+
+def test_augmentation_needs_the_normalisation():
+    with pytest.raises(UsageError, match="normalisation"):
+        train(augment=True)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_a_run_ends_in_the_same_bits(kills, tmp_path):
+    context, moments = get_context("forkserver"), random.Random(kills)
+    context.set_forkserver_preload(["tests.distillation.runs"])
+    whole = context.Process(target=run_vit, args=(tmp_path / "whole",))
+    whole.start()
+    whole.join()
+    killed, folder = 0, tmp_path / "disturbed"
+    for attempt in range(60):
+        out = tmp_path / f"disturbed{attempt}" if killed == 0 else folder
+        folder = out
+        process = context.Process(target=run_vit, args=(out,))
+        process.start()
+        if killed < kills:
+            before, deadline = stamp(out), time.monotonic() + 60
+            while process.is_alive() and stamp(out) == before and time.monotonic() < deadline:
+                time.sleep(0.002)
+            time.sleep(moments.uniform(0.0, 0.1))
+            process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        if process.exitcode == 0 and killed:
+            break
+    assert killed
+    assert bits(folder) == bits(tmp_path / "whole")
+
+
+def stamp(folder):
+    path = folder / STATE
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def test_two_processes_train_one_student(tmp_path):
+    """Their averaged gradients are those of the whole batch, so the student is that of one process but for rounding."""
+    context = get_context("spawn")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    workers = [
+        context.Process(target=run_together, args=(rank, 2, port, tmp_path)) for rank in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    for name in TOGETHER:
+        first, second = (
+            torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True) for rank in (0, 1)
+        )
+        assert all(torch.equal(first[n], second[n]) for n in first)
+    alone = TinyStudent()
+    distil(
+        TinyTeacher(), alone, tiny_pool(), TOGETHER["plain"],
+        seed=0, folder=tmp_path / "alone", progress=False,
+    )  # fmt: skip
+    together = torch.load(tmp_path / "plain0.pt", weights_only=True)
+    for name, value in alone.state_dict().items():
+        assert torch.allclose(together[name], value, atol=1e-4), name
+    theirs = [line["loss"] for line in read_log(tmp_path / "plain") if "step" in line]
+    ours = [line["loss"] for line in read_log(tmp_path / "alone") if "step" in line]
+    assert theirs == pytest.approx(ours, rel=1e-3)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+    from qvit.distillation import Processes
+
+    with pytest.raises(UsageError, match="not divided by 3 processes"):
+        distil(
+            TinyTeacher(), TinyStudent(), tiny_pool(), quick(),
+            seed=0, processes=Processes(0, 3), progress=False,
+        )  # fmt: skip
