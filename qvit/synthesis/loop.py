@@ -172,9 +172,9 @@ def look(network: Network, view: View, kept: Tensor | None, precision: str) -> O
     device = view.images.device.type
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
         if isinstance(network, ResNet):
-            logits, features, statistics = record_statistics(network, view.images)
-            return Outcome(view, logits.float(), (), None, statistics, features.float())
+            logits, stages, statistics = record_statistics(network, view.images)
+            return Outcome(view, logits.float(), (), None, statistics, stages)
         run = Recording(network.config)
         tokens = network.forward_features(view.images, run, kept)
         logits = network.forward_head(tokens, run)
-    return Outcome(view, logits.float(), run.records, kept, (), tokens)
+    return Outcome(view, logits.float(), run.records, kept, (), (tokens,))

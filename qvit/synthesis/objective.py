@@ -40,7 +40,8 @@ class Outcome:
         records: Of every attention block, in order; a network without attention has none.
         kept: int64 [V, K], which of the view's patches it saw; None for all.
         statistics: Of every BatchNorm, in order; a network without them has none.
-        features: What the classifier pools: tokens [V, T, D] of a ViT, maps [V, D, h, w] of a ResNet.
+        features: Last of them is what the classifier pools: tokens [V, T, D] of a ViT; of a ResNet the outputs of all
+            stages, [V, C, h, w].
     """
 
     view: View
@@ -48,7 +49,7 @@ class Outcome:
     records: Sequence[BlockRecord]
     kept: Tensor | None
     statistics: Sequence[NormRecord] = ()
-    features: Tensor | None = None
+    features: Sequence[Tensor] = ()
 
 
 class Objective(Protocol):

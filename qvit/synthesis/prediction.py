@@ -13,6 +13,7 @@ from qvit.machine import describe_cpu, memory_bytes
 from qvit.models.networks import NetworkConfig
 from qvit.models.resnet import ResNetConfig
 from qvit.recipe import Synthesis
+from qvit.synthesis.generator import block_shapes
 from qvit.synthesis.teacher import read_shape
 from qvit.zoo import Source
 
@@ -95,10 +96,15 @@ def predict(config: NetworkConfig, settings: Synthesis, *, shares: int = 1) -> E
         )  # pairs, and a look under the batch's own statistics
     mine = math.ceil(batches / shares)
     step = _iteration_seconds(config, settings, views) if settings.optimised else 0.0
+    memory = _memory(config, settings, views)
+    if settings.generated:
+        values, operations = _generator(config, settings)
+        memory += 2 * count * values * _LAYER_COPIES * 4
+        step += 3 * 2 * 2 * count * operations / (_rate() * _EFFICIENCY["float32"])
     looks = 2 * _forward_operations(config, count) / _rate()  # measured before and after
     disk = settings.images * config.in_chans * math.prod(config.image_size) * 2
     return Estimate(
-        memory_bytes=round(_memory(config, settings, views)),
+        memory_bytes=round(memory),
         iteration_seconds=step,
         seconds=(1 if settings.generated else mine) * settings.iterations * step + mine * looks,
         disk_bytes=disk + 10_000 * batches,
@@ -155,6 +161,16 @@ def _iteration_seconds(config: NetworkConfig, settings: Synthesis, views: float)
     else:
         own = pairs * 6 * config.head_dim / (rate * 0.2)
     return network + own
+
+
+def _generator(config: NetworkConfig, settings: Synthesis) -> tuple[int, int]:
+    """Values that the generator's blocks write for an image, and their multiply-adds."""
+    shapes = block_shapes(config.image_size, settings.width)
+    values = operations = 0
+    for before, after in zip([shapes[0], *shapes], shapes, strict=False):
+        values += math.prod(after)
+        operations += 9 * before[0] * math.prod(after)
+    return values, operations
 
 
 def _forward_operations(config: NetworkConfig, views: float) -> float:

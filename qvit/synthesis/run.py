@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from tqdm import tqdm
 
 from qvit.errors import QvitError, UsageError
 from qvit.recipe import Synthesis
+from qvit.synthesis.acq import draw_images
 from qvit.synthesis.bns import StatisticsMatching
 from qvit.synthesis.distribution import Place, joined
+from qvit.synthesis.generator import ImageGenerator
 from qvit.synthesis.loop import NotFiniteError, optimise
 from qvit.synthesis.measures import measure, summarise
 from qvit.synthesis.mimiq import HeadSimilarity
@@ -29,6 +31,7 @@ from qvit.synthesis.sardfq import SemanticRegions
 from qvit.synthesis.seeds import generator_for
 from qvit.synthesis.shards import RunFolder
 from qvit.synthesis.teacher import Teacher, describe, load_teacher
+from qvit.synthesis.training import trained_generator
 from qvit.zoo import Source
 
 logger = logging.getLogger("qvit")
@@ -96,7 +99,14 @@ def synthesize(
         missing = folder.missing(mine)
         start = time.perf_counter()
         # The guard is after all that may read: weights, the user's images, what lies in the folder.
+        if settings.generated and missing and (place.rank == 0 or shard is not None):
+            with _guard(settings, folder.path):
+                _train(teacher, settings, seed, folder, progress)
+        if settings.generated:
+            place.meet()  # the first process trains the generator, the others read it
         with _guard(settings, folder.path):
+            if settings.generated and missing:
+                teacher = replace(teacher, maker=_train(teacher, settings, seed, folder, False))
             made = _make(teacher, settings, seed, folder, missing, place, progress)
         complete = folder.finish()
     # Outside, all processes have finished their shares: the last shard may have come after the look above.
@@ -134,6 +144,23 @@ def _guard(settings: Synthesis, folder: Path) -> AbstractContextManager[None]:
     return no_images_read(folder) if settings.data_free else nullcontext()
 
 
+def _train(
+    teacher: Teacher, settings: Synthesis, seed: int, folder: RunFolder, progress: bool
+) -> ImageGenerator:
+    """The generator that the images of a run are drawn from; at once, where it is trained already."""
+    with tqdm(
+        total=settings.iterations, unit="step", desc="generator", disable=None if progress else True, leave=False
+    ) as bar:  # fmt: skip
+
+        def step_done(done: int, losses: Mapping[str, float]) -> None:
+            bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()}, refresh=False)
+            bar.update(done - bar.n)
+
+        return trained_generator(
+            teacher.network, settings, seed, folder.path, folder.described["fingerprint"], step_done
+        )
+
+
 def _make(
     teacher: Teacher,
     settings: Synthesis,
@@ -143,7 +170,7 @@ def _make(
     place: Place,
     progress: bool,
 ) -> list[Made]:
-    steps = max(1, settings.iterations)
+    steps = 1 if settings.generated else max(1, settings.iterations)
     silent = None if progress and place.rank == 0 else True
     made = []
     with tqdm(total=len(missing) * steps, unit="step", disable=silent, leave=False) as bar:
@@ -206,6 +233,10 @@ class _Work:
         start, labels, objective = self._begin(device)
         before = summarise(measure(network, start))
         images = start if objective is None else self._optimise(objective, start)
+        if self.teacher.maker is not None:
+            images, labels = draw_images(
+                network, self.teacher.maker, self.settings, len(start), self.batch.generator
+            )
         images = images.to(torch.float16).float()  # what is stored is what is measured
         found = measure(network, images)
         after = summarise(found)
@@ -229,6 +260,8 @@ class _Work:
             images, labels = self.teacher.given.read(self.positions)
             return images.to(device), labels, None
         start = draw_noise(self.batch).to(device)
+        if self.settings.generated:
+            return start, draw_labels(self.batch), None
         if not self.settings.optimised:
             return start, draw_labels(self.batch), None
         objective = _OBJECTIVES[self.settings.method](self.batch, device)

@@ -1,6 +1,7 @@
 """What BatchNorm remembers of the training data, and how far a batch of images is from it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ def statistics_distance(records: Sequence[NormRecord]) -> Tensor:
 
 def record_statistics(
     network: ResNet, images: Tensor
-) -> tuple[Tensor, Tensor, tuple[NormRecord, ...]]:
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[NormRecord, ...]]:
     """A forward pass with what every BatchNorm sees.
 
     Args:
@@ -50,7 +51,7 @@ def record_statistics(
         images: Normalised [B, C, H, W].
 
     Returns:
-        Logits, the output of the last stage [B, D, h, w], and the records in the order of the pass.
+        Logits, the outputs of the stages [B, C, h, w], and the records in the order of the pass.
     """
     records: list[NormRecord] = []
 
@@ -63,8 +64,22 @@ def record_statistics(
 
     handles = [norm.register_forward_pre_hook(record) for norm in network.norms()]
     try:
-        features = network.forward_features(images)
-        return network.forward_head(features), features, tuple(records)
+        stages = network.stages(images)
+        return network.forward_head(stages[-1]), stages, tuple(records)
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def batch_statistics(network: ResNet) -> Iterator[None]:
+    """Let every BatchNorm normalise with the batch's own statistics; what it learned is neither used nor changed."""
+    norms = list(network.norms())
+    for norm in norms:
+        # in this combination torch takes the batch's statistics and counts nothing
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training, norm.track_running_stats = False, True

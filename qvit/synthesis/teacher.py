@@ -17,6 +17,7 @@ from qvit.models.timm_import import read_config
 from qvit.recipe import Synthesis
 from qvit.recipe.synthesis import ATTENTIVE
 from qvit.synthesis.folder import UserImages
+from qvit.synthesis.generator import ImageGenerator
 from qvit.synthesis.shards import FORMAT, FORMAT_VERSION, fingerprint
 from qvit.zoo import Source
 
@@ -30,12 +31,14 @@ class Teacher:
         weights_sha256: Of its file; None for random weights.
         given: The user's images, where they are the method.
         batches: How many there will be.
+        maker: The generator that images are drawn from, once it is trained, where there is one.
     """
 
     network: Network
     weights_sha256: str | None
     given: UserImages | None
     batches: int
+    maker: ImageGenerator | None = None
 
 
 def load_teacher(source: Source, settings: Synthesis, seed: int, device: str) -> Teacher:
