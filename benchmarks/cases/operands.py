@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from qvit_kernels.composed import empty_values
 from qvit_kernels.packing import pack_int4
 from qvit_kernels.reference import (
     BlockTransform,
@@ -13,6 +12,7 @@ from qvit_kernels.reference import (
     code_range,
     largest_multiplier,
 )
+from qvit_kernels.storage import empty_values
 
 
 class Operands:

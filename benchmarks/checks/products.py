@@ -94,14 +94,16 @@ def residual_checks() -> Iterator[Check]:
 
 def _gelu(
     m: int, n: int, k: int, kind: str, approximate: str, block: int, bits: int, group: int,
-    packed: bool = False,
+    packed: bool = False, static: bool = False,
 ) -> Make:  # fmt: skip
     def make(operands: Operands) -> Call:
         x, weight = input_of(operands, (m, k), kind), weight_of(operands, n, k, kind)
         bias, turn = operands.floats(n), operands.transform(n, block)
+        given = operands.scales(1, n // group if group else 1) if static else None
         return lambda backend: ops.linear_gelu_quantize(
-            x, weight, bias, approximate, turn, bits, group, packed=packed, backend=backend
-        )
+            x, weight, bias, approximate, turn, bits, group,
+            packed=packed, static_scale=given, backend=backend,
+        )  # fmt: skip
 
     return make
 
@@ -122,3 +124,7 @@ def gelu_checks() -> Iterator[Check]:
         name = f"{op}/m{m} n{n} k{k} {kind} {approximate} block {block}, {bits} bits group {group}"
         call = _gelu(m, n, k, kind, approximate, block, bits, group, packed)
         yield Check(name + " packed" * packed, call, exact=False, dry=i == 0)
+    for m, n, kind, block, group in ((63, 384, "w8a8", 0, 0), (197, 1536, "w4a8 group 32", 32, 48)):
+        name = f"{op}/m{m} n{n} k192 {kind} block {block}, 8 bits static group {group}"
+        call = _gelu(m, n, 192, kind, "none", block, 8, group, static=True)
+        yield Check(name, call, exact=False)

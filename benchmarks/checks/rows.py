@@ -30,6 +30,7 @@ def _special_rows(make: Operands, m: int, k: int, bits: int, what: str) -> Tenso
 def _quantizing(
     m: int, k: int, bits: int = 8, group: int = 0, block: int = 0, packed: bool = False,
     dtype: torch.dtype = torch.float32, what: str = "random", strided: bool = False,
+    static: bool = False,
 ) -> Make:  # fmt: skip
     def make(operands: Operands) -> Call:
         if what == "random":
@@ -38,8 +39,9 @@ def _quantizing(
         else:
             x = _special_rows(operands, m, k, bits, what).to(dtype)
         turn = operands.transform(k, block)
+        given = operands.scales(1, k // group if group else 1) if static else None
         return lambda backend: ops.quantize_rows(
-            x, turn, bits, group, packed=packed, backend=backend
+            x, turn, bits, group, packed=packed, static_scale=given, backend=backend
         )
 
     return make
@@ -62,6 +64,9 @@ def row_checks() -> Iterator[Check]:
         yield Check(name, _quantizing(m, k, bits, group, block))
         if bits == 4:
             yield Check(f"{name} packed", _quantizing(m, k, bits, group, block, packed=True))
+    for group in (0, 128):
+        static = _quantizing(63, 384, group=group, block=64, static=True)
+        yield Check(f"{op}/m63 k384 static group {group}", static)
     yield Check(f"{op}/m17 k98 block 7", _quantizing(17, 98, block=7), fused=False)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvit_kernels.composed import empty_values
 from qvit_kernels.launching import Launch
+from qvit_kernels.storage import empty_values
 
 # What an int8 product of at least 64 rows must become; of fewer, mma.sync on every card.
 _LARGE = {80: "IMMA", 86: "IMMA", 89: "IMMA", 90: "IGMMA", 100: "UTCIMMA", 120: "IMMA"}

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qvit_kernels import composed, ln_quant, reference
+from qvit_kernels import ln_quant, reference
 from qvit_kernels.arithmetic import codes_of, reciprocal, scale_of
 from qvit_kernels.attention_logits import load_pieces, zero_tile
 from qvit_kernels.attention_rows import head_in_passes, head_in_registers
@@ -24,7 +24,8 @@ from qvit_kernels.attention_tiles import (
     tile_of,
 )
 from qvit_kernels.launching import Launch
-from qvit_kernels.packing import BLOCK, packed_size
+from qvit_kernels.packing import BLOCK
+from qvit_kernels.storage import empty_rows, empty_values, pitch_of
 from qvit_kernels.tiles import describe_card
 
 # Output columns that a program keeps until their scale is known.
@@ -40,16 +41,22 @@ def in_one_byte(low, high):
 
 @triton.jit
 def store_codes(
-    tiles, codes_ptr, scale_ptr, rows, tokens, columns, groups, group,
+    tiles, codes_ptr, scale_ptr, static_ptr, rows, tokens, columns, groups, group,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr,
     STEPS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Quantizes the heads of a group, tiles of fp32 [BLOCK_M, columns], with one scale a row, and stores both."""
-    amax = tl.max(tl.abs(tiles[0]), 1)
-    for i in tl.static_range(1, len(tiles)):
-        amax = tl.maximum(amax, tl.max(tl.abs(tiles[i]), 1))
-    scale = scale_of(amax, STEPS)
-    tl.store(scale_ptr + rows * groups + group, scale, mask=rows < tokens)
+    """Quantizes the heads of a group, tiles of fp32 [BLOCK_M, columns], with one scale a row, and stores both; or with
+    the static scale of the group.
+    """
+    CLAMP: tl.constexpr = HIGH < 127 or static_ptr is not None
+    if static_ptr is not None:
+        scale = tl.load(static_ptr + group + rows * 0)
+    else:
+        amax = tl.max(tl.abs(tiles[0]), 1)
+        for i in tl.static_range(1, len(tiles)):
+            amax = tl.maximum(amax, tl.max(tl.abs(tiles[i]), 1))
+        scale = scale_of(amax, STEPS)
+        tl.store(scale_ptr + rows * groups + group, scale, mask=rows < tokens)
     inverse = reciprocal(scale)[:, None]
     if PACKED:
         at = codes_ptr + (rows[:, None] * columns + group * GROUP) // 2 + tl.arange(0, 32)[None, :]
@@ -67,7 +74,7 @@ def store_codes(
                 tl.store(at + 32 * i, in_one_byte(low, high), mask=inside)
     else:
         for i in tl.static_range(len(tiles)):
-            codes = codes_of(tiles[i], inverse, LOW, HIGH, HIGH < 127)
+            codes = codes_of(tiles[i], inverse, LOW, HIGH, CLAMP)
             store_piece(
                 codes, codes_ptr + group * GROUP + i // len(PIECES) * WIDTH, rows, tokens, columns,
                 WIDTH, PIECES[i % len(PIECES)][0],
@@ -98,7 +105,7 @@ def behind(outputs, sums, scale):
 @triton.jit
 def attention_kernel(
     q_ptr, q_scale_ptr, k_ptr, k_scale_ptr, v_ptr, v_scale_ptr, bias_ptr, mask_ptr,
-    codes_ptr, scale_ptr,
+    codes_ptr, scale_ptr, static_ptr,
     tokens, heads, softmax_scale, v_pitch,
     bias_images, bias_image_stride, bias_head_stride,
     mask_images, mask_image_stride, mask_head_stride,
@@ -153,27 +160,13 @@ def attention_kernel(
     else:
         at = codes_ptr + (row * columns // 2 if PACKED else row * columns)
         store_codes(
-            outputs, at, scale_ptr + row * groups, rows, tokens, columns, groups, group,
+            outputs, at, scale_ptr + row * groups, static_ptr, rows, tokens, columns, groups, group,
             HEADS * WIDTH, WIDTH, OUT, STEPS, LOW, HIGH, PACKED,
         )  # fmt: skip
 
 
-def supports(
-    q: Tensor,
-    q_scale: Tensor,
-    k: Tensor,
-    k_scale: Tensor,
-    v: Tensor,
-    v_scale: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    softmax_scale: float,
-    softmax_bits: int,
-    bits: int,
-    group: int,
-    packed: bool,
-) -> str | None:
-    """Why these arguments cannot run in the kernel, None if they can."""
+def supports(q: Tensor, group: int, packed: bool) -> str | None:
+    """Why the kernel cannot attend with heads like q, [B, H, T, d], and such groups of its output; None if it can."""
     batch, heads, tokens, width = q.shape
     if width > _WIDEST_HEAD:
         return f"heads of {width} channels, more than {_WIDEST_HEAD}"
@@ -199,6 +192,7 @@ def plan(
     bits: int,
     group: int,
     packed: bool,
+    static_scale: Tensor | None = None,
     *,
     tile: Tile | None = None,
     capability: int | None = None,
@@ -211,9 +205,8 @@ def plan(
     batch, heads, tokens, width = q.shape
     columns = heads * width
     group = group or columns
-    dtype, size = (torch.uint8, packed_size(columns)) if packed else (torch.int8, columns)
-    codes = torch.empty((batch, tokens, size), dtype=dtype, device=q.device)
-    scale = torch.empty((batch, tokens, columns // group), device=q.device)
+    static = static_scale is not None
+    codes, scale = empty_rows((batch, tokens), columns, group, packed, q.device, static=static)
     if capability is None:
         capability = describe_card(q.device.index)[0] if q.is_cuda else 80
     whole = _in_one_launch(columns, width, group, packed)
@@ -236,12 +229,16 @@ def plan(
     arguments |= _cuts(tokens, tile, pairs)
     programs = -(-tokens // tile.block_m) * (columns // held) * batch if codes.numel() else 0
     if whole:
-        arguments |= {"codes_ptr": codes, "scale_ptr": scale, "PACKED": packed}
+        given = None if static_scale is None else static_scale.contiguous()
+        arguments |= {"codes_ptr": codes, "scale_ptr": scale, "static_ptr": given, "PACKED": packed}
         arguments["STEPS"] = reference.steps_of(bits)
         return (_launch(programs, arguments, tile),), (codes, scale)
     rows = torch.empty((batch, tokens, columns), device=q.device)
-    arguments |= {"codes_ptr": rows, "scale_ptr": None, "PACKED": False, "STEPS": 0.0}
-    last, _ = ln_quant.plan(rows, None, None, 0.0, None, 1, bits, group, packed, out=(codes, scale))
+    arguments |= {"codes_ptr": rows, "scale_ptr": None, "static_ptr": None, "PACKED": False}
+    arguments["STEPS"] = 0.0
+    last, _ = ln_quant.plan(
+        rows, None, None, 0.0, None, 1, bits, group, packed, static_scale, (codes, scale)
+    )
     return (_launch(programs, arguments, tile), last), (codes, scale)
 
 
@@ -306,11 +303,11 @@ def _operands(
 
 
 def _stored_values(v: Tensor) -> Tensor:
-    """The codes of V, [B, H, T, d], in the memory that `composed.empty_values` describes: as they are, or copied."""
+    """The codes of V, [B, H, T, d], in the memory that `storage.empty_values` describes: as they are, or copied."""
     batch, heads, tokens, width = v.shape
-    pitch = composed.pitch_of(tokens)
+    pitch = pitch_of(tokens)
     strides = (heads * width * pitch, width * pitch, 1, pitch)
     end = v.storage_offset() + batch * strides[0]
     if v.stride() == strides and v.data_ptr() % 16 == 0 and end <= v.untyped_storage().nbytes():
         return v
-    return composed.empty_values((batch, heads, tokens, width), v.device).copy_(v)
+    return empty_values((batch, heads, tokens, width), v.device).copy_(v)

@@ -10,6 +10,7 @@ from torch import Tensor
 from qvit_kernels import reference
 from qvit_kernels.packing import pack_int4, unpack_int4
 from qvit_kernels.reference import BlockTransform, QKNorm, Quantized, Weight
+from qvit_kernels.storage import empty_values
 
 # int8 operands: -128 is a legal code (pixels have it), so one product reaches 2^14.
 _BOUND = 128 * 128
@@ -25,21 +26,29 @@ def layernorm_quantize(
     bits: int,
     group: int,
     packed: bool,
+    static_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm, block transform, quantization."""
-    return quantize_rows(
-        reference.layer_norm(x, weight, bias, eps), signs, block, bits, group, packed
-    )
+    y = reference.layer_norm(x, weight, bias, eps)
+    return quantize_rows(y, signs, block, bits, group, packed, static_scale)
 
 
 def quantize_rows(
-    x: Tensor, signs: Tensor | None, block: int, bits: int, group: int, packed: bool
+    x: Tensor,
+    signs: Tensor | None,
+    block: int,
+    bits: int,
+    group: int,
+    packed: bool,
+    static_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Block transform, quantization."""
     y = reference.block_transform(x.float(), transform_of(signs, block))
-    codes, scale = reference.quantize_rows(y, bits, group)
+    codes, scale = reference.quantize_rows(y, bits, group, static_scale)
     stored = codes.to(torch.int8).contiguous()
-    return pack_int4(stored) if packed else stored, scale.contiguous()
+    # no output may be an input: the caller has its static scale
+    own = scale.contiguous() if static_scale is None else scale.new_empty(0)
+    return pack_int4(stored) if packed else stored, own
 
 
 def quantize_pixels(
@@ -94,10 +103,11 @@ def linear_gelu_quantize(
     bits: int,
     group: int,
     packed: bool,
+    static_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Matrix product, GELU, block transform, quantization."""
     y = reference.gelu(linear(x, x_scale, w, w_scale, multiplier, bias), approximate)
-    return quantize_rows(y, signs, block, bits, group, packed)
+    return quantize_rows(y, signs, block, bits, group, packed, static_scale)
 
 
 def linear_qkv(
@@ -127,22 +137,6 @@ def linear_qkv(
     return codes[0], scales[0], codes[1], scales[1], values, scales[2]
 
 
-def empty_values(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Memory for the codes of V, [B, H, T, d], in which the tokens of a channel are neighbours.
-
-    The product with the softmax numerators sums over tokens, and int8 tensor cores want what they sum over side by
-    side. A channel takes a multiple of 32 bytes, so that every row of it can be loaded in 16-byte pieces.
-    """
-    batch, heads, tokens, width = shape
-    memory = (batch, heads, width, pitch_of(tokens))
-    return torch.empty(memory, dtype=torch.int8, device=device)[..., :tokens].transpose(-1, -2)
-
-
-def pitch_of(tokens: int) -> int:
-    """Bytes that a channel of V takes."""
-    return (tokens + 31) // 32 * 32
-
-
 def attention(
     q: Tensor,
     q_scale: Tensor,
@@ -157,6 +151,7 @@ def attention(
     bits: int,
     group: int,
     packed: bool,
+    static_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention, its output quantized."""
     if q.numel() == 0:
@@ -173,7 +168,7 @@ def attention(
             mask=mask,
             bound=_BOUND,
         )
-    return quantize_rows(rows, None, 0, bits, group, packed)
+    return quantize_rows(rows, None, 0, bits, group, packed, static_scale)
 
 
 def transform_of(signs: Tensor | None, block: int) -> BlockTransform | None:

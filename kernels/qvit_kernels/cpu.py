@@ -18,6 +18,7 @@ from qvit_kernels.integer_matmul import int8_matmul_is_exact, int8_weight, multi
 from qvit_kernels.packing import pack_int4, unpack_int4
 from qvit_kernels.reference import BlockTransform, QKNorm
 from qvit_kernels.scratch import scratch
+from qvit_kernels.storage import empty_rows, empty_values
 
 __all__ = [
     "attention",
@@ -59,21 +60,28 @@ def layernorm_quantize(
     bits: int,
     group: int,
     packed: bool,
+    static_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm, block transform, quantization."""
     rows = x.reshape(-1, x.shape[-1])
-    sink = _Rows(x.shape, bits, group, signs, block, packed)
+    sink = _Rows(x.shape, bits, group, signs, block, packed, static_scale)
     for span in _spans(rows.shape[0], x.shape[-1]):
         sink.write(span, reference.layer_norm(rows[span], weight, bias, eps))
     return sink.result()
 
 
 def quantize_rows(
-    x: Tensor, signs: Tensor | None, block: int, bits: int, group: int, packed: bool
+    x: Tensor,
+    signs: Tensor | None,
+    block: int,
+    bits: int,
+    group: int,
+    packed: bool,
+    static_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Block transform, quantization."""
     rows = x.reshape(-1, x.shape[-1])
-    sink = _Rows(x.shape, bits, group, signs, block, packed)
+    sink = _Rows(x.shape, bits, group, signs, block, packed, static_scale)
     for span in _spans(rows.shape[0], x.shape[-1]):
         sink.write(span, rows[span].to(torch.float32, copy=True))
     return sink.result()
@@ -132,10 +140,11 @@ def linear_gelu_quantize(
     bits: int,
     group: int,
     packed: bool,
+    static_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Matrix product, GELU, block transform, quantization."""
     shape = (*x.shape[:-1], w.shape[0])
-    sink = _Rows(shape, bits, group, signs, block, packed)
+    sink = _Rows(shape, bits, group, signs, block, packed, static_scale)
     for span, y in _Product(x, x_scale, w, w_scale, multiplier, bias).blocks():
         sink.write(span, torch.ops.aten.gelu_.default(y, approximate=approximate))
     return sink.result()
@@ -177,7 +186,7 @@ def linear_qkv(
         part.clone(memory_format=torch.contiguous_format)
         for part in scale.view(batch, tokens, 3, heads, 1).transpose(1, 3).unbind(2)
     )
-    values = composed.empty_values((batch, heads, tokens, width), x.device).copy_(v)
+    values = empty_values((batch, heads, tokens, width), x.device).copy_(v)
     q, k = (part.clone(memory_format=torch.contiguous_format) for part in (q, k))
     return q, q_scale, k, k_scale, values, v_scale
 
@@ -196,13 +205,15 @@ def attention(
     bits: int,
     group: int,
     packed: bool,
+    static_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention of some images, or some heads of one, at a time, its output quantized."""
     if bias is not None or mask is not None:
-        arguments = (bias, mask, softmax_scale, softmax_bits, bits, group, packed)
+        arguments = (bias, mask, softmax_scale, softmax_bits, bits, group, packed, static_scale)
         return composed.attention(q, q_scale, k, k_scale, v, v_scale, *arguments)
     batch, heads, tokens, width = q.shape
-    sink = _Rows((batch, tokens, heads * width), bits, group, None, 0, packed)
+    shape = (batch, tokens, heads * width)
+    sink = _Rows(shape, bits, group, None, 0, packed, static_scale)
     if not q.numel():
         return sink.result()
     codes = (q, k.transpose(-1, -2), v)
@@ -307,24 +318,31 @@ class _Rows:
         signs: Tensor | None,
         block: int,
         packed: bool,
+        static_scale: Tensor | None,
     ) -> None:
         width = shape[-1]
         groups = width // (group or width)
-        self._codes = torch.empty(shape, dtype=torch.int8)
-        self._scale = torch.empty((*shape[:-1], groups), dtype=torch.float32)
+        static = static_scale is not None
+        device = torch.device("cpu")
+        self._codes, self._scale = empty_rows(
+            shape[:-1], width, group, False, device, static=static
+        )
         self._codes_by_row = self._codes.view(-1, groups, width // groups)
-        self._scale_by_row = self._scale.view(-1, groups)
         self._bits = bits
         self._transform = composed.transform_of(signs, block)
         self._packed = packed
-        self.rows = self._scale_by_row.shape[0]
+        self._static_scale = static_scale
 
     def write(self, span: slice, y: Tensor) -> None:
         """Quantize some rows. y: fp32 [rows, width], overwritten."""
         y = _block_transform(y, self._transform)
         codes = self._codes_by_row[span]
         grouped = y.view(codes.shape)
-        self._scale_by_row[span] = _divide_by_scale(grouped, self._bits)
+        if self._static_scale is None:
+            self._scale.view(-1, codes.shape[1])[span] = _divide_by_scale(grouped, self._bits)
+        else:
+            grouped.mul_(self._static_scale.reciprocal().unsqueeze(-1)).round_()
+            grouped.clamp_(*reference.code_range(self._bits))
         codes.copy_(grouped)
 
     def result(self) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,13 @@ def quantize_groups(
 
 
 @triton.jit
+def quantize_columns(y, scale_ptr, groups, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """`reference.quantize_rows` of a tile by static scales: int8 codes [BM, BN]. groups: of each column, [BN]."""
+    inverse = arithmetic.reciprocal(tl.load(scale_ptr + groups))
+    return arithmetic.codes_of(y, inverse[None, :], LOW, HIGH, True)
+
+
+@triton.jit
 def pack_halves(codes, BM: tl.constexpr, BN: tl.constexpr):
     """The int4 layout of `packing`: uint8 [BM, BN / 2] of int8 codes [BM, BN], BN a multiple of 64."""
     halves = tl.permute(tl.reshape(codes, (BM, BN // 64, 2, 32)), (0, 1, 3, 2))

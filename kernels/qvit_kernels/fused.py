@@ -37,21 +37,29 @@ def layernorm_quantize(
     bits: int,
     group: int,
     packed: bool,
+    static_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm, block transform, quantization: one launch."""
     reason = ln_quant.supports(x, signs, block, group, packed)
-    rest = (weight, bias, eps, signs, block, bits, group, packed)
+    rest = (weight, bias, eps, signs, block, bits, group, packed, static_scale)
     return _fuse("layernorm_quantize", reason, ln_quant.plan, x, *rest)
 
 
 def quantize_rows(
-    x: Tensor, signs: Tensor | None, block: int, bits: int, group: int, packed: bool
+    x: Tensor,
+    signs: Tensor | None,
+    block: int,
+    bits: int,
+    group: int,
+    packed: bool,
+    static_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Block transform, quantization: one launch."""
     reason = ln_quant.supports(x, signs, block, group, packed)
+    grid = (signs, block, bits, group, packed, static_scale)
     if reason:
-        return _compose("quantize_rows", reason, x, signs, block, bits, group, packed)
-    launch, rows = ln_quant.plan(x, None, None, 0.0, signs, block, bits, group, packed)
+        return _compose("quantize_rows", reason, x, *grid)
+    launch, rows = ln_quant.plan(x, None, None, 0.0, *grid)
     _run(x, launch)
     return rows
 
@@ -97,14 +105,16 @@ def linear_gelu_quantize(
     bits: int,
     group: int,
     packed: bool,
+    static_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Matrix product, GELU, block transform, quantization: one launch where a tile holds whole groups, else two."""
     product = (x, x_scale, w, w_scale, multiplier, bias)
-    grid = (signs, block, bits, group, packed)
+    grid = (signs, block, bits, group, packed, static_scale)
     reason = gemm_plans.supports(*product[:5])
     if reason:
         return _compose("linear_gelu_quantize", reason, *product, approximate, *grid)
-    if gemm_plans.quantizes_in_tile(w.shape[0], signs, block, group, packed):
+    static = static_scale is not None
+    if gemm_plans.quantizes_in_tile(w.shape[0], signs, block, group, packed, static=static):
         launch, rows = gemm_plans.plan_gelu_quantize(*product, approximate, *grid)
         _run(x, launch)
         return rows
@@ -150,11 +160,12 @@ def attention(
     bits: int,
     group: int,
     packed: bool,
+    static_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention, its output quantized: one launch, two for a scale over more channels than a program holds."""
     arguments = (q, q_scale, k, k_scale, v, v_scale, bias, mask)
-    grid = (softmax_scale, softmax_bits, bits, group, packed)
-    reason = attention_int8.supports(*arguments, *grid)
+    grid = (softmax_scale, softmax_bits, bits, group, packed, static_scale)
+    reason = attention_int8.supports(q, group, packed)
     if reason:
         return _compose("attention", reason, *arguments, *grid)
     launches, rows = attention_int8.plan(*arguments, *grid)

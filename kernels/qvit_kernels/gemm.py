@@ -95,7 +95,7 @@ def linear_kernel(
 
 @_of_any_batch
 def gelu_quantize_kernel(
-    x_ptr, x_scale_ptr, w_ptr, m_ptr, w_scale_ptr, bias_ptr, signs_ptr, codes_ptr, scale_ptr,
+    x_ptr, x_scale_ptr, w_ptr, m_ptr, w_scale_ptr, bias_ptr, signs_ptr, static_ptr, codes_ptr, scale_ptr,
     M, N, K, GROUPS, x_scale_pitch,
     TANH: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, GROUP: tl.constexpr,
     STEPS_Q: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, PACKED: tl.constexpr,
@@ -104,7 +104,7 @@ def gelu_quantize_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
     """GELU of y, the block transform, then quantized by GROUP columns: codes int8 [M, N] or packed uint8 [M, N / 2],
-    scale fp32 [M, N / GROUP].
+    scale fp32 [M, N / GROUP], or none where static_ptr has one for all rows, [N / GROUP].
     """
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n = tl.program_id(0) * BN
@@ -118,19 +118,21 @@ def gelu_quantize_kernel(
     valid = tl.minimum(columns, N - 1)
     y = arithmetic.gelu(epilogues.finish_product(total, w_scale_ptr, bias_ptr, valid), TANH)
     y = epilogues.turn_blocks(y, signs_ptr, valid, BM, BN, BLOCK, NORM)
-    codes, scale = epilogues.quantize_groups(y, BM, BN, GROUP, STEPS_Q, LOW, HIGH)
-    start = m.to(tl.int64)[:, None] * N
+    if static_ptr is not None:
+        codes = epilogues.quantize_columns(y, static_ptr, valid // GROUP, LOW, HIGH)
+    else:
+        codes, scale = epilogues.quantize_groups(y, BM, BN, GROUP, STEPS_Q, LOW, HIGH)
+        groups = n // GROUP + tl.arange(0, BN // GROUP)
+        place = m.to(tl.int64)[:, None] * (N // GROUP) + groups[None, :]
+        tl.store(scale_ptr + place, scale, mask=(m < M)[:, None] & (groups < N // GROUP)[None, :])
     if PACKED:
         codes = epilogues.pack_halves(codes, BM, BN)
         pairs = n // 2 + tl.arange(0, BN // 2)
         place = m.to(tl.int64)[:, None] * (N // 2) + pairs[None, :]
         tl.store(codes_ptr + place, codes, mask=(m < M)[:, None] & (pairs < N // 2)[None, :])
     else:
-        place = start + columns[None, :]
+        place = m.to(tl.int64)[:, None] * N + columns[None, :]
         tl.store(codes_ptr + place, codes, mask=(m < M)[:, None] & (columns < N)[None, :])
-    groups = n // GROUP + tl.arange(0, BN // GROUP)
-    place = m.to(tl.int64)[:, None] * (N // GROUP) + groups[None, :]
-    tl.store(scale_ptr + place, scale, mask=(m < M)[:, None] & (groups < N // GROUP)[None, :])
 
 
 @_of_any_batch

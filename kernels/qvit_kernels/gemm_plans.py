@@ -12,10 +12,9 @@ from torch import Tensor
 
 from qvit_kernels import gemm, tiles
 from qvit_kernels.accumulators import choose_form
-from qvit_kernels.composed import empty_values, pitch_of
 from qvit_kernels.launching import Launch
-from qvit_kernels.packing import packed_size
 from qvit_kernels.reference import code_range, steps_of
+from qvit_kernels.storage import empty_rows, empty_values, pitch_of
 from qvit_kernels.tiles import Tile
 
 # The widest group, transform or head that one tile holds.
@@ -68,12 +67,14 @@ def supports_transform(signs: Tensor | None, block: int) -> str | None:
 
 
 def quantizes_in_tile(
-    rows: int, signs: Tensor | None, block: int, group: int, packed: bool
+    rows: int, signs: Tensor | None, block: int, group: int, packed: bool, *, static: bool = False
 ) -> bool:
-    """Whether fc1 can quantize in its epilogue: else it is two launches, GELU to fp32 and a pass over rows."""
-    if group == 0 or group & (group - 1) or group > _TILE_COLUMNS or (packed and rows % 64):
-        return False
-    return supports_transform(signs, block) is None
+    """Whether fc1 can quantize in its epilogue: else it is two launches, GELU to fp32 and a pass over rows.
+
+    A tile must hold the columns that a dynamic scale is the maximum of; a static one is only looked up.
+    """
+    whole = static or (0 < group <= _TILE_COLUMNS and group & (group - 1) == 0)
+    return whole and not (packed and rows % 64) and supports_transform(signs, block) is None
 
 
 def plan_linear(
@@ -120,6 +121,7 @@ def plan_gelu_quantize(
     bits: int,
     group: int,
     packed: bool,
+    static_scale: Tensor | None = None,
     *,
     capability: int = 0,
     tile: Tile | None = None,
@@ -129,19 +131,17 @@ def plan_gelu_quantize(
     Otherwise it takes two: `plan_linear` with `approximate`, then the kernel that quantizes rows.
     """
     n = w.shape[0]
-    unit = max(group, block if signs is not None else 1, 64 if packed else 1)
+    static = static_scale is not None
+    unit = max(1 if static else group, block if signs is not None else 1, 64 if packed else 1)
     product = _Product("gelu", x, x_scale, w, w_scale, multiplier, bias, n, unit, capability, tile)
-    lead = x.shape[:-1]
-    codes = torch.empty(
-        (*lead, packed_size(n) if packed else n), dtype=torch.uint8 if packed else torch.int8, device=x.device
-    )  # fmt: skip
-    scale = torch.empty((*lead, n // group), dtype=torch.float32, device=x.device)
+    codes, scale = empty_rows(x.shape[:-1], n, group, packed, x.device, static=static)
     arguments = product.arguments | _grid_arguments(signs, block, bits) | {
+        "static_ptr": None if static_scale is None else static_scale.contiguous(),
         "codes_ptr": codes,
         "scale_ptr": scale,
         "N": n,
         "TANH": approximate == "tanh",
-        "GROUP": group,
+        "GROUP": group or n,
         "PACKED": packed,
     }  # fmt: skip
     launch = product.launch(

@@ -6,7 +6,6 @@ that takes 27 instructions a value and no shared memory, where tiles butterflied
 
 import math
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,9 +13,9 @@ from torch import Tensor
 from qvit_kernels.arithmetic import block_hadamard, codes_of, reciprocal, scale_of
 from qvit_kernels.launching import Launch
 from qvit_kernels.packing import BLOCK as PACKING_BLOCK
-from qvit_kernels.packing import packed_size
 from qvit_kernels.reference import code_range, steps_of
 from qvit_kernels.row_tiling import Tiling, choose_tiling
+from qvit_kernels.storage import empty_rows
 
 
 @triton.jit
@@ -143,17 +142,17 @@ def _store_codes(
     codes, values, inverse, row, rows,
     I: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
     TILES: tl.constexpr, PIECES: tl.constexpr, SPAN: tl.constexpr,
-    PACKED: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    PACKED: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, CLAMP: tl.constexpr,
 ):  # fmt: skip
     """Quantize and write tile I; PACKED: with the tile 32 columns further, which by itself writes nothing."""
     PART: tl.constexpr = SPAN // PIECES
     at = _columns(I, WIDTH, PIECES, SPAN)
     mask = _mask(row, rows, at, K, TILES * WIDTH > K)
-    q = codes_of(values[I], inverse, LOW, HIGH, HIGH < 127)
+    q = codes_of(values[I], inverse, LOW, HIGH, CLAMP)
     if not PACKED:
         tl.store(codes + row[:, None] * K + at[None, :], q, mask=mask)
     elif I * PART % 64 < 32:
-        high = codes_of(values[I + 32 // PART], inverse, LOW, HIGH, HIGH < 127)
+        high = codes_of(values[I + 32 // PART], inverse, LOW, HIGH, CLAMP)
         byte = ((q & 15) | (high << 4)).to(tl.uint8, bitcast=True)
         at = _bytes(I, WIDTH, PIECES, SPAN)
         tl.store(codes + row[:, None] * (K // 2) + at[None, :], byte, mask=mask)
@@ -176,7 +175,7 @@ def _quantize_whole(
     for i in tl.static_range(TILES):
         _store_codes(
             codes, values, inverse, row, rows,
-            i, K, WIDTH, TILES, PIECES, SPAN, PACKED, LOW, HIGH,
+            i, K, WIDTH, TILES, PIECES, SPAN, PACKED, LOW, HIGH, HIGH < 127,
         )  # fmt: skip
 
 
@@ -209,16 +208,33 @@ def _quantize_groups(
         for i in tl.static_range(TOGETHER):
             _store_codes(
                 codes, values, inverse, row, rows,
-                q * TOGETHER + i, K, WIDTH, TILES, PIECES, SPAN, PACKED, LOW, HIGH,
+                q * TOGETHER + i, K, WIDTH, TILES, PIECES, SPAN, PACKED, LOW, HIGH, HIGH < 127,
             )  # fmt: skip
+
+
+@triton.jit
+def _quantize_static(
+    codes, static, values, row, rows,
+    K: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, TILES: tl.constexpr,
+    PIECES: tl.constexpr, SPAN: tl.constexpr, FACTOR: tl.constexpr,
+    PACKED: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+):  # fmt: skip
+    """Codes of FACTOR * values by the scales that every GROUP columns have in all rows, fp32 [K / GROUP]."""
+    for i in tl.static_range(TILES):
+        group = _columns(i, WIDTH, PIECES, SPAN) // GROUP
+        inverse = reciprocal(_load_vector(static, group, K // GROUP, TILES * WIDTH > K)) * FACTOR
+        _store_codes(
+            codes, values, inverse, row, rows,
+            i, K, WIDTH, TILES, PIECES, SPAN, PACKED, LOW, HIGH, True,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows"])  # one binary for all batches: only a mask reads it
 def quantize_rows_kernel(
     # x [rows, K], rows row_stride apart; weight, bias, signs: fp32 [K] or None
     x, row_stride, weight, bias, signs,
-    # codes int8 [rows, K] or uint8 [rows, K / 2]; scale fp32 [rows, K / GROUP]
-    codes, scale, rows, eps,
+    # codes int8 [rows, K] or uint8 [rows, K / 2]; scale fp32 [rows, K / GROUP]; static fp32 [K / GROUP] or None
+    codes, scale, static, rows, eps,
     # what is computed; NORM: 1 / sqrt(BLOCK), FOLDED where that is a power of two
     K: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, FOLDED: tl.constexpr,
     GROUP: tl.constexpr, STEPS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
@@ -247,7 +263,12 @@ def quantize_rows_kernel(
         values = scaled
     # A power of two may as well multiply a row's scale and its reciprocal as every value: nothing rounds.
     FACTOR: tl.constexpr = NORM if FOLDED else 1.0
-    if GROUP == 0:
+    if static is not None:
+        _quantize_static(
+            codes, static, values, row, rows,
+            K, K if GROUP == 0 else GROUP, WIDTH, TILES, PIECES, SPAN, FACTOR, PACKED, LOW, HIGH,
+        )  # fmt: skip
+    elif GROUP == 0:
         _quantize_whole(
             codes, scale, values, row, rows,
             K, WIDTH, TILES, PIECES, SPAN, FACTOR, STEPS, PACKED, LOW, HIGH,
@@ -286,6 +307,7 @@ def plan(
     bits: int,
     group: int,
     packed: bool,
+    static_scale: Tensor | None = None,
     out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Launch, tuple[Tensor, Tensor]]:
     """The launch of `composed.layernorm_quantize`, without a weight of `composed.quantize_rows`, and what it fills.
@@ -300,14 +322,17 @@ def plan(
         raise ValueError(supports(x, signs, block, group, packed))
     block = block if signs is not None else 1
     flat = _as_rows(x)
-    codes, scale = _allocate(x, k // group if group else 1, packed) if out is None else out
+    static = static_scale is not None
+    codes, scale = out or empty_rows(x.shape[:-1], k, group, packed, x.device, static=static)
     low, high = code_range(bits)
     arguments = {
         "x": flat, "row_stride": flat.stride(0),
         "weight": None if weight is None else weight.contiguous(),
         "bias": None if bias is None else bias.contiguous(),
         "signs": None if signs is None else signs.contiguous(),
-        "codes": codes, "scale": scale, "rows": flat.shape[0], "eps": eps,
+        "codes": codes, "scale": scale,
+        "static": None if static_scale is None else static_scale.contiguous(),
+        "rows": flat.shape[0], "eps": eps,
         "K": k, "BLOCK": block, "NORM": 1.0 / math.sqrt(block), "FOLDED": block.bit_length() % 2 == 1,
         "GROUP": group, "STEPS": steps_of(bits), "LOW": low, "HIGH": high, "PACKED": packed,
         "ROWS": tiling.rows, "WIDTH": tiling.width, "CHUNKS": tiling.chunks,
@@ -331,10 +356,3 @@ def _as_rows(x: Tensor) -> Tensor:
     """x as [rows, K] with neighbouring columns: a view where x allows one, as the class tokens of a batch do."""
     flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
-
-
-def _allocate(x: Tensor, groups: int, packed: bool) -> tuple[Tensor, Tensor]:
-    lead, k = x.shape[:-1], x.shape[-1]
-    width, dtype = (packed_size(k), torch.uint8) if packed else (k, torch.int8)
-    codes = torch.empty((*lead, width), dtype=dtype, device=x.device)
-    return codes, torch.empty((*lead, groups), dtype=torch.float32, device=x.device)

@@ -153,13 +153,20 @@ def quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     return round_half_even(x * scale.reciprocal()).clamp(low, high)
 
 
-def quantize_rows(x: Tensor, bits: int, group: int = 0) -> Quantized:
-    """Dynamic symmetric quantization of each row, or of each `group` neighbouring values of a row.
+def quantize_rows(
+    x: Tensor, bits: int, group: int = 0, static_scale: Tensor | None = None
+) -> Quantized:
+    """Symmetric quantization of each row, or of each `group` neighbouring values of a row: by their own scale, or by
+    one that is given for all rows, which saturates what lies beyond its codes.
 
-    x: float [..., K]; returns codes [..., K], scale [..., K / group] (group 0: one scale a row).
+    x: float [..., K]; static_scale: fp32 [1, K / group], positive, or None. Returns codes [..., K], scale
+    [..., K / group] (group 0: one scale a row), or the static one as it is.
     """
     grouped = x.float().unflatten(-1, (-1, group or x.shape[-1]))
-    scale = scale_of(grouped.abs().amax(-1), steps_of(bits))
+    if static_scale is None:
+        scale = scale_of(grouped.abs().amax(-1), steps_of(bits))
+    else:
+        scale = static_scale
     codes = quantize(grouped, scale.unsqueeze(-1), *code_range(bits))
     return Quantized(codes.flatten(-2), scale)
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from qvit_kernels import backends, composed, cpu
-from qvit_kernels.packing import packed_size
+from qvit_kernels.storage import empty_rows, empty_values
 
 _X = "Tensor x, Tensor x_scale, Tensor w, Tensor w_scale, Tensor? multiplier, Tensor? bias"
-_ROWS = "Tensor? signs, int block, int bits, int group, bool packed"
+_ROWS = "Tensor? signs, int block, int bits, int group, bool packed, Tensor? static_scale"
 
 SCHEMAS = {
     "layernorm_quantize": f"(Tensor x, Tensor weight, Tensor bias, float eps, {_ROWS})"
@@ -32,7 +32,8 @@ SCHEMAS = {
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "attention": "(Tensor q, Tensor q_scale, Tensor k, Tensor k_scale, Tensor v, Tensor v_scale,"
     " Tensor? bias, Tensor? mask,"
-    " float softmax_scale, int softmax_bits, int bits, int group, bool packed) -> (Tensor, Tensor)",
+    " float softmax_scale, int softmax_bits, int bits, int group, bool packed, Tensor? static_scale)"
+    " -> (Tensor, Tensor)",
 }
 
 
@@ -72,22 +73,18 @@ def _dispatching(name: str) -> Callable[..., object]:
     return run
 
 
-def _rows(x: Tensor, width: int, group: int, packed: bool) -> tuple[Tensor, Tensor]:
-    groups = width // group if group else 1
-    return (
-        x.new_empty((*x.shape[:-1], packed_size(width)), dtype=torch.uint8)
-        if packed
-        else x.new_empty((*x.shape[:-1], width), dtype=torch.int8),
-        x.new_empty((*x.shape[:-1], groups), dtype=torch.float32),
-    )
+def _rows(lead: tuple[int, ...], width: int, x: Tensor, rest: Any) -> tuple[Tensor, Tensor]:
+    """rest: the arguments of an op, of which the last three say how rows are quantized."""
+    group, packed, static_scale = rest[-3:]
+    return empty_rows(lead, width, group, packed, x.device, static=static_scale is not None)
 
 
 def _fake_layernorm_quantize(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _rows(x, x.shape[-1], *rest[-2:])
+    return _rows(x.shape[:-1], x.shape[-1], x, rest)
 
 
 def _fake_quantize_rows(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _rows(x, x.shape[-1], *rest[-2:])
+    return _rows(x.shape[:-1], x.shape[-1], x, rest)
 
 
 def _fake_quantize_pixels(
@@ -110,7 +107,7 @@ def _fake_linear_residual(x: Tensor, *rest: Any) -> Tensor:
 def _fake_linear_gelu_quantize(
     x: Tensor, x_scale: Tensor, w: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    return _rows(x, w.shape[0], *rest[-2:])
+    return _rows(x.shape[:-1], w.shape[0], x, rest)
 
 
 def _fake_linear_qkv(
@@ -128,13 +125,13 @@ def _fake_linear_qkv(
     width = w.shape[0] // (3 * heads)
     scales = [x.new_empty((*shape, 1), dtype=torch.float32) for _ in range(3)]
     q, k = (x.new_empty((*shape, width), dtype=torch.int8) for _ in range(2))
-    values = composed.empty_values((*shape, width), x.device)
+    values = empty_values((*shape, width), x.device)
     return q, scales[0], k, scales[1], values, scales[2]
 
 
 def _fake_attention(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
-    return _rows(q.new_empty((batch, tokens, 1)), heads * width, *rest[-2:])
+    return _rows((batch, tokens), heads * width, q, rest)
 
 
 def _ignoring_backend(fake: Callable[..., object]) -> Callable[..., object]:

@@ -90,6 +90,24 @@ CALLS: dict[str, Callable[[], object]] = {
     "attention": lambda: ops.attention(*heads(2, 3, 7, 16), 16**-0.5, 8, 8, 16),
 }
 
+# The same with a scale that is given, for a tensor or for groups.
+STATIC_CALLS: dict[str, Callable[[], object]] = {
+    "layernorm_quantize": lambda: ops.layernorm_quantize(
+        torch.randn(2, 5, 48), torch.rand(48), torch.randn(48), 1e-6, transform(48, 16), 8,
+        static_scale=torch.full((1, 1), 0.01),
+    ),
+    "quantize_rows": lambda: ops.quantize_rows(
+        torch.randn(2, 5, 48), None, 4, 12, static_scale=torch.rand(1, 4) + 0.1
+    ),
+    "linear_gelu_quantize": lambda: ops.linear_gelu_quantize(
+        rows(2, 5, 32), weight(64, 32), torch.randn(64), "none", transform(64, 16), 4, 32,
+        static_scale=torch.rand(1, 2) + 0.1,
+    ),
+    "attention": lambda: ops.attention(
+        *heads(2, 3, 7, 16), 16**-0.5, 8, 8, static_scale=torch.full((1, 1), 0.01)
+    ),
+}  # fmt: skip
+
 
 def tensors(result: object) -> list[Tensor]:
     """All tensors of a result, in order."""

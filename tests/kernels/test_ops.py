@@ -14,7 +14,9 @@ from qvit_kernels import backends, ops
 from qvit_kernels.ops import BackendError, Quantized, Weight, use_backend
 from qvit_kernels.registration import SCHEMAS
 from tests.kernels import operands
-from tests.kernels.operands import CALLS, codes, rows, tensors, transform, weight
+from tests.kernels.operands import CALLS, STATIC_CALLS, codes, rows, tensors, transform, weight
+
+EVERY_CALL = CALLS | {f"{name}, static": call for name, call in STATIC_CALLS.items()}
 
 
 class Recorder(TorchDispatchMode):
@@ -34,29 +36,35 @@ def test_every_op_has_a_call_here():
     assert set(CALLS) == set(SCHEMAS)
 
 
-@pytest.mark.parametrize("name", CALLS)
+def test_every_op_that_quantizes_rows_takes_a_static_scale():
+    assert set(STATIC_CALLS) == {name for name in SCHEMAS if "static_scale" in SCHEMAS[name]}
+
+
+@pytest.mark.parametrize("name", EVERY_CALL)
 def test_a_function_is_one_op(name):
     with Recorder() as recorder:
-        CALLS[name]()
-    assert [str(func) for func, _ in recorder.calls] == [f"qvit.{name}.default"]
+        EVERY_CALL[name]()
+    op = name.partition(",")[0]
+    assert [str(func) for func, _ in recorder.calls] == [f"qvit.{op}.default"]
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", EVERY_CALL)
 def test_registration(name, backend):
     """torch's own checks: schema against behaviour, fake tensors against real ones, autograd keys."""
     with Recorder() as recorder:
-        CALLS[name]()
+        EVERY_CALL[name]()
     ((func, args),) = recorder.calls
     with use_backend(backend):
         torch.library.opcheck(func, args)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", EVERY_CALL)
 def test_fake_results_have_the_layout_of_real_ones(name):
     with Recorder() as recorder:
-        real = tensors(CALLS[name]())
+        EVERY_CALL[name]()
     ((func, args),) = recorder.calls
+    real = tensors(func(*args))
 
     def to_meta(x):
         if isinstance(x, list):
@@ -85,6 +93,7 @@ class Block(torch.nn.Module):
             self.register_buffer(name, made.codes)
             self.register_buffer(name + "_scale", made.scale)
         self.register_buffer("signs", transform(4 * width, 16).signs)
+        self.register_buffer("proj_input", torch.full((1, width // 16), 0.01))
         self.norm = torch.nn.Parameter(torch.rand(width))
 
     def weight(self, name):
@@ -94,7 +103,7 @@ class Block(torch.nn.Module):
         zero = torch.zeros_like(self.norm)
         a = ops.layernorm_quantize(x, self.norm, zero, 1e-6, None, 8)
         q, k, v = ops.linear_qkv(a, self.weight("qkv"), None, self.heads, 8)
-        o = ops.attention(q, k, v, 0.25, 8, 8, 16)
+        o = ops.attention(q, k, v, 0.25, 8, 8, 16, static_scale=self.proj_input)
         x = ops.linear_residual(o, self.weight("proj"), None, x)
         a = ops.layernorm_quantize(x, self.norm, zero, 1e-6, None, 8)
         turn = ops.BlockTransform(self.signs, 16)
@@ -187,6 +196,10 @@ HEADS = Quantized(codes(1, 2, 3, 8), torch.ones(1, 2, 3, 1))
          r"bits must be 2 to 8, got 9"),
         (lambda: ops.quantize_rows(torch.ones(2, 8), None, 8, 3), ValueError,
          r"group must be 0 or divide the row, got 3 for 8 values"),
+        (lambda: ops.quantize_rows(torch.ones(2, 8), None, 8, 4, static_scale=torch.ones(2, 2)), ValueError,
+         r"static_scale must be \(1, 2\) for groups of 4, got \(2, 2\)"),
+        (lambda: ops.quantize_rows(torch.ones(2, 8), None, 8, static_scale=torch.ones(1, 1).half()), TypeError,
+         r"static_scale must be torch\.float32, got torch\.float16"),
         (lambda: ops.quantize_rows(torch.ones(2, 8), transform(8, 3), 8), ValueError,
          r"transform\.block must divide the row, got 3 for 8 values"),
         (lambda: ops.quantize_rows(torch.ones(2, 8), transform(9, 3), 8), ValueError,
