@@ -135,6 +135,10 @@ class Synthesis:
                 f"synthesis.sparse = {self.sparse}: {self.method} optimises nothing that could drop patches; "
                 f"use it with {', '.join(ATTENTIVE)}"
             )
+        if self.sparse and self.alignment:
+            raise UsageError(
+                "synthesis.sparse with synthesis.alignment: a student sees all patches; set one of them to 0"
+            )
         if self.rounds > max(1, self.iterations):
             raise UsageError(
                 f"synthesis.rounds = {self.rounds} of {self.iterations} iterations: lower it"

@@ -67,8 +67,8 @@ class Descent:
         ).sum()
         if not bool(total.isfinite()):
             raise NotFiniteError(iteration)
-        self._optimizer.zero_grad()
-        total.backward()
+        # Of the pixels alone: a student that takes part keeps the gradients that it has.
+        (self.pixels.grad,) = torch.autograd.grad(total, [self.pixels])
         self._optimizer.step()
         with torch.no_grad():
             self.pixels.clamp_(self._low, self._high)

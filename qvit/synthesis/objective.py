@@ -1,7 +1,7 @@
 """What a method is to the loop: how the network sees the images, and the terms that are made small.
 
-A method that needs the student beside the teacher (PSAQ-ViT V2, MaskAQ) fits here once there is one: its objective
-is given the student when it is prepared, and runs it on the views in `terms`.
+A method that needs the student beside the teacher is given it when its objective is prepared, and runs it on the views
+in `terms`: MaskAQ's is in maskaq.py, the game of PSAQ-ViT V2 in qvit/distillation, where the student also moves.
 """
 
 from collections.abc import Sequence

@@ -13,12 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qvit.errors import QvitError, UsageError
+from qvit.models.student import Student
 from qvit.recipe import Synthesis
 from qvit.synthesis.acq import draw_images
 from qvit.synthesis.bns import StatisticsMatching
 from qvit.synthesis.distribution import Place, joined
 from qvit.synthesis.generator import ImageGenerator
 from qvit.synthesis.loop import NotFiniteError, optimise
+from qvit.synthesis.maskaq import MaskedAlignment
 from qvit.synthesis.measures import measure, summarise
 from qvit.synthesis.mimiq import HeadSimilarity
 from qvit.synthesis.noise import draw_noise
@@ -58,6 +60,7 @@ def synthesize(
     shard: tuple[int, int] | None = None,
     device: str = "cpu",
     progress: bool = True,
+    student: Student | None = None,
 ) -> dict[str, Any]:
     """Make images from a float model's weights alone, or prepare the user's own, and write them as a folder.
 
@@ -73,6 +76,7 @@ def synthesize(
         shard: (i, N): make the i-th of N shares, from 0, without torchrun.
         device: "cpu" or "cuda".
         progress: Show bars on stderr, if that is a terminal.
+        student: The low-bit network that maskaq compares its teacher with, on the same device; it is not changed.
 
     Returns:
         What --json prints: counts, seconds, the measures of the batches that were made, and whether the folder is
@@ -87,7 +91,7 @@ def synthesize(
     if resume not in ("auto", "never"):
         raise UsageError(f"--resume {resume}: expected auto or never")
     with joined(device, shard) as place:
-        teacher = load_teacher(source, settings, seed, place.device)
+        teacher = load_teacher(source, settings, seed, place.device, student)
         check_memory(predict(teacher.network.config, settings, shares=place.count), settings)
         folder = RunFolder(
             out.resolve(), describe(source, teacher, settings, seed), teacher.batches
@@ -264,7 +268,10 @@ class _Work:
             return start, draw_labels(self.batch), None
         if not self.settings.optimised:
             return start, draw_labels(self.batch), None
-        objective = _OBJECTIVES[self.settings.method](self.batch, device)
+        if self.settings.method == "maskaq":
+            objective = MaskedAlignment(self.batch, device, self.teacher.student)
+        else:
+            objective = _OBJECTIVES[self.settings.method](self.batch, device)
         return start, objective.labels, objective
 
     def _optimise(self, objective: Objective, start: Tensor) -> Tensor:

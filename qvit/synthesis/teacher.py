@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 
@@ -13,6 +14,7 @@ from qvit import __version__, zoo
 from qvit.errors import UsageError
 from qvit.models.networks import Network, NetworkConfig, read_network, read_network_config
 from qvit.models.resnet import ResNetConfig
+from qvit.models.student import Student
 from qvit.models.timm_import import read_config
 from qvit.recipe import Synthesis
 from qvit.recipe.synthesis import ATTENTIVE
@@ -31,6 +33,8 @@ class Teacher:
         weights_sha256: Of its file; None for random weights.
         given: The user's images, where they are the method.
         batches: How many there will be.
+        student: The low-bit network that images are made with, where there is one.
+        student_sha256: Of its parameters and buffers.
         maker: The generator that images are drawn from, once it is trained, where there is one.
     """
 
@@ -38,10 +42,14 @@ class Teacher:
     weights_sha256: str | None
     given: UserImages | None
     batches: int
+    student: Student | None = None
+    student_sha256: str | None = None
     maker: ImageGenerator | None = None
 
 
-def load_teacher(source: Source, settings: Synthesis, seed: int, device: str) -> Teacher:
+def load_teacher(
+    source: Source, settings: Synthesis, seed: int, device: str, student: Student | None = None
+) -> Teacher:
     """Everything that a run reads, read.
 
     Raises:
@@ -56,7 +64,9 @@ def load_teacher(source: Source, settings: Synthesis, seed: int, device: str) ->
     if not settings.data_free:
         given = UserImages(settings, source.pretrained_cfg, config.num_classes)
     batches = -(-settings.images // settings.batch)
-    return Teacher(network, None if path is None else _hash(path), given, batches)
+    digest = None if student is None else _hash_state(student)
+    weights = None if path is None else _hash(path)
+    return Teacher(network, weights, given, batches, student, digest)
 
 
 def read_shape(model: nn.Module, source: Source, settings: Synthesis) -> NetworkConfig:
@@ -91,6 +101,14 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _hash_state(student: Student) -> str:
+    found = hashlib.sha256()
+    for name, tensor in student.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
 def describe(source: Source, teacher: Teacher, settings: Synthesis, seed: int) -> dict[str, Any]:
     """The manifest of a run, apart from its shards: `run` is everything that decides the bytes."""
     config = teacher.network.config
@@ -99,6 +117,9 @@ def describe(source: Source, teacher: Teacher, settings: Synthesis, seed: int) -
         "format_version": FORMAT_VERSION,
         "model": source.timm_name,
         "weights_sha256": teacher.weights_sha256,
+        "mean": list(config.mean),
+        "std": list(config.std),
+        "student_sha256": teacher.student_sha256,
         "settings": asdict(settings),
         "seed": seed,
         "threads": torch.get_num_threads(),
@@ -106,6 +127,7 @@ def describe(source: Source, teacher: Teacher, settings: Synthesis, seed: int) -
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "qvit": __version__,
         "torch": torch.__version__,
+        "timm": timm.__version__,
         "data": None if teacher.given is None else teacher.given.fingerprint,
     }
     return {
@@ -129,6 +151,7 @@ def describe(source: Source, teacher: Teacher, settings: Synthesis, seed: int) -
         "versions": {
             "qvit": __version__,
             "torch": torch.__version__,
+            "timm": timm.__version__,
             "python": platform.python_version(),
         },
         "counts": {"images": settings.images, "batch": settings.batch, "batches": teacher.batches},
@@ -148,7 +171,7 @@ def _privacy(settings: Synthesis, teacher: Teacher) -> dict[str, Any]:
     return {
         "data_free": True,
         "images_read": 0,
-        "inputs": [_name_weights(teacher), "the seed", "the settings"],
+        "inputs": [_name_weights(teacher), *_name_student(teacher), "the seed", "the settings"],
         "statement": "Made from the weights and the seed alone. While images were made, a guard in the process refused "
         "to open anything but code, system files and this folder; native libraries that open files without telling "
         "Python are outside of what it sees.",
@@ -158,3 +181,8 @@ def _privacy(settings: Synthesis, teacher: Teacher) -> dict[str, Any]:
 def _name_weights(teacher: Teacher) -> str:
     digest = teacher.weights_sha256
     return "random weights, drawn with the seed" if digest is None else f"weights, sha256 {digest}"
+
+
+def _name_student(teacher: Teacher) -> list[str]:
+    digest = teacher.student_sha256
+    return [] if digest is None else [f"a student of this model, sha256 of its state {digest}"]
