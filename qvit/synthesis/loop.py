@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,6 +82,16 @@ class Descent:
         for moment in self._optimizer.state[self.pixels].values():
             if moment.shape == self.pixels.shape:
                 moment[images] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Pixels and the optimiser's moments; dropped patches are not among it."""
+        return {"pixels": self.pixels.detach().clone(), "optimiser": self._optimizer.state_dict()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken; everything random is the objective's."""
+        self.pixels.copy_(state["pixels"])
+        self._optimizer.load_state_dict(state["optimiser"])
 
     @torch.no_grad()
     def finish(self) -> Tensor:
