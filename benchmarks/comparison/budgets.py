@@ -1,0 +1,31 @@
+"""Budgets: how many images, iterations and epochs every method gets, all of them the same."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a cell may spend.
+
+    Attributes:
+        images: Synthetic images; `real-N` has its own count.
+        iterations: Steps of their pixels.
+        steps: Steps of the student, however many images there are.
+        batch: Images of a batch, in synthesis and in training.
+        evaluated: Images that the result is measured on, at most.
+    """
+
+    images: int
+    iterations: int
+    steps: int
+    batch: int
+    evaluated: int
+
+
+# The publications have 10,000 images, 2000 iterations and 125,000 steps.
+BUDGETS = {
+    "smoke": Budget(images=4, iterations=2, steps=2, batch=2, evaluated=8),
+    "demo": Budget(images=64, iterations=200, steps=60, batch=16, evaluated=500),
+    "cpu": Budget(images=64, iterations=150, steps=60, batch=16, evaluated=500),
+    "gpu": Budget(images=1024, iterations=1000, steps=4000, batch=32, evaluated=1300),
+}

@@ -1,0 +1,118 @@
+"""Subjects: a float model with its teacher, its students, and real images to measure by and to compare with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.accuracy import SHARED, WEIGHTS
+from benchmarks.demo.rendered import normalise, render_series
+from qvit import zoo
+from qvit.data import DataConfig, open_images
+from qvit.demo.dataset import TEST_SEED, TRAINING_SEED
+from qvit.distillation import Pool
+from qvit.models.calibration import set_weight_ranges
+from qvit.models.convolutional import ConvolutionalStudent, ResNetTeacher
+from qvit.models.folding import fold
+from qvit.models.networks import Network, read_network
+from qvit.models.plan import plan_scheme
+from qvit.models.static import with_static_quantizers
+from qvit.models.student import Student, Teacher
+from qvit.models.vit import ViT
+from qvit.models.vit_students import SimulatedStudent, StaticStudent
+from qvit.models.watching import FloatTeacher
+from qvit.recipe import Recipe
+
+# Designs are chosen on "dev"; "test" is looked at once they are. Demo: another series of pictures each. ImageNet: odd
+# classes of the training images, and the validation images.
+SPLITS = ("dev", "test")
+_DEV_SEED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model under comparison.
+
+    Attributes:
+        source: Where its weights come from.
+        network: The float model.
+        teacher: The same, as students see it.
+    """
+
+    source: zoo.Source
+    network: Network
+    teacher: Teacher
+
+    @property
+    def rendered(self) -> bool:
+        """Whether its images are drawn by the package."""
+        return self.source.name.startswith("demo_")
+
+    def student(self, recipe: Recipe) -> Student:
+        """An untrained one under a recipe, not calibrated yet."""
+        if not isinstance(self.network, ViT):
+            return ConvolutionalStudent(self.network, recipe)
+        if recipe.static is not None:
+            return StaticStudent(with_static_quantizers(self.network, recipe))
+        folded = fold(self.network, plan_scheme(self.network.config, recipe), seed=recipe.seed)
+        return SimulatedStudent(set_weight_ranges(folded, recipe.weights.range))
+
+    def real(self, count: int) -> Pool:
+        """Training images: of even classes, spread over them; or of the series that the demo was trained on."""
+        if self.rendered:
+            return _rendered(TRAINING_SEED, count)
+        return self._folder("train", lambda label: label % 2 == 0, count)
+
+    def measured(self, split: str, count: int) -> Pool:
+        """Images that results are measured on."""
+        if self.rendered:
+            return _rendered(_DEV_SEED if split == "dev" else TEST_SEED, count)
+        if split == "dev":
+            return self._folder("train", lambda label: label % 2 == 1, count)
+        return self._folder("val", lambda label: True, count)
+
+    def _folder(self, split: str, wanted: Callable[[int], bool], count: int) -> Pool:
+        images = open_images(
+            SHARED / "imagenet" / split,
+            DataConfig.from_pretrained_cfg(self.source.pretrained_cfg),
+            class_map=SHARED / "imagenet" / "synsets.txt",
+            num_classes=self.source.num_classes,
+        )
+        fitting = [i for i, label in enumerate(images.labels) if wanted(label)]
+        count = min(count, len(fitting))
+        chosen = [fitting[n * len(fitting) // count] for n in range(count)]
+        pixels = torch.stack([images.read(i).half() for i in chosen])
+        return Pool(pixels, torch.tensor([images.labels[i] for i in chosen]))
+
+
+@lru_cache(maxsize=2)
+def subject(name: str) -> Subject:
+    """By alias; the ViT-Tiny has its weights in a file."""
+    source = zoo.resolve(name, weights=WEIGHTS if name == "vit_t" else None)
+    network = read_network(zoo.load(source), source.pretrained_cfg)
+    teacher = FloatTeacher(network) if isinstance(network, ViT) else ResNetTeacher(network)
+    return Subject(source, network, teacher)
+
+
+@lru_cache(maxsize=4)
+def answers(name: str, split: str, count: int) -> tuple[Pool, Tensor]:
+    """Images to measure by, and the float model's logits of them."""
+    found = subject(name)
+    pool = found.measured(split, count)
+    return pool, predict(found.teacher, pool)
+
+
+@torch.no_grad()
+def predict(model: Callable[[Tensor], Any], pool: Pool) -> Tensor:
+    """Logits of all images, fp32 [N, classes]."""
+    parts = torch.arange(len(pool)).split(50)
+    return torch.cat([model(pool.take(some)[0]).logits.float() for some in parts])
+
+
+@lru_cache(maxsize=3)
+def _rendered(seed: int, count: int) -> Pool:
+    series = render_series(seed, count)
+    return Pool(normalise(series.images).half(), series.labels)

@@ -1,0 +1,117 @@
+"""The data-free methods side by side: python benchmarks/methods.py --model demo_vit --budget demo [--seed 0 ...].
+
+Every row has the same images to spend, the same steps, the same quantizers and the same real images to be measured on;
+only where the training images come from, or how the student learns from them, differs. One JSON a cell, so that a run
+can stop anywhere and go on. Results of --split dev are for choosing; those of --split test are what is reported.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [
+    str(Path(__file__).resolve().parent.parent),
+    str(Path(__file__).resolve().parent.parent / "kernels"),
+]
+
+import click  # noqa: E402 - after the tree is on the path, as for all that comes later
+import torch  # noqa: E402
+
+from benchmarks import cells  # noqa: E402
+from benchmarks.comparison.budgets import BUDGETS  # noqa: E402
+from benchmarks.comparison.images import pool_of  # noqa: E402
+from benchmarks.comparison.rows import Row, recipe_of, rows, training_of  # noqa: E402
+from benchmarks.comparison.subjects import SPLITS, answers, predict, subject  # noqa: E402
+from benchmarks.comparison.table import table  # noqa: E402
+from qvit.distillation import Pixels, distil  # noqa: E402
+from qvit.evaluation.accuracy import Predictions, compare  # noqa: E402
+from qvit.models.vit import ViT  # noqa: E402
+
+_CALIBRATED_ON = 32  # images
+
+
+@click.command()
+@click.option("--model", default="demo_vit", show_default=True)
+@click.option("--budget", type=click.Choice(tuple(BUDGETS)), default="demo", show_default=True)
+@click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
+@click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True)
+@click.option("--only", multiple=True, metavar="WORD", help="Rows whose name contains a word.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the JSON files.")
+@click.option("--seconds", default=0.0, help="Begin no cell after so long; 0: no limit.")
+def main(
+    model: str,
+    budget: str,
+    seeds: tuple[int, ...],
+    split: str,
+    only: tuple[str, ...],
+    out: Path | None,
+    seconds: float,
+) -> None:
+    """Measure what the output folder does not hold yet, and print a table of all of it."""
+    folder = out or cells.ROOT / "benchmarks" / "results" / cells.machine_name() / "methods"
+    print(table(cells.measure(planned(model, budget, seeds, split, only, seconds), folder)))
+
+
+def planned(
+    model: str,
+    budget: str,
+    seeds: tuple[int, ...],
+    split: str = "test",
+    only: tuple[str, ...] = (),
+    seconds: float = 0.0,
+) -> Iterator[cells.Cell]:
+    """A cell a row and seed; all rows of a seed before the next one."""
+    started = time.monotonic()
+    convolutional = not isinstance(subject(model).network, ViT)
+    for seed in seeds:
+        for row in rows(convolutional):
+            if only and not any(word in row.name for word in only):
+                continue
+            if seconds and time.monotonic() - started > seconds:
+                return
+            name = f"{model}-{budget}-{row.name}-{split}-seed{seed}"
+            yield name, lambda row=row, seed=seed: measure(model, budget, row, seed, split)
+
+
+def measure(model: str, budget_name: str, row: Row, seed: int, split: str) -> dict[str, Any]:
+    """One cell."""
+    tested, budget = subject(model), BUDGETS[budget_name]
+    pool, images = pool_of(tested, row.images, budget_name, budget, seed)
+    recipe = recipe_of(row, seed)
+    torch.manual_seed(seed)
+    student = tested.student(recipe)
+    student.calibrate(pool.images[:_CALIBRATED_ON].float())
+    training = training_of(row, budget, len(pool))
+    trained = None
+    start = time.perf_counter()
+    if training is not None:
+        cfg = tested.source.pretrained_cfg
+        pixels = Pixels(cfg["mean"], cfg["std"])
+        trained = distil(
+            tested.teacher, student, pool, training, seed=seed, pixels=pixels, progress=False
+        )
+    seconds = time.perf_counter() - start
+    measured, logits = answers(model, split, budget.evaluated)
+    assert measured.labels is not None
+    known = measured.labels, torch.arange(len(measured)), 0
+    found = compare(Predictions(predict(student, measured), *known), Predictions(logits, *known))
+    return {
+        "model": model,
+        "budget": {"name": budget_name, **asdict(budget)},
+        "row": asdict(row),
+        "seed": seed,
+        "split": split,
+        "result": found.to_dict(),
+        "images": images,
+        "distillation": None if training is None else asdict(training),
+        "trained": trained,
+        "static": None if recipe.static is None else asdict(recipe.static),
+        "seconds": round(seconds, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Two methods through the whole harness, at a budget that shows nothing but that it works."""
+
+import json
+
+import pytest
+
+from benchmarks import cells, methods
+from benchmarks.comparison import images
+from benchmarks.comparison.budgets import BUDGETS
+from benchmarks.comparison.rows import recipe_of, rows, training_of
+from benchmarks.comparison.table import table
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "SCRATCH", tmp_path / "scratch")
+    monkeypatch.setattr(cells, "circumstances", dict)
+
+
+def planned():
+    wanted = ("noise-none-static-w4a4", "mimiq-kl-static-w4a4")
+    return methods.planned("demo_vit", "smoke", (0,), only=wanted)
+
+
+def test_two_methods_through_the_harness(tmp_path):
+    found = cells.measure(planned(), tmp_path / "cells")
+    noise, mimiq = found
+    assert noise["distillation"] is None
+    assert noise["images"]["method"] == "noise"
+    assert mimiq["trained"]["steps"] == 2
+    assert mimiq["images"]["iterations"] == 2
+    for cell in found:
+        assert cell["result"]["images"] == 8
+        assert 0 <= cell["result"]["agreement"] <= 100
+        assert cell["budget"]["name"] == "smoke"
+    lines = table(found).splitlines()
+    assert lines[2].startswith("| noise | 4 | none | static | w4a4 | 1 |")
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert cells.measure(planned(), tmp_path / "cells") == found
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == before
+
+
+def test_seeds_are_put_together():
+    def cell(seed, top1):
+        result = {"top1": top1, "top1_interval": [top1 - 1, top1 + 1], "agreement": 50.0, "kl": 0.5}
+        return {
+            "model": "demo_vit", "seed": seed, "split": "test", "seconds": 1.0,
+            "row": {"images": "psaq", "training": "kl", "quantizer": "static", "scheme": "w4a4"},
+            "images": {"images": 32, "seconds": 3.0}, "result": {**result, "float": {"top1": 90.0}},
+        }  # fmt: skip
+
+    text = table([json.loads(json.dumps(cell(seed, 70.0 + seed))) for seed in (0, 1, 2)])
+    assert "| 3 | 71.00 +- 1.00 | 69.0 to 73.0 | 50.00 +- 0.00 | 0.5000 +- 0.0000 | 4 |" in text
+
+
+@pytest.mark.parametrize("convolutional", [False, True])
+def test_every_row_has_a_recipe_and_a_training(convolutional):
+    every = list(rows(convolutional))
+    assert len({row.name for row in every}) == len(every)
+    for row in every:
+        recipe = recipe_of(row, 0)
+        assert (recipe.static is None) == (row.quantizer == "dynamic")
+        training = training_of(row, BUDGETS["demo"], 64)
+        assert (training is None) == (row.training == "none")
+        if training is not None:
+            assert 45 <= training.epochs * (58 // training.batch) <= 75
