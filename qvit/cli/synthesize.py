@@ -78,7 +78,7 @@ def command(session: Session, model: str, **options: Any) -> Result:
     if shown:
         announce(source)
     out = options["out"] or Path("out") / f"{name_folder(model)}-{settings.method}"
-    plan = synthesis.estimate(source, settings, shares=shares)
+    plan = synthesis.estimate(source, settings, shares=shares, device=options["device"])
     if options["dry_run"]:
         planned = {"out": str(out), **plan, "settings": dataclasses.asdict(settings)}
         return Result(planned, outline(planned), silent=rank > 0)
@@ -143,6 +143,8 @@ def _announce_plan(plan: Mapping[str, Any], shares: int) -> None:
     seconds, memory = plan["estimated_seconds"], plan["estimated_memory_bytes"]
     minutes = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
     each = f" for each of {shares} processes" if shares > 1 else ""
+    if plan["estimated_on"] != "cpu":
+        each += " on this machine's processor; not measured on this card"
     print_line(
         f"{plan['images']} images in {plan['batches']} batches by {plan['method']}: about {minutes} and"
         f" {memory / 1e9:.1f} GB of memory{each}"

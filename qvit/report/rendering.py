@@ -57,7 +57,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"data_uri": _data_uri, "svg": Markup, "cell": _cell}
+    environment.filters |= {"data_uri": _data_uri, "svg": Markup, "cell": _cell, "plain": _plain}
     environment.globals |= {"ceil": math.ceil}
     return environment
 
@@ -69,3 +69,13 @@ def _data_uri(png: bytes) -> str:
 def _cell(text: str) -> str:
     """A cell of a Markdown table: a bar would end it, a line break the row, and angle brackets may be tags."""
     return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, in one line: names of models and classes may hold its signs.
+
+    Underlines within a word are left alone: they mean nothing there, and demo_vit stays readable.
+    """
+    text = " ".join(text.split()).replace("<", "&lt;")
+    text = re.sub(r"([\\`*\[\]])", r"\\\1", text)
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\_", text)

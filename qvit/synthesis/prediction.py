@@ -17,6 +17,7 @@ from qvit.synthesis.generator import block_shapes
 from qvit.synthesis.teacher import read_shape
 from qvit.zoo import Source
 
+NOT_MEASURED = "not measured on this card"
 _BASE_BYTES = 0.8e9  # Python, torch and timm, before any model
 _PIXEL_COPIES = (
     16  # pixels, gradient, two moments, the view, and the differences of total variation
@@ -58,8 +59,12 @@ class Estimate:
         }
 
 
-def estimate(source: Source, settings: Synthesis, *, shares: int = 1) -> dict[str, Any]:
+def estimate(
+    source: Source, settings: Synthesis, *, shares: int = 1, device: str = "cpu"
+) -> dict[str, Any]:
     """What --dry-run prints, without weights: model, counts, and what `predict` says.
+
+    On a GPU the numbers are still those of this machine's processor, and `estimated_on` says so.
 
     Raises:
         UsageError: The model is nothing the method works with, or the batch does not fit into memory.
@@ -76,6 +81,7 @@ def estimate(source: Source, settings: Synthesis, *, shares: int = 1) -> dict[st
         "iterations": settings.iterations,
         "reads_images": not settings.data_free,
         **found.to_dict(),
+        "estimated_on": "cpu" if device == "cpu" else f"cpu; {NOT_MEASURED}",
     }
 
 

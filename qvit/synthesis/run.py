@@ -39,6 +39,7 @@ from qvit.zoo import Source
 logger = logging.getLogger("qvit")
 
 _STAGE = "synthesis"
+_NOTE_SECONDS = 10.0  # between two looks that others can take at the log of a running batch
 _SAMPLES = 100  # lines of losses in a batch's log
 _PROFILES = ("head_distances", "patch_entropies")  # measures by block
 _LOOKS = 10  # measurements on the way; each takes about as long as an iteration
@@ -193,8 +194,8 @@ def _make_batch(
     lines: list[dict[str, Any]] = []
     for attempt in range(settings.retries + 1):
         try:
-            work = _Work(teacher, settings, seed, batch, attempt, lines, bar)
-            return work.finish(folder)
+            work = _Work(teacher, settings, seed, batch, attempt, lines, bar, folder)
+            return work.finish()
         except NotFiniteError as error:
             lines.append(
                 {
@@ -223,7 +224,9 @@ class _Work:
         attempt: int,
         lines: list[dict[str, Any]],
         bar: tqdm,
+        folder: RunFolder,
     ) -> None:
+        self.folder, self.noted = folder, time.monotonic()
         self.teacher, self.settings, self.number, self.attempt = teacher, settings, batch, attempt
         self.lines, self.bar = lines, bar
         first = batch * settings.batch
@@ -232,7 +235,8 @@ class _Work:
         generator = generator_for(seed, _STAGE, batch, attempt)
         self.batch = Batch(len(self.positions), teacher.network.config, settings, generator)
 
-    def finish(self, folder: RunFolder) -> Made:
+    def finish(self) -> Made:
+        """Make the images and write them."""
         network, device = self.teacher.network, next(self.teacher.network.parameters()).device
         start, labels, objective = self._begin(device)
         before = summarise(measure(network, start))
@@ -256,7 +260,7 @@ class _Work:
                 **{name: _rounded(found[name]) for name in _PROFILES if name in found},
             }
         )
-        folder.write(self.number, images, labels, self.attempt, self.lines)
+        self.folder.write(self.number, images, labels, self.attempt, self.lines)
         return Made(len(images), self.attempt, before, after)
 
     def _begin(self, device: torch.device) -> tuple[Tensor, Tensor, Objective | None]:
@@ -281,6 +285,9 @@ class _Work:
             self.lines.append(
                 {"batch": self.number, "iteration": iteration, "seconds": seconds, **terms}
             )
+            if time.monotonic() - self.noted >= _NOTE_SECONDS:
+                self.folder.note(self.number, self.lines)
+                self.noted = time.monotonic()
 
         def step_done(done: int, pixels: Tensor, losses: Mapping[str, float]) -> None:
             self.bar.set_postfix(

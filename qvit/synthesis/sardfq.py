@@ -35,8 +35,10 @@ class SemanticRegions:
     APA: attention priors, for the second half of the blocks, block l of L with weight l / L. SL: cross-entropy to
     soft labels in which an image wants the classes of all its regions, and a region its own. Regions do not overlap
     (each lies in its own quarter of the image), are fixed for a batch, and an enlarged region moves its own pixels
-    only, because it sees no others. How regions are drawn, and that whole images keep their own term beside them, is
-    our choice. Soft labels of the whole images are what is stored.
+    only, because it sees no others. Soft labels of the whole images are what is stored.
+
+    Our choice: how regions are drawn, that whole images keep their own term beside them, and where the second half
+    begins: blocks floor(L/2) + 1 to L, counted from 1.
     """
 
     def __init__(self, batch: Batch, device: torch.device) -> None:

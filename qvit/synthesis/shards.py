@@ -8,6 +8,7 @@ log.jsonl                  all of them in order, once the run is complete
 
 import hashlib
 import json
+import math
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,8 +111,7 @@ class RunFolder:
         self, batch: int, images: Tensor, labels: Tensor, attempt: int, lines: Sequence[Any]
     ) -> None:
         """Finish a batch: its log first, so that a shard never lacks one."""
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_whole(self.log(batch), text.encode())
+        self.note(batch, lines)
         tensors = {
             "images": images.to("cpu", torch.float16).contiguous(),
             "labels": labels.cpu().contiguous(),
@@ -119,6 +119,11 @@ class RunFolder:
         # One key only: safetensors writes several in an order that changes from run to run.
         facts = {"batch": batch, "attempt": attempt, "fingerprint": self.described["fingerprint"]}
         write_whole(self.shard(batch), save(tensors, {"qvit": json.dumps(facts, sort_keys=True)}))
+
+    def note(self, batch: int, lines: Sequence[Any]) -> None:
+        """Write what a batch has to say so far, for those who watch; the batch is not finished by it."""
+        text = "".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines)
+        write_whole(self.log(batch), text.encode())
 
     def finish(self) -> bool:
         """If no batch is missing, write the whole log and the final manifest; returns whether it is complete.
@@ -129,8 +134,9 @@ class RunFolder:
             return False
         shards = [self._describe(batch) for batch in range(self.batches)]
         logs = b"".join(self.log(batch).read_bytes() for batch in range(self.batches))
-        if not (self.path / LOG).exists():
-            write_whole(self.path / LOG, logs)
+        whole = self.path / LOG
+        if not whole.exists() or whole.read_bytes() != logs:  # a batch may have been made again
+            write_whole(whole, logs)
         retried = sum(shard["attempt"] for shard in shards)
         self._write_manifest({"complete": True, "retried": retried, "shards": shards})
         for room in (self.path, self.path / _SHARDS, self.path / _LOGS):
@@ -174,7 +180,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run's folder.
 
     Raises:
-        UsageError: There is none, or it is none of ours.
+        UsageError: There is none, it is none of ours, or a version of qvit wrote it that this one cannot read.
     """
     try:
         found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -186,7 +192,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UsageError(
             f"{folder} holds something else than images of qvit; choose another folder with -o"
         )
+    version = found.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UsageError(
+            f"{folder} has format_version {version}, and this qvit reads {FORMAT_VERSION}; use the version that wrote "
+            "it, or make the images again in another folder"
+        )
     return found
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for every number that JSON has no name for."""
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fingerprint(run: Mapping[str, Any]) -> str:
@@ -299,6 +320,8 @@ def open_images(folder: str | Path) -> Images:
     try:
         manifest = read_manifest(folder)
     except UsageError as error:
+        if "format_version" in str(error):
+            raise InputError(str(error)) from error
         raise InputError(
             f"{folder} holds no images of qvit; `qvit synthesize` writes some"
         ) from error

@@ -137,3 +137,17 @@ def test_pictures_of_markdown_are_the_files(page):
 
 def test_numbers_by_section(page):
     assert page.to_dict() == {"first": {"answer": 42}}
+
+
+def test_names_with_signs_of_markdown_are_shown_as_they_are():
+    title = "3 images from *my*_model_[v2](evil) `x` \\ <b> demo_vit"
+    text = render_markdown(
+        Page(f"{title}\n# not a heading", "a _b_ c", [], [Section("a", title, title)], "end")
+    )
+    lines = text.splitlines()
+    assert lines[0].startswith("# 3 images from ")
+    assert lines[0].endswith("demo_vit # not a heading")
+    assert r"\*my\*" in lines[0]
+    assert r"\[v2\](evil) \`x\` \\ &lt;b> demo_vit" in lines[0]
+    assert r"a \_b\_ c" in text
+    assert sum(line.startswith("# ") for line in lines) == 1

@@ -110,3 +110,12 @@ def test_a_batch_beyond_memory_is_refused_with_one_that_fits(tmp_path, monkeypat
 def test_bfloat16_is_chosen_where_it_is_native(features, expected, monkeypatch):
     monkeypatch.setattr(prediction, "describe_cpu", lambda: {"features": features})
     assert fastest_precision("cpu") == expected
+
+
+def test_an_estimate_for_a_card_says_that_it_is_none():
+    settings = Synthesis.preset("psaq")
+    assert synthesis.estimate(demo(), settings)["estimated_on"] == "cpu"
+    assert (
+        "not measured on this card"
+        in synthesis.estimate(demo(), settings, device="cuda")["estimated_on"]
+    )

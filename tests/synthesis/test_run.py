@@ -327,3 +327,57 @@ def test_cost_of_an_image_does_not_grow_with_their_number(tmp_path):
     first, last = sorted(seconds[2:32])[15], sorted(seconds[32:])[16]
     assert len(seconds) == 64
     assert last < 2 * first
+
+
+def test_a_manifest_of_another_version_is_not_misread(undisturbed, tmp_path):
+    import shutil
+
+    shutil.copytree(undisturbed, tmp_path / "run")
+    path = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"format_version": 99}))
+    with pytest.raises(UsageError, match="format_version 99"):
+        make(tmp_path / "run")
+    with pytest.raises(InputError, match="format_version 99"):
+        synthesis.open_images(tmp_path / "run")
+
+
+def test_a_batch_that_is_made_again_is_logged_again(undisturbed, tmp_path):
+    import shutil
+
+    shutil.copytree(undisturbed, tmp_path / "run")
+    (tmp_path / "run" / "shards" / "000001.safetensors").unlink()
+    assert make(tmp_path / "run")["made"] == 1
+    parts = [(tmp_path / "run" / "logs" / f"00000{n}.jsonl").read_bytes() for n in range(3)]
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == b"".join(parts)
+    assert losses(tmp_path / "run") == losses(undisturbed)
+
+
+def test_a_log_is_json_whatever_was_measured(tmp_path, monkeypatch):
+    plain = runs.summarise
+    monkeypatch.setattr(
+        runs, "summarise", lambda found: plain(found) | {"patch_entropy": float("nan")}
+    )
+    make(tmp_path / "run", "noise")
+    text = (tmp_path / "run" / "log.jsonl").read_text()
+    assert "NaN" not in text
+    assert json.loads(text.splitlines()[0])["after"]["patch_entropy"] is None
+
+
+def test_a_running_batch_can_be_watched(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_NOTE_SECONDS", 0.0)
+    seen, optimise = [], runs.optimise
+
+    def watched(*args, step_done, **options):
+        def look(*state):
+            step_done(*state)
+            log = tmp_path / "run" / "logs" / "000000.jsonl"
+            seen.append(len(log.read_text().splitlines()))
+
+        return optimise(*args, step_done=look, **options)
+
+    monkeypatch.setattr(runs, "optimise", watched)
+    make(tmp_path / "run", changes={"images": 2})
+    assert seen == sorted(seen)
+    assert seen[0] >= 1
+    assert seen[-1] > seen[0]
