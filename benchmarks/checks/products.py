@@ -90,6 +90,13 @@ def residual_checks() -> Iterator[Check]:
         kind, dtype = kinds[i % 3], FLOATS[(i // 2) % 3]
         name = f"{op}/m{m} n192 k384 {kind} {str(dtype)[6:]}"
         yield Check(name, _residual(m, 192, 384, kind, dtype, groups=(1, 3, 6)[i % 3]))
+    for m, kind in (
+        (197, "w8a8"),
+        (197, "w4a8 group 32"),
+        (63, "w4a8"),
+    ):  # programs share these sums
+        name = f"{op}/m{m} n384 k1536 {kind}"
+        yield Check(name, _residual(m, 384, 1536, kind, torch.float32))
 
 
 def _gelu(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from qvit.timing import Timing, measure
+from qvit_kernels.split_memory import own_split_memory
 
 Call = Callable[[], object]
 
@@ -134,7 +135,7 @@ def capture(call: Call) -> tuple[Call, int]:
     call_ms = begun.elapsed_time(ended) / 3
     count = max(1, min(_MOST_IN_GRAPH, math.ceil(_GRAPH_MS / max(call_ms, 1e-6))))
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with own_split_memory(), torch.cuda.graph(graph):
         for _ in range(count):
             call()
     return graph.replay, count

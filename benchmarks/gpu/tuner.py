@@ -35,6 +35,7 @@ _DEPTHS = (
     (64, 4),
     (128, 3),
 )  # columns a step, and stages that about as many bytes are in flight for
+_MOST_ROWS_TO_SPLIT = 1024  # beyond, tiles fill any card
 _LARGEST_ACCUMULATOR, _SMALLEST_ACCUMULATOR = (
     128,
     8,
@@ -56,12 +57,15 @@ class Asked:
     own: Tile
 
 
-def candidates() -> list[Tile]:
-    """Every tile that is worth a try."""
+def candidates(case: Case) -> list[Tile]:
+    """Every tile that is worth a try; for a product that adds to the residual, few rows also in parts."""
     found = []
     for m, n, warps in itertools.product((16, 32, 64, 128), (64, 128, 256), (4, 8)):
         if _SMALLEST_ACCUMULATOR <= m * n // (32 * warps) <= _LARGEST_ACCUMULATOR:
             found += [Tile(m, n, k, warps, stages) for k, stages in _DEPTHS]
+    if case.kernel in ("fc2", "proj") and case.rows <= _MOST_ROWS_TO_SPLIT:
+        blocks = itertools.product((16, 32, 64), _DEPTHS, (2, 3, 4, 8))
+        found += [Tile(m, 64, k, 4, stages, splits) for m, (k, stages), splits in blocks]
     return found
 
 
@@ -79,6 +83,8 @@ def forced(tile: Tile | None) -> Iterator[list[Asked]]:
         unit_k = options.get("unit_k", 0)
         if tile.block_n < options.get("unit_n", 1) or (unit_k and unit_k % tile.block_k):
             raise UnfitError(f"{tile} does not hold whole groups or heads")
+        if not tiles.divides(tile, k, may_split=options.get("may_split", False)):
+            raise UnfitError(f"{tile} does not divide {k} columns")
         return tile
 
     with mock.patch.object(tiles, "choose", choose):
@@ -117,8 +123,8 @@ def cells(session: Session, ahead: Ahead) -> Iterator[tuple[str, Work]]:
 def tune(
     case: Case, session: Session, ahead: Ahead, tried: list[Tile] | None = None
 ) -> dict[str, Any]:
-    """The fastest tile of a case. tried: others than `candidates()`."""
-    tried = tried or (_DRY_TILES if session.dry else candidates())
+    """The fastest tile of a case. tried: others than `candidates`."""
+    tried = tried or (_DRY_TILES if session.dry else candidates(case))
     device = session.device
     call = case.make(device)
     with forced(None) as asked:

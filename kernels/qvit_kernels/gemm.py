@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 
 from qvit_kernels import arithmetic, epilogues
-from qvit_kernels.gemm_int4 import accumulate_int4
-from qvit_kernels.gemm_int8 import accumulate_int8
+from qvit_kernels.gemm_int4 import sum_groups_int4, sum_int4
+from qvit_kernels.gemm_int8 import sum_groups_int8, sum_int8
 
 # pyright: reportArgumentType=false
 
@@ -44,50 +44,131 @@ def in_order(total, BM: tl.constexpr, BN: tl.constexpr, SPREAD: tl.constexpr):
 
 
 @triton.jit
+def sum_columns(
+    x_ptr, w_ptr, m_ptr, rows, w_rows, first, count, K,
+    W4: tl.constexpr, X4: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
+    EVEN: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """The tile of integer sums over the columns first .. first + count, int32 [BM, BN], columns in `column_order`."""
+    if W4:
+        acc = sum_int4(
+            x_ptr, w_ptr, m_ptr, rows, w_rows, first, count, K,
+            X4, WIDTH, SPAN, EVEN, SWAP, ROWS, BM, BN, BK,
+        )  # fmt: skip
+    else:
+        acc = sum_int8(x_ptr, w_ptr, rows, w_rows, first, count, K, EVEN, SWAP, ROWS, BM, BN, BK)
+    return acc
+
+
+@triton.jit
+def rescale(acc, x_scale_ptr, x_scale_pitch, rows, UNIT: tl.constexpr):
+    """float(acc) * sx[m], fp32 [BM, BN]."""
+    scale = tl.load(x_scale_ptr + rows.to(tl.int64) * x_scale_pitch) * UNIT
+    return acc.to(tl.float32) * scale[:, None]
+
+
+@triton.jit
+def unit_of(W4: tl.constexpr, X4: tl.constexpr, WIDTH: tl.constexpr):
+    """What takes back the 16 * code of packed operands without multipliers: exactly, a scale being at least 2^-100."""
+    UNIT: tl.constexpr = (0.0625 if X4 else 1.0) * (0.0625 if W4 and WIDTH == 0 else 1.0)
+    return UNIT
+
+
+@triton.jit
 def multiply(
     x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, m_ptr, rows, w_rows, K, GROUPS,
     W4: tl.constexpr, X4: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
     STEPS: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
-    """The tile of sums, fp32 [BM, BN]. rows: [BM]; w_rows: [BN], in `column_order`."""
-    if W4:
-        total = accumulate_int4(
+    """The tile sum_g float(acc[m, n, g]) * sx[m, g], fp32 [BM, BN]. rows: [BM]; w_rows: [BN], in `column_order`; STEPS:
+    tiles of K in a group of x, 0 where all of K is one group.
+    """
+    UNIT: tl.constexpr = unit_of(W4, X4, WIDTH)
+    if STEPS == 0:
+        acc = sum_columns(
+            x_ptr, w_ptr, m_ptr, rows, w_rows, 0, K, K,
+            W4, X4, WIDTH, SPAN, EVEN, SWAP, ROWS, BM, BN, BK,
+        )  # fmt: skip
+        total = rescale(acc, x_scale_ptr, x_scale_pitch, rows, UNIT)
+    elif W4:
+        total = sum_groups_int4(
             x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, m_ptr, rows, w_rows, K, GROUPS,
-            X4, WIDTH, SPAN, STEPS, EVEN, SWAP, ROWS, BM, BN, BK,
+            X4, WIDTH, SPAN, UNIT, STEPS, SWAP, BM, BN, BK,
         )  # fmt: skip
     else:
-        total = accumulate_int8(
+        total = sum_groups_int8(
             x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, rows, w_rows, K, GROUPS,
-            STEPS, EVEN, SWAP, ROWS, BM, BN, BK,
+            STEPS, SWAP, BM, BN, BK,
         )  # fmt: skip
     return in_order(total, BM, BN, SPREAD)
+
+
+@triton.jit
+def collect(acc, sums_ptr, arrivals_ptr, SPLITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """The sum of what SPLITS programs have for one tile, and whether this is the last of them, [BM, BN] all alike: only
+    it has the sum.
+
+    Integers: the order in which they arrive changes nothing. All that was written is taken back to zero. The barrier
+    and the counter together make the sums of a program's threads visible before its arrival is.
+    """
+    tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    at = sums_ptr + tile.to(tl.int64) * (BM * BN)
+    at = at + tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
+    tl.atomic_add(at, acc, sem="relaxed")
+    tl.debug_barrier()
+    before = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel")
+    # not a scalar: the interpreter of Triton 3.9 takes none for the mask of a tile
+    last = tl.full((BM, BN), 0, tl.int32) + before == SPLITS - 1
+    # from the second-level cache, where the sums are
+    total = tl.load(at, mask=last, other=0, cache_modifier=".cg")
+    tl.debug_barrier()  # the thread that puts a zero back need not be the one that has read there
+    tl.store(at, tl.zeros((BM, BN), tl.int32), mask=last)
+    tl.store(arrivals_ptr + tile, 0, mask=before == SPLITS - 1)
+    return total, last
 
 
 @_of_any_batch
 def linear_kernel(
     x_ptr, x_scale_ptr, w_ptr, m_ptr, w_scale_ptr, bias_ptr, residual_ptr, y_ptr,
+    sums_ptr, arrivals_ptr,
     M, N, K, GROUPS, x_scale_pitch,
-    GELU: tl.constexpr, TANH: tl.constexpr,
+    GELU: tl.constexpr, TANH: tl.constexpr, SPLITS: tl.constexpr,
     W4: tl.constexpr, X4: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
     STEPS: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
-    """y [M, N], fp32; GELU of it; or added to the residual [M, N] in fp32 and rounded to its dtype."""
+    """y [M, N], fp32; GELU of it; or added to the residual [M, N] in fp32 and rounded to its dtype.
+
+    SPLITS: programs, along the third axis of the grid, that share the columns of K; the last to arrive does the rest.
+    """
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n = tl.program_id(0) * BN
     rows = tl.minimum(m, M - 1)
     w_rows = tl.minimum(n + column_order(BN, SPREAD), N - 1)
-    total = multiply(
-        x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, m_ptr, rows, w_rows, K, GROUPS,
-        W4, X4, WIDTH, SPAN, STEPS, EVEN, SWAP, ROWS, BM, BN, BK, SPREAD,
-    )  # fmt: skip
+    if SPLITS == 1:
+        total = multiply(
+            x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, m_ptr, rows, w_rows, K, GROUPS,
+            W4, X4, WIDTH, SPAN, STEPS, EVEN, SWAP, ROWS, BM, BN, BK, SPREAD,
+        )  # fmt: skip
+    else:
+        count = tl.multiple_of(K // SPLITS, BK)
+        acc = sum_columns(
+            x_ptr, w_ptr, m_ptr, rows, w_rows, tl.program_id(2) * count, count, K,
+            W4, X4, WIDTH, SPAN, EVEN, SWAP, ROWS, BM, BN, BK,
+        )  # fmt: skip
+        acc, last = collect(acc, sums_ptr, arrivals_ptr, SPLITS, BM, BN)
+        total = rescale(acc, x_scale_ptr, x_scale_pitch, rows, unit_of(W4, X4, WIDTH))
+        total = in_order(total, BM, BN, SPREAD)
     columns = n + tl.arange(0, BN)
     y = epilogues.finish_product(total, w_scale_ptr, bias_ptr, tl.minimum(columns, N - 1))
     if GELU:
         y = arithmetic.gelu(y, TANH)
     place = m.to(tl.int64)[:, None] * N + columns[None, :]
     inside = (m < M)[:, None] & (columns < N)[None, :]
+    if SPLITS > 1:
+        inside = inside & last
     if residual_ptr is not None:
         y = tl.load(residual_ptr + place, mask=inside, other=0.0).to(tl.float32) + y
     tl.store(y_ptr + place, arithmetic.round_to(y, y_ptr.dtype.element_ty), mask=inside)

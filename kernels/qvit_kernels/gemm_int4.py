@@ -142,19 +142,15 @@ def widen_weights(
 
 
 @triton.jit
-def accumulate_int4(
-    x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, m_ptr, rows, w_rows, K, GROUPS,
-    X4: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
-    STEPS: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+def rows_of(
+    x_ptr, w_ptr, m_ptr, rows, w_rows, K,
+    X4: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """sum_g float(acc[m, n, g]) * sx[m, g], fp32 [BM, BN]; see `gemm_int8.accumulate_int8`. m_ptr: None for WIDTH 0.
+    """Pointers to the starts of the rows of x, w and the multipliers, [R, 1] each. m_ptr: None for WIDTH 0.
 
-    ROWS: an accumulator made as [BN, BM] is turned by two products with zeros, which Triton lays out with warps along M
-    alone: a thread then holds a quarter of a row. It costs 4 instructions a value, and an epilogue over rows 25 fewer.
+    The compiler is to see that rows start at multiples of 16 bytes: it loads 16 at a time then, and `widen_times`
+    depends on it. Multipliers come with multiples of 32 columns.
     """
-    # The compiler is to see that rows start at multiples of 16 bytes: it loads 16 at a time then, and `widen_times`
-    # depends on it. Multipliers come with multiples of 32 columns.
     if EVEN:
         pitch = K // 64 * 32
     elif WIDTH != 0:
@@ -164,31 +160,54 @@ def accumulate_int4(
     x = x_ptr + rows.to(tl.int64)[:, None] * (pitch if X4 else K)
     w = w_ptr + w_rows.to(tl.int64)[:, None] * pitch
     m = w if WIDTH == 0 else m_ptr + w_rows.to(tl.int64)[:, None] * (K // WIDTH)
+    return x, w, m
+
+
+@triton.jit
+def sum_int4(
+    x_ptr, w_ptr, m_ptr, rows, w_rows, first, count, K,
+    X4: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
+    EVEN: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """`gemm_int8.sum_int8` of 16 * codes where a side is packed and has no multipliers, int32 [BM, BN].
+
+    ROWS: an accumulator made as [BN, BM] is turned by two products with zeros, which Triton lays out with warps along M
+    alone: a thread then holds a quarter of a row. It costs 4 instructions a value, and an epilogue over rows 25 fewer.
+    """
+    x, w, m = rows_of(x_ptr, w_ptr, m_ptr, rows, w_rows, K, X4, WIDTH, EVEN)
+    acc = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.int32)
+    for step in range(0, arithmetic.end_of(count), BK):
+        acc = multiply_int4(acc, x, w, m, first + step, K, X4, WIDTH, SPAN, BK, EVEN, SWAP)
+    if SWAP:
+        acc = tl.trans(acc)
+        if ROWS:
+            zeros = tl.zeros((BN, 32), tl.int8).T
+            acc = tl.dot(tl.zeros((BM, 32), tl.int8), zeros, acc, out_dtype=tl.int32)
+            acc = tl.dot(tl.zeros((BM, 32), tl.int8), zeros, acc, out_dtype=tl.int32)
+    return acc
+
+
+@triton.jit
+def sum_groups_int4(
+    x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, m_ptr, rows, w_rows, K, GROUPS,
+    X4: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr, UNIT: tl.constexpr,
+    STEPS: tl.constexpr, SWAP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """`gemm_int8.sum_groups_int8`. UNIT: what takes 16 * code back."""
+    x, w, m = rows_of(x_ptr, w_ptr, m_ptr, rows, w_rows, K, X4, WIDTH, True)
     scales = x_scale_ptr + rows.to(tl.int64) * x_scale_pitch
-    # 16 * code on either side is taken back with the scale, which is at least 2^-100
-    UNIT: tl.constexpr = (0.0625 if X4 else 1.0) * (0.0625 if WIDTH == 0 else 1.0)
-    if STEPS == 0:
+    total = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.float32)
+    for g in range(arithmetic.end_of(GROUPS)):
         acc = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.int32)
-        for k in range(0, arithmetic.end_of(K), BK):
-            acc = multiply_int4(acc, x, w, m, k, K, X4, WIDTH, SPAN, BK, EVEN, SWAP)
-        if SWAP:
-            acc = tl.trans(acc)
-            if ROWS:
-                zeros = tl.zeros((BN, 32), tl.int8).T
-                acc = tl.dot(tl.zeros((BM, 32), tl.int8), zeros, acc, out_dtype=tl.int32)
-                acc = tl.dot(tl.zeros((BM, 32), tl.int8), zeros, acc, out_dtype=tl.int32)
-        return acc.to(tl.float32) * (tl.load(scales) * UNIT)[:, None]
-    else:
-        total = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.float32)
-        for g in range(arithmetic.end_of(GROUPS)):
-            acc = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.int32)
-            for step in tl.static_range(STEPS):
-                k = (g * STEPS + step) * BK
-                acc = multiply_int4(acc, x, w, m, k, K, X4, WIDTH, SPAN, BK, True, SWAP)
-            scale = tl.load(scales + g) * UNIT
-            scale = scale[None, :] if SWAP else scale[:, None]
-            # sums of 255 products of two bytes stay below 2^22
-            total = arithmetic.add_scaled(total, acc, scale, STEPS * BK < 256)
-        if SWAP:
-            total = tl.trans(total)
-        return total
+        for step in tl.static_range(STEPS):
+            k = (g * STEPS + step) * BK
+            acc = multiply_int4(acc, x, w, m, k, K, X4, WIDTH, SPAN, BK, True, SWAP)
+        scale = tl.load(scales + g) * UNIT
+        scale = scale[None, :] if SWAP else scale[:, None]
+        # sums of 255 products of two bytes stay below 2^22
+        total = arithmetic.add_scaled(total, acc, scale, STEPS * BK < 256)
+    if SWAP:
+        total = tl.trans(total)
+    return total

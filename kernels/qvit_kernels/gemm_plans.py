@@ -14,6 +14,7 @@ from qvit_kernels import gemm, tiles
 from qvit_kernels.accumulators import choose_form
 from qvit_kernels.launching import Launch
 from qvit_kernels.reference import code_range, steps_of
+from qvit_kernels.split_memory import may_split, split_memory
 from qvit_kernels.storage import empty_rows, empty_values, pitch_of
 from qvit_kernels.tiles import Tile
 
@@ -98,14 +99,19 @@ def plan_linear(
     product = _Product("linear", x, x_scale, w, w_scale, multiplier, bias, n, 1, capability, tile)
     dtype = torch.float32 if residual is None else residual.dtype
     y = torch.empty((*x.shape[:-1], n), dtype=dtype, device=x.device)
+    columns, splits = math.ceil(n / product.tile.block_n), product.tile.splits
+    sums, arrivals = (None, None) if splits == 1 else product.shared_memory(columns)
     arguments = product.arguments | {
+        "sums_ptr": sums,
+        "arrivals_ptr": arrivals,
+        "SPLITS": splits,
         "residual_ptr": None if residual is None else residual.contiguous(),
         "y_ptr": y,
         "N": n,
         "GELU": approximate is not None,
         "TANH": approximate == "tanh",
     }
-    return product.launch(gemm.linear_kernel, arguments, math.ceil(n / product.tile.block_n)), y
+    return product.launch(gemm.linear_kernel, arguments, columns), y
 
 
 def plan_gelu_quantize(
@@ -234,9 +240,15 @@ class _Product:
         if not capability:
             capability, card = tiles.describe_card(x.device.index or 0) if x.is_cuda else (80, None)
         name = f"{kind}-w{4 if w4 else 8}a{4 if x4 else 8}"
+        # sums of integers may be taken in parts; floats, which groups of x make of them, in one order only
+        splittable = kind == "linear" and groups == 1 and may_split(x.device)
         self.tile = tile or tiles.choose(
-            name, self.rows, columns, k, capability, unit_n=unit_n, unit_k=unit_k, card=card
+            name, self.rows, columns, k, capability,
+            unit_n=unit_n, unit_k=unit_k, may_split=splittable, card=card,
         )  # fmt: skip
+        if not tiles.divides(self.tile, k, may_split=splittable):
+            raise ValueError(f"{self.tile} cannot share {k} columns of {name}")
+        self._device = x.device
         form = choose_form(
             capability, self.tile,
             w4=w4, over_rows=kind != "linear", groups=groups > 1,
@@ -263,10 +275,16 @@ class _Product:
             "X4": x4,
         }
 
+    def shared_memory(self, columns: int) -> tuple[Tensor, Tensor]:
+        """Where programs that share a tile meet; `columns` tiles along N."""
+        tile = self.tile
+        blocks = columns * math.ceil(self.rows / tile.block_m)
+        return split_memory(blocks, tile.block_m * tile.block_n, self._device)
+
     def launch(self, kernel: Any, arguments: dict[str, Any], columns: int) -> Launch:
         """The launch with `columns` tiles along N."""
         tile = self.tile
-        grid = (columns, math.ceil(self.rows / tile.block_m))
+        grid = (columns, math.ceil(self.rows / tile.block_m), tile.splits)
         blocks = {"BM": tile.block_m, "BN": tile.block_n, "BK": tile.block_k}
         return Launch(kernel, grid, arguments | blocks, tile.warps, tile.stages)
 

@@ -42,6 +42,11 @@ class Quantized(NamedTuple):
     codes: Tensor
     scale: Tensor
 
+    def values(self) -> Tensor:
+        """codes * scale, [..., K]."""
+        grouped = self.codes.unflatten(-1, (self.scale.shape[-1], -1))
+        return (grouped * self.scale.unsqueeze(-1)).flatten(-2)
+
 
 class Weight(NamedTuple):
     """The integers of a weight matrix: the value is `codes * multiplier * scale`.

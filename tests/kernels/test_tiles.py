@@ -36,7 +36,7 @@ def test_small_products_have_small_tiles():
     assert choose("linear-w8a8", 12608, 768, 768, 90) == Tile(128, 128, 128, 8, 3)
 
 
-@pytest.mark.parametrize("name", ["block_m", "block_n", "block_k", "warps", "stages"])
+@pytest.mark.parametrize("name", ["block_m", "block_n", "block_k", "warps", "stages", "splits"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "64"])
 def test_tile_refuses_what_is_no_size(name, value):
     with pytest.raises(ValueError, match=name):

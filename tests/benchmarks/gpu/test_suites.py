@@ -140,9 +140,12 @@ def test_no_workers_compile_nothing():
 
 
 def test_candidates_are_valid_and_bounded():
-    tried = tuner.candidates()
-    assert len(tried) == len(set(tried))
-    assert 20 <= len(tried) <= 80
+    few, many = (tuner.candidates(kernel_cases.Case("fc2", "deit_s", b, "W8A8")) for b in (1, 64))
+    tried = [*few, *many]
+    assert len(few) == len(set(few))
+    assert 20 <= len(many) < len(few) <= 80
+    assert {t.splits for t in many} == {1}
+    assert {t.splits for t in few} == {1, 2, 3, 4, 8}
     assert all(8 <= t.block_m * t.block_n // (32 * t.warps) <= 128 for t in tried)
 
 
