@@ -12,7 +12,9 @@ from tqdm import tqdm
 from qvit import zoo
 from qvit.data import DataConfig, open_images
 from qvit.deployment.checkpoint import hash_file
-from qvit.errors import InputError
+from qvit.errors import InputError, UsageError
+from qvit.models.networks import read_network_config
+from qvit.models.resnet import ResNetConfig
 from qvit.models.timm_import import read_model
 from qvit.report.evidence import Evidence
 from qvit.report.observation import observe, spread
@@ -34,6 +36,12 @@ def gather(
     """
     images = shards.open_images(folder)
     source = find_teacher(images.manifest, weights)
+    with torch.device("meta"):
+        if isinstance(read_network_config(zoo.build(source), source.pretrained_cfg), ResNetConfig):
+            raise UsageError(
+                f"{folder} holds images of {source.name}, a ResNet, and the report is about attention, which it has "
+                "none of; the losses and measures of the run are in its log.jsonl"
+            )
     with tqdm(total=3 + (real is not None), leave=False, disable=None if progress else True) as bar:
         bar.set_description("reading")
         pixels, classes = sample(images, limit)

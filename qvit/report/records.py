@@ -1,11 +1,13 @@
 """A run's own records: its manifest and its log, as the sections read them."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from qvit.report.evidence import Run
+from qvit.synthesis import training
 
 # What stands beside the losses in a line of the log.
 _PLACES = {"batch", "iteration", "seconds", "event", "attempt"}
@@ -14,6 +16,8 @@ MEASURES = ("head_distance", "patch_entropy")
 
 def read_run(folder: Path, manifest: Mapping[str, Any], log: Iterable[Mapping[str, Any]]) -> Run:
     """Sort the lines of a log into traces; those of an attempt that was given up are left out.
+
+    Where images were drawn from a generator, its training is the trace of the losses.
 
     A line is a sample of the losses, a measurement ("measured"), an attempt that was given up ("retried"), or the
     end of a batch ("finished") with its measures before and after.
@@ -43,6 +47,11 @@ def read_run(folder: Path, manifest: Mapping[str, Any], log: Iterable[Mapping[st
         else:
             for name in line.keys() - _PLACES:
                 terms[name][batch].append((line["iteration"], line[name]))
+    trained = _read_training(folder)
+    for line in trained:
+        for name in line.keys() - _PLACES:
+            terms[name][0].append((line["iteration"], line[name]))
+    seconds += trained[-1]["seconds"] if trained else 0.0
     order = sorted(terms, key=lambda name: (name != "loss", name))
     return Run(
         path=folder,
@@ -52,3 +61,11 @@ def read_run(folder: Path, manifest: Mapping[str, Any], log: Iterable[Mapping[st
         measures={name: dict(measured[name]) for name in MEASURES} if last else {},
         recoveries=recoveries,
     )
+
+
+def _read_training(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a generator's training; none where there is none."""
+    path = folder / training.LOG
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

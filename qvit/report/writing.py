@@ -38,7 +38,7 @@ def write_report(
 
     Raises:
         InputError: The folder is no finished synthesis, or the weights or images cannot be read or do not fit.
-        UsageError: `out` is a file.
+        UsageError: `out` is a file, or the images are those of a ResNet.
     """
     place = (out or folder).resolve()
     if place.exists() and not place.is_dir():

@@ -4,6 +4,8 @@ manifest.json              what was run, and when complete, the sha256 of every 
 shards/000000.safetensors  images float16 [B, C, H, W] normalised, labels int64 [B] or float32 [B, classes]
 logs/000000.jsonl          the losses and measures of one batch
 log.jsonl                  all of them in order, once the run is complete
+generator.safetensors      where images are drawn from a generator: its state, and while it is trained the optimiser's
+generator.jsonl            its losses
 """
 
 import hashlib

@@ -96,7 +96,8 @@ class _Training:
         if self.done == steps:
             return
         every, save_every = max(1, steps // _SAMPLES), max(1, steps // _SAVES)
-        start, shown = time.perf_counter(), {}
+        spent = self.lines[-1]["seconds"] if self.lines else 0.0
+        start, shown = time.perf_counter() - spent, {}
         while self.done < steps:
             losses = self._step()
             if self.done % every == 0 or self.done == steps - 1:

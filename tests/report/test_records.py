@@ -1,5 +1,6 @@
 """The lines of a log become traces; what was given up leaves nothing but a sentence."""
 
+import json
 from pathlib import Path
 
 from qvit.report.records import read_run
@@ -53,3 +54,14 @@ def test_traces_and_recoveries():
 def test_a_method_without_iterations_has_no_traces():
     run = read_run(Path("run"), {"settings": {"iterations": 0}}, [finished(0, 1.0, 2.0)])
     assert run.terms == run.measures == {}
+
+
+def test_the_training_of_a_generator_is_the_trace(tmp_path):
+    lines = [
+        {"iteration": 0, "seconds": 1.0, "loss": 9.0, "centres": 0.3},
+        {"iteration": 5, "seconds": 7.0, "loss": 4.0, "centres": 0.1},
+    ]
+    (tmp_path / "generator.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = read_run(tmp_path, {"settings": {"iterations": 6}}, [finished(0, 1.0, 2.0)])
+    assert run.terms == {"loss": {0: [(0, 9.0), (5, 4.0)]}, "centres": {0: [(0, 0.3), (5, 0.1)]}}
+    assert run.seconds == 9.5

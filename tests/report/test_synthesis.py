@@ -226,3 +226,20 @@ def test_damaged_shard(tmp_path, capsys):
     shard.write_bytes(content)
     assert run(["report", str(out)]) == 4
     assert "000000.safetensors" in capsys.readouterr().err
+
+
+def test_a_generators_training_is_shown(tmp_path):
+    from qvit.report import write_report
+
+    run_folder = synthesize(
+        tmp_path / "images", "--method", "acq", "--set", "synthesis.width=16", "--set", "synthesis.latent=8"
+    )  # fmt: skip
+    data = write_report(run_folder, out=tmp_path / "report", progress=False)
+    assert {"loss", "centres", "pairs"} <= set(data["sections"]["progress"]["losses"])
+
+
+def test_images_of_a_cnn_are_refused_with_the_reason(tmp_path, capsys):
+    run_folder = synthesize(tmp_path / "images", "--method", "bns", model="demo_resnet")
+    capsys.readouterr()
+    assert run(["report", str(run_folder)]) == 2
+    assert "a ResNet, and the report is about attention" in capsys.readouterr().err
