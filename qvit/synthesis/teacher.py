@@ -64,6 +64,10 @@ def load_teacher(
     if not settings.data_free:
         given = UserImages(settings, source.pretrained_cfg, config.num_classes)
     batches = -(-settings.images // settings.batch)
+    if not settings.alignment:
+        student = (
+            None  # no other term asks it, and images that are not made with it are any student's
+        )
     digest = None if student is None else _hash_state(student)
     weights = None if path is None else _hash(path)
     return Teacher(network, weights, given, batches, student, digest)
