@@ -45,13 +45,16 @@ class Dense(nn.Module):
         assert self.weight_scale is not None
         return Weight(self.codes_of(self.weight), self.weight_scale, self.weight_multiplier)
 
+    def steps(self) -> Tensor:
+        """The step of every group of columns, fp32 [N, G]; G is 1 without groups."""
+        assert self.weight_scale is not None
+        steps = self.weight_scale.unsqueeze(-1)
+        return steps if self.weight_multiplier is None else steps * self.weight_multiplier
+
     def codes_of(self, weight: Tensor) -> Tensor:
         """Codes that weights [..., N, K] have on this grid, as whole-numbered floats, differentiable."""
         assert self.scheme is not None
-        assert self.weight_scale is not None
-        steps = self.weight_scale.unsqueeze(-1)
-        if self.weight_multiplier is not None:
-            steps = steps * self.weight_multiplier
+        steps = self.steps()
         grouped = weight.unflatten(-1, (steps.shape[-1], -1))
         codes = quantize(grouped, steps.unsqueeze(-1), *code_range(self.scheme.weight.bits))
         return codes.flatten(-2)

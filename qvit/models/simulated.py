@@ -25,7 +25,7 @@ class Simulated:
 
     def qkv(self, h: Quantized, attn: Attention) -> tuple[Quantized, Quantized, Quantized]:
         """See Execution."""
-        q, k, v = reference.split_heads(_linear(h, attn.qkv), attn.heads)
+        q, k, v = reference.split_heads(self.product(h, attn.qkv), attn.heads)
         if attn.norm is not None:
             q, k = reference.normalize_heads(q, k, attn.norm, attn.rotation)
         bits = attn.scheme.qkv.bits
@@ -43,15 +43,22 @@ class Simulated:
 
     def residual(self, x: Tensor, h: Quantized, dense: Dense) -> Tensor:
         """See Execution."""
-        return (x.float() + _linear(h, dense)).to(x.dtype)
+        return (x.float() + self.product(h, dense)).to(x.dtype)
 
     def gelu(self, h: Quantized, mlp: Mlp) -> Quantized:
         """See Execution."""
-        return _quantize(reference.gelu(_linear(h, mlp.fc1), mlp.gelu), mlp.fc2)
+        return _quantize(reference.gelu(self.product(h, mlp.fc1), mlp.gelu), mlp.fc2)
 
     def head(self, x: Tensor, dense: Dense) -> Tensor:
         """See Execution."""
-        return _linear(_quantize(x, dense), dense)
+        return self.product(_quantize(x, dense), dense)
+
+    def product(self, x: Quantized, dense: Dense) -> Tensor:
+        """The Linear of every step but the patch embedding: fp32 [..., N]."""
+        weight = dense.quantized_weight()
+        largest = 127 if weight.multiplier is not None else 2 ** (dense.scheme.weight.bits - 1)
+        bound = 2 ** (dense.scheme.input.bits - 1) * largest
+        return reference.linear(x, weight, dense.bias, bound)
 
 
 def _quantize(x: Tensor, to: Dense) -> Quantized:
@@ -59,10 +66,3 @@ def _quantize(x: Tensor, to: Dense) -> Quantized:
     return reference.quantize_rows(
         reference.block_transform(x, to.transform), scheme.bits, scheme.group
     )
-
-
-def _linear(x: Quantized, dense: Dense) -> Tensor:
-    weight = dense.quantized_weight()
-    largest = 127 if weight.multiplier is not None else 2 ** (dense.scheme.weight.bits - 1)
-    bound = 2 ** (dense.scheme.input.bits - 1) * largest
-    return reference.linear(x, weight, dense.bias, bound)

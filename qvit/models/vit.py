@@ -164,14 +164,22 @@ class ViT(nn.Module):
         self, images: Tensor, run: Execution, kept: Tensor | None = None
     ) -> Tensor:
         """Tokens after the last block and the final norm: fp32 [B, T, D]; T counts the kept patches only."""
+        x = self.begin(images, run, kept)
+        for block in self.blocks:
+            x = block(x, run)
+        return self.finish(x)
+
+    def begin(self, images: Tensor, run: Execution, kept: Tensor | None = None) -> Tensor:
+        """The residual stream as the first block reads it: [B, T, D] in its dtype."""
         x = self._with_prefix(run.embed(images, self.patch_embed))
         if kept is not None:
             x = _keep(x, kept, self.config.num_prefix_tokens)
         if self.norm_pre is not None:
             x = self.norm_pre(x)
-        x = x.to(self.residual_dtype)
-        for block in self.blocks:
-            x = block(x, run)
+        return x.to(self.residual_dtype)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """From the residual stream behind the last block, [B, T, D], to tokens fp32 [B, T, D]."""
         x = x.float()
         return x if self.norm is None else self.norm(x)
 

@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from qvit.models.calibration import set_weight_ranges
+from qvit.models.dense import Dense
+from qvit.models.floating import Float
+from qvit.models.folding import fold
+from qvit.models.plan import plan_scheme
+from qvit.models.rounding import round_weights
+from qvit.models.simulated import Simulated
+from qvit.recipe import Recipe
+from tests.support import SHAPES, float_vit, images_for
+
+
+def folded(vit, preset="qvit"):
+    recipe = Recipe.preset(preset, weight_bits=3, activation_bits=8)
+    return set_weight_ranges(fold(vit, plan_scheme(vit.config, recipe), seed=0))
+
+
+def dequantized(dense):
+    weight = dense.quantized_weight()
+    return weight.integers() * weight.scale[:, None]
+
+
+@torch.no_grad()
+def error(vit, student, images):
+    return (student(images, Simulated()) - vit(images, Float())).square().mean()
+
+
+def test_a_rounded_model_is_closer_on_images_it_has_not_seen():
+    vit = float_vit("three heads")
+    images = images_for(vit, count=288)
+    nearest = error(vit, folded(vit, "plain"), images[:32])
+    rounded = error(vit, round_weights(folded(vit, "plain"), images[32:], 0.01), images[:32])
+    assert rounded < 0.75 * nearest
+
+
+def test_weights_end_on_grids_that_stay_and_the_patch_embedding_is_left_alone():
+    vit = float_vit()
+    before, after, finished = folded(vit), folded(vit), []
+    round_weights(after, images_for(vit, count=4), 0.01, finished.append)
+    pairs = [
+        (a, b)
+        for a, b in zip(before.modules(), after.modules(), strict=True)
+        if isinstance(a, Dense)
+    ]
+    moved = []
+    for old, new in pairs:
+        torch.testing.assert_close(new.steps(), old.steps(), rtol=0, atol=0)
+        moved.append(not torch.equal(old.quantized_weight().codes, new.quantized_weight().codes))
+        if moved[-1]:
+            torch.testing.assert_close(new.weight, dequantized(new))
+    assert moved == [False] + [True] * 8 + [False]
+    assert finished == ["block 1", "block 2"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_can_be_rounded(shape):
+    vit = float_vit(shape)
+    found = round_weights(folded(vit), images_for(vit, count=2), 0.01)
+    assert all(p.isfinite().all() for p in found.parameters())
