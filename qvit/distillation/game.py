@@ -37,8 +37,10 @@ from qvit.synthesis.objective import Batch, Objective
 from qvit.synthesis.privacy import no_images_read
 from qvit.synthesis.psaq import PatchSimilarity
 from qvit.synthesis.seeds import generator_for
+from qvit.synthesis.teacher import hash_state
 
 _STAGE = "game"
+_SAVE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ def play(
     seed: int,
     folder: Path | None = None,
     progress: bool = True,
+    save_seconds: float = _SAVE_SECONDS,
 ) -> dict[str, Any]:
     """Train a student in place, together with the images that it learns from.
 
@@ -71,6 +74,7 @@ def play(
         seed: Of everything random.
         folder: Where state and log are kept; None for nowhere.
         progress: Show a bar on stderr, if that is a terminal.
+        save_seconds: Between two states.
 
     Returns:
         Counts (`rounds`, `images` made, `sample_steps`, `student_steps`, `skipped`), `seconds` of this call, and
@@ -91,19 +95,22 @@ def play(
     try:
         with no_images_read(*([] if folder is None else [folder])):
             play_on.begin()
-            _rounds(play_on, progress)
+            _rounds(play_on, progress, save_seconds)
     finally:
         play_on.log.close()
     return {**play_on.result(), "seconds": round(time.perf_counter() - start, 2)}
 
 
-def _rounds(play_on: "_Play", progress: bool) -> None:
-    game = play_on.rules.game
+def _rounds(play_on: "_Play", progress: bool, save_seconds: float) -> None:
+    game, saved = play_on.rules.game, time.monotonic()
     with tqdm(
         total=game.rounds, initial=play_on.round, unit="round", leave=False, disable=None if progress else True
     ) as bar:  # fmt: skip
         while play_on.round < game.rounds:
             found = play_on.turn()
+            if play_on.round == game.rounds or time.monotonic() - saved >= save_seconds:
+                play_on.save()
+                saved = time.monotonic()
             bar.set_postfix({n: f"{found[n]:.3g}" for n in ("raised", "lowered")}, refresh=False)
             bar.update()
 
@@ -131,6 +138,7 @@ class _Play:
         self.random = generator_for(seed, _STAGE, 0)
         self.trace: list[dict[str, float]] = []
         self.log = RunLog(None)
+        self._digests = [hash_state(network), hash_state(student)]
         self._state = None
         if folder is not None:
             self._state = load_state(folder, self._describe(), str(self.device))
@@ -169,7 +177,6 @@ class _Play:
         self.trace.append(found)
         self.log.write(found)
         self.round += 1
-        self._save()
         return found
 
     def result(self) -> dict[str, Any]:
@@ -226,7 +233,8 @@ class _Play:
         pixels = self.descent.pixels.detach()
         return float(logit_discrepancy(self.teacher(pixels).logits, self.student(pixels).logits))
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write the state, if there is a folder."""
         if self.folder is None:
             return
         state = {
@@ -256,6 +264,7 @@ class _Play:
         return {
             **{name: asdict(getattr(self.rules, name)) for name in ("game", "images", "student")},
             "seed": self.seed,
+            "networks": self._digests,
             "threads": torch.get_num_threads(),
             "device": self.device.type,
             "torch": str(torch.__version__),

@@ -68,7 +68,7 @@ def load_teacher(
         student = (
             None  # no other term asks it, and images that are not made with it are any student's
         )
-    digest = None if student is None else _hash_state(student)
+    digest = None if student is None else hash_state(student)
     weights = None if path is None else _hash(path)
     return Teacher(network, weights, given, batches, student, digest)
 
@@ -105,9 +105,10 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _hash_state(student: Student) -> str:
+def hash_state(network: nn.Module) -> str:
+    """sha256 (hex) of the names and bytes of all parameters and buffers."""
     found = hashlib.sha256()
-    for name, tensor in student.state_dict().items():
+    for name, tensor in network.state_dict().items():
         found.update(name.encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return found.hexdigest()

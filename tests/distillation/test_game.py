@@ -173,7 +173,15 @@ def test_a_killed_game_ends_in_the_same_bits(kind, tmp_path, monkeypatch):
     network, rules = KINDS[kind](), rules_of(rounds=4)
     whole = student_of(network)
     traces = [
-        play(network, whole, rules, seed=2, folder=tmp_path / "whole", progress=False)["trace"]
+        play(
+            network,
+            whole,
+            rules,
+            seed=2,
+            folder=tmp_path / "whole",
+            progress=False,
+            save_seconds=0.0,
+        )["trace"]
     ]
     from qvit.distillation import game
 
@@ -189,18 +197,30 @@ def test_a_killed_game_ends_in_the_same_bits(kind, tmp_path, monkeypatch):
         monkeypatch.setattr(game._Play, "turn", killed)
         with pytest.raises(KilledError):
             play(
-                network, student_of(network), rules, seed=2, folder=tmp_path / "cut", progress=False
+                network,
+                student_of(network),
+                rules,
+                seed=2,
+                folder=tmp_path / "cut",
+                progress=False,
+                save_seconds=0.0,
             )
     monkeypatch.setattr(game._Play, "turn", turn)
     again = student_of(network)
     traces.append(
-        play(network, again, rules, seed=2, folder=tmp_path / "cut", progress=False)["trace"]
+        play(
+            network, again, rules, seed=2, folder=tmp_path / "cut", progress=False, save_seconds=0.0
+        )["trace"]
     )
     assert traces[0] == traces[1]
     ours, theirs = whole.state_dict(), again.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(UsageError, match="networks"):
+        play(network, again, rules, seed=2, folder=tmp_path / "cut", progress=False)
     with pytest.raises(UsageError, match="seed: 2 there, 3 now"):
-        play(network, again, rules, seed=3, folder=tmp_path / "cut", progress=False)
+        play(
+            network, again, rules, seed=3, folder=tmp_path / "cut", progress=False, save_seconds=0.0
+        )
 
 
 def test_refreshed_images_take_turns():
