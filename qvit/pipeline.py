@@ -18,6 +18,7 @@ from qvit.deployment.conversion import to_integers
 from qvit.deployment.folders import check_target, written_whole
 from qvit.deployment.model_card import model_card
 from qvit.deployment.provenance import describe_origin
+from qvit.distillation.stage import makes_own_images, plan_training, train
 from qvit.errors import UsageError
 from qvit.machine import package_versions
 from qvit.models.calibration import set_weight_ranges
@@ -27,6 +28,7 @@ from qvit.models.folding import fold
 from qvit.models.plan import plan_scheme
 from qvit.models.timm_import import read_config, read_model
 from qvit.models.vit import ViT
+from qvit.models.vit_students import SimulatedStudent
 from qvit.quant.schemes import ModelScheme
 from qvit.recipe import Recipe
 from qvit.synthesis import estimate, synthesize
@@ -41,24 +43,19 @@ def quantize(
 ) -> dict[str, Any]:
     """Quantize a float model without data and write the checkpoint folder `out`.
 
-    With `recipe.synthesis`, images are made first, into the folder beside `out` that `images_beside` names, and an
-    interrupted run of them is continued. They are for the stages that learn from images, of which there is none yet:
-    the low-bit model is the same with and without them, and they are no part of its checkpoint.
+    With `recipe.synthesis`, images are made, into the folder beside `out` that `images_beside` names, and with
+    `recipe.distillation` the low-bit model is trained on them, with state and log in the one that `training_beside`
+    names; images that are made while it is trained lie there, too. An interrupted run of either is continued. Images
+    are no part of the checkpoint.
 
     Returns the path, bytes, ratio to the fp32 weights, sha256 of model.safetensors and seconds of each stage.
-    Raises UsageError for a model that is no plain ViT or a target that may not be written, and the errors of
-    `zoo.load`; nothing is left behind then.
+    Raises UsageError for a model that is no plain ViT, a recipe whose quantizers are only simulated, or a target that
+    may not be written, and the errors of `zoo.load`; nothing is left behind then.
     """
     out = out.resolve()
     check_target(out, overwrite=overwrite, is_ours=checkpoint.is_checkpoint)
-    _check_synthesis(recipe)
-    stages = _Stages(progress, 5 if recipe.synthesis is None else 6)
-    images = None
-    if recipe.synthesis is not None:
-        with stages("images"):
-            images = synthesize(
-                source, recipe.synthesis, images_beside(out), seed=recipe.seed, progress=progress
-            )
+    _check_recipe(recipe)
+    stages = _Stages(progress, 5 + _makes_images(recipe) + (recipe.distillation is not None))
     with stages("load"):
         weights = zoo.fetch(source)
         model = zoo.load(source, seed=recipe.seed)
@@ -69,6 +66,7 @@ def quantize(
         simulated = fold(vit, scheme, seed=recipe.seed)
     with stages("ranges"):
         set_weight_ranges(simulated, recipe.weights.range)
+    images, training = _learn(source, vit, simulated, recipe, out, stages)
     with stages("pack"):
         integer = to_integers(simulated, scheme)
     with stages("write"), written_whole(out) as folder:
@@ -82,6 +80,8 @@ def quantize(
         run = _run_json(origin, recipe, digest, stages.seconds)
         if images is not None:
             run["images"] = {name: images[name] for name in ("path", "fingerprint", "images")}
+        if training is not None:
+            run["training"] = training
         checkpoint.write_json(folder / checkpoint.RUN, run)
         card = _card(source, origin, recipe, size, size / fp32_bytes)
         (folder / checkpoint.CARD).write_text(card, encoding="utf-8")
@@ -95,8 +95,37 @@ def quantize(
         "ratio": round(size / fp32_bytes, 4),
         "sha256": digest,
         **({} if images is None else {"images": images}),
+        **({} if training is None else {"training": training}),
         "seconds": {name: round(value, 2) for name, value in stages.seconds.items()},
     }
+
+
+def _makes_images(recipe: Recipe) -> bool:
+    """Whether images are a stage of their own."""
+    return recipe.synthesis is not None and not makes_own_images(recipe)
+
+
+def _learn(
+    source: Source, vit: ViT, simulated: ViT, recipe: Recipe, out: Path, stages: "_Stages"
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Make images and train the simulated model, in place, as far as the recipe says so; what came of each."""
+    images = training = None
+    student = SimulatedStudent(simulated)
+    if recipe.synthesis is not None and _makes_images(recipe):
+        with stages("images"):
+            images = synthesize(
+                source,
+                recipe.synthesis,
+                images_beside(out),
+                seed=recipe.seed,
+                progress=stages.progress,
+                student=student,
+            )
+    if recipe.distillation is not None:
+        folders = images_beside(out), training_beside(out)
+        with stages("training"):
+            training = train(source, vit, student, recipe, *folders, progress=stages.progress)
+    return images, training
 
 
 def images_beside(out: Path) -> Path:
@@ -104,7 +133,18 @@ def images_beside(out: Path) -> Path:
     return out.with_name(f"{out.name}-images")
 
 
-def _check_synthesis(recipe: Recipe) -> None:
+def training_beside(out: Path) -> Path:
+    """Where state and log of a model's training are: out/deit_s-w4a4-training."""
+    return out.with_name(f"{out.name}-training")
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    if recipe.static is not None:
+        raise UsageError(
+            f"the quantizers of {recipe.name} are those of a publication, and simulated only: no backend computes "
+            "them, so there is nothing to write. --set static=none gives the same images and training to qvit's own "
+            "quantizers; benchmarks/methods.py measures the publication's"
+        )
     if recipe.synthesis is not None and not recipe.synthesis.data_free:
         raise UsageError(
             f"synthesis.method = {recipe.synthesis.method}: quantize reads no images, and says so in the model's card; "
@@ -119,7 +159,8 @@ def plan(
 
     Raises what `quantize` raises for a model or a target that it would refuse.
     """
-    _check_synthesis(recipe)
+    _check_recipe(recipe)
+    training = plan_training(recipe)
     if out is not None:
         check_target(out.resolve(), overwrite=overwrite, is_ours=checkpoint.is_checkpoint)
     with torch.device("meta"):
@@ -139,6 +180,7 @@ def plan(
         "estimated_seconds": round(5 + _SECONDS_PER_MILLION * parameters / 1e6),
         "reads_images": False,
         **({} if recipe.synthesis is None else {"images": estimate(source, recipe.synthesis)}),
+        **({} if training is None else {"training": training}),
     }
 
 
@@ -147,6 +189,7 @@ class _Stages:
 
     def __init__(self, progress: bool, count: int) -> None:
         self.seconds: dict[str, float] = {}
+        self.progress = progress
         self._bar = tqdm(total=count, unit="stage", leave=False, disable=None if progress else True)
 
     @contextmanager

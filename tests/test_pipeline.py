@@ -157,3 +157,66 @@ def test_the_users_images_are_no_part_of_a_data_free_model(tiny_model, tmp_path)
     for refuse in (pipeline.quantize, pipeline.plan):
         with pytest.raises(UsageError, match="reads no images"):
             refuse(zoo.resolve(str(tiny_model)), recipe, tmp_path / "out")
+
+
+TRAINED = W4A4.override(
+    [
+        "synthesis=noise", "synthesis.images=8", "synthesis.batch=4", "distillation=mimiq",
+        "distillation.epochs=2", "distillation.batch=4",
+    ]
+)  # fmt: skip
+
+
+def test_a_trained_model_is_packed_and_says_so(tiny_model, tmp_path):
+    source = zoo.resolve(str(tiny_model))
+    plain = pipeline.quantize(source, W4A4, tmp_path / "plain", progress=False)
+    found = pipeline.quantize(source, TRAINED, tmp_path / "out", progress=False)
+    assert found["sha256"] != plain["sha256"]
+    expected = pipeline.plan(source, TRAINED)["training"]
+    assert found["training"]["steps"] == expected["steps"] == 2
+    assert found["training"]["held_out"] == expected["held_out"] == 1
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["training"]["after"] == found["training"]["after"]
+    assert set(run["seconds"]) == {"load", "fold", "ranges", "images", "training", "pack"}
+    assert "training | mimiq" in (tmp_path / "out" / "README.md").read_text()
+    assert "training" not in (tmp_path / "plain" / "README.md").read_text()
+    QuantViT.from_pretrained(tmp_path / "out")(torch.zeros(1, 3, 32, 32))
+    again = load_recipe(str(tmp_path / "out" / "recipe.yaml"))
+    repeated = pipeline.quantize(source, again, tmp_path / "out", overwrite=True, progress=False)
+    assert repeated["sha256"] == found["sha256"]
+
+
+def test_a_model_may_come_out_of_a_game(tiny_model, tmp_path):
+    source = zoo.resolve(str(tiny_model))
+    recipe = Recipe.preset("paper-psaq-v2", weight_bits=4, activation_bits=4, budget="0.01")
+    recipe = recipe.override(
+        [
+            "static=none", "synthesis.batch=2", "synthesis.images=2", "synthesis.iterations=1",
+            "game=2", "game.sample_steps=1", "game.student_steps=1",
+        ]
+    )  # fmt: skip
+    found = pipeline.quantize(source, recipe, tmp_path / "out", progress=False)
+    assert found["training"]["student_steps"] == pipeline.plan(source, recipe)["training"]["steps"]
+    assert not (tmp_path / "out-images").exists()
+
+
+def test_images_may_be_made_anew_for_the_student(tiny_model, tmp_path):
+    source = zoo.resolve(str(tiny_model))
+    recipe = Recipe.preset("paper-maskaq", weight_bits=4, activation_bits=4, budget="0.01")
+    recipe = recipe.override(
+        [
+            "static=none", "synthesis.batch=4", "synthesis.images=4", "synthesis.iterations=1",
+            "distillation.epochs=2", "distillation.renew=1", "distillation.batch=2",
+        ]
+    )  # fmt: skip
+    found = pipeline.quantize(source, recipe, tmp_path / "out", progress=False)
+    assert len(found["training"]["spans"]) == 2
+    assert not (tmp_path / "out-images").exists()
+
+
+def test_quantizers_that_are_only_simulated_are_refused(tiny_model, tmp_path):
+    recipe = Recipe.preset("paper-mimiq", weight_bits=4, activation_bits=4)
+    for refuse in (pipeline.quantize, pipeline.plan):
+        with pytest.raises(UsageError, match="--set static=none"):
+            refuse(zoo.resolve(str(tiny_model)), recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

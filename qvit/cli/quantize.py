@@ -29,7 +29,10 @@ from qvit.recipe import BUDGETS, load_recipe, preset_names
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a recipe field."
 )
-@click.option("--budget", type=click.Choice(BUDGETS), help="How much time to spend [standard].")
+@click.option(
+    "--budget", metavar="NAME|SHARE",
+    help=f"Of a publication's images and epochs: {', '.join(BUDGETS)}, or a share such as 0.05.",
+)  # fmt: skip
 @click.option("--seed", type=int, help="Seed of everything random [0].")
 @click.option(
     "--weights", type=click.Path(path_type=Path), metavar="FILE",
@@ -50,11 +53,10 @@ def command(session: Session, model: str, **options: Any) -> Result:
     if weights is not None and no_pretrained:
         raise UsageError("--weights and --no-pretrained exclude each other; give one of them")
     settings = list(options["settings"])
-    if options["budget"] is not None:
-        settings.append(f"budget={options['budget']}")
     if options["seed"] is not None:
         settings.append(f"seed={options['seed']}")
-    recipe = load_recipe(options["recipe_name"], options["weight_bits"], options["act_bits"])
+    bits = options["weight_bits"], options["act_bits"]
+    recipe = load_recipe(options["recipe_name"], *bits, options["budget"])
     recipe = recipe.override(settings)
 
     from qvit import pipeline, zoo

@@ -40,6 +40,9 @@ logits = model(model.transform()(image)[None])
 | input | {{ input_size | join(" x ") }} |
 | model.safetensors | {{ "%.2f" | format(bytes / 1e6) }} MB, {{ "%.1f" | format(100 * ratio) }} % of the fp32 weights |
 | recipe | `{{ recipe.name }}`, seed {{ recipe.seed }}: recipe.yaml |
+{%- if recipe.distillation %}
+| training | {{ recipe.distillation.method }}, on images that were made from the float weights: run.json |
+{%- endif %}
 {%- if non_commercial %}
 
 The licence of the float weights does not allow commercial use, and holds for this model too.

@@ -5,8 +5,8 @@ to the same bytes. It round-trips through YAML and refuses keys it does not know
 """
 
 from qvit.recipe.distillation import DISTILLATIONS, Distillation
+from qvit.recipe.publications import BUDGETS, PUBLICATIONS
 from qvit.recipe.quantization import (
-    BUDGETS,
     MAX_BITS,
     MAX_GROUPED_BITS,
     MIN_BITS,
@@ -31,6 +31,7 @@ __all__ = [
     "METHODS",
     "MIN_BITS",
     "PRECISIONS",
+    "PUBLICATIONS",
     "RANGES",
     "RESIDUALS",
     "Activations",

@@ -11,10 +11,11 @@ import yaml
 from qvit.errors import InputError, UsageError
 from qvit.recipe.distillation import Distillation
 from qvit.recipe.fields import build, check_choice, leaves, nearest
+from qvit.recipe.game import Game
+from qvit.recipe.publications import PUBLICATIONS, budget_share, scaled
 from qvit.recipe.static import Static
 from qvit.recipe.synthesis import Synthesis
 
-BUDGETS = ("quick", "standard", "full")
 RANGES = ("mse", "minmax")
 RESIDUALS = ("float32", "float16", "bfloat16")
 MIN_BITS, MAX_BITS = 2, 8
@@ -111,6 +112,7 @@ class Recipe:
 
     `synthesis`: the images that are made first; None for none.
     `distillation`: how the low-bit model is trained after the float one, on those images; None: it is not.
+    `game`: images and student move in turn (PSAQ-ViT V2) in place of one after the other; None: they do not.
     `static`: the quantizers of a publication in place of qvit's own, for simulation only; None: qvit's own.
     """
 
@@ -124,16 +126,21 @@ class Recipe:
     residual: str = "float32"
     synthesis: Synthesis | None = None
     distillation: Distillation | None = None
+    game: Game | None = None
     static: Static | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed = {self.seed}: expected a whole number from 0 to 2^63 - 1")
-        check_choice("budget", self.budget, BUDGETS)
+        budget_share(self.budget)
         check_choice("residual", self.residual, RESIDUALS)
         if self.distillation is not None and self.synthesis is None:
             raise UsageError(
                 "distillation needs images: say how they are made with --set synthesis=METHOD"
+            )
+        if self.game is not None and self.distillation is None:
+            raise UsageError(
+                "a game needs to know how the student learns: --set distillation=psaq-v2, or --set game=none"
             )
         if self.static is not None:
             self._check_static()
@@ -160,8 +167,19 @@ class Recipe:
         return f"W{self.weights.bits}A{self.activations.bits}"
 
     @classmethod
-    def preset(cls, name: str, *, weight_bits: int = 8, activation_bits: int = 8) -> Self:
-        """A named recipe at the given bit-widths. Raises UsageError for an unknown name or impossible bits."""
+    def preset(
+        cls,
+        name: str,
+        *,
+        weight_bits: int = 8,
+        activation_bits: int = 8,
+        budget: str | None = None,
+    ) -> Self:
+        """A named recipe at the given bit-widths.
+
+        `budget`: how much of the published images, iterations and epochs a publication's recipe has; all of them by
+        default. Raises UsageError for an unknown name or budget, or impossible bits.
+        """
         if name not in _PRESETS:
             raise UsageError(
                 f"unknown recipe {name!r}{nearest(name, _PRESETS)}; "
@@ -169,7 +187,9 @@ class Recipe:
             )
         _check_bits("--w", weight_bits)
         _check_bits("--a", activation_bits)
-        return cls(name=name, **_PRESETS[name](weight_bits, activation_bits))
+        parts = _PRESETS[name](weight_bits, activation_bits)
+        published = "full" if name in PUBLICATIONS else "standard"
+        return cls(name=name, budget=budget or published, **scaled(parts, budget or published))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, in the order of the fields."""
@@ -224,9 +244,14 @@ class Recipe:
 
 
 def load_recipe(
-    name_or_path: str, weight_bits: int | None = None, activation_bits: int | None = None
+    name_or_path: str,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
+    budget: str | None = None,
 ) -> Recipe:
     """A preset by name, or a recipe file; given bit-widths replace those of the file.
+
+    A budget scales the counts of a preset; those of a file are what they are, and keep the name of theirs.
 
     In a file, `activation_bits` sets activations and attention alike, as a preset does.
     """
@@ -236,12 +261,17 @@ def load_recipe(
             name_or_path,
             weight_bits=8 if weight_bits is None else weight_bits,
             activation_bits=8 if activation_bits is None else activation_bits,
+            budget=budget,
         )
     try:
         recipe = Recipe.from_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, UsageError) as error:
         raise InputError(f"cannot use the recipe {path}: {error}") from error
-    settings = []
+    if budget is not None and recipe.synthesis is not None:
+        raise UsageError(
+            f"--budget {budget}: the recipe {path} says how many images and epochs it has; change those with --set"
+        )
+    settings = [] if budget is None else [f"budget={budget}"]
     if weight_bits is not None:
         settings.append(f"weights.bits={weight_bits}")
     if activation_bits is not None:
@@ -259,13 +289,22 @@ def preset_names() -> tuple[str, ...]:
 _STAGES: dict[str, Callable[[str], Any]] = {
     "synthesis": Synthesis.preset,
     "distillation": Distillation.preset,
+    "game": lambda rounds: Game(rounds=_whole(rounds)),
     "static": lambda ranges: Static(activations=ranges),
 }
 _OFF = {
     "synthesis": "no images are made; turn that on with --set synthesis=METHOD",
     "distillation": "nothing is trained; turn that on with --set distillation=METHOD",
+    "game": "images and student do not play; turn that on with --set game=ROUNDS",
     "static": "the quantizers are qvit's own; choose others with --set static=lsq",
 }
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UsageError(f"--set game={text}: expected a number of rounds, or none") from error
 
 
 def _stage_of(name: str, text: str) -> dict[str, Any] | None:
@@ -304,4 +343,16 @@ def _plain(weight_bits: int, activation_bits: int) -> dict[str, Any]:
     }
 
 
-_PRESETS = {"qvit": _qvit, "plain": _plain}
+def _published(name: str) -> Callable[[int, int], dict[str, Any]]:
+    """Plain quantizers, and what the publication makes of them."""
+    return lambda weight_bits, activation_bits: {
+        **_plain(weight_bits, activation_bits),
+        **PUBLICATIONS[name](),
+    }
+
+
+_PRESETS: dict[str, Callable[[int, int], dict[str, Any]]] = {
+    "qvit": _qvit,
+    "plain": _plain,
+    **{name: _published(name) for name in PUBLICATIONS},
+}
