@@ -4,6 +4,7 @@ are still there.
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,14 @@ def read_architecture(folder: Path) -> Source:
     Raises:
         InputError: config.json is absent or does not describe a model.
     """
-    config = checkpoint.read_config(folder)
+    return architecture_of(checkpoint.read_config(folder), str(folder))
+
+
+def architecture_of(config: Mapping[str, Any], name: str) -> Source:
+    """The same from the values of config.json; `name`: what messages call the model."""
     cfg = dict(config["pretrained_cfg"])
     return Source(
-        name=str(folder),
+        name=name,
         architecture=config["architecture"],
         tag=cfg.get("tag") or "",
         pretrained=False,

@@ -7,11 +7,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from qvit import zoo
 from qvit.data import DataConfig
 from qvit.deployment import checkpoint
 from qvit.deployment.placement import require_device
+from qvit.deployment.provenance import architecture_of
 from qvit.errors import UsageError
 from qvit.models.integer import Integer
+from qvit.models.timm_export import write_model
+from qvit.models.unfolding import unfold
 from qvit.models.vit import ViT
 from qvit_kernels import ops
 
@@ -80,6 +84,20 @@ class QuantViT(nn.Module):
         self._check(images)
         with torch.no_grad():
             return self.vit.forward_features(images, self._execution)
+
+    def dequantize(self) -> nn.Module:
+        """timm's float model with the values that the integers stand for: fp32, in eval mode, on the same device.
+
+        Every transform is undone but the rotations inside attention heads, which no result shows; LayerScale is
+        multiplied into the weights. What differs from this model is what quantizing activations did.
+
+        Raises InputError where timm cannot build the architecture that config.json names.
+        """
+        source = architecture_of(self.config, self.config["architecture"])
+        with torch.device("meta"):  # its random weights would only be thrown away
+            model = zoo.build(source)
+        write_model(unfold(self.vit), model)
+        return model.eval()
 
     def train(self, mode: bool = True) -> Self:
         """A QuantViT holds integers and cannot be trained; `eval()` is what it always is."""

@@ -74,6 +74,7 @@ class IntegerDense(nn.Module):
     def __init__(self, out_features: int, in_features: int, scheme: LinearScheme) -> None:
         super().__init__()
         self.scheme = scheme
+        self.in_features = in_features
         if scheme.storage_bits == 4:
             shape = (out_features, (in_features + 1) // 2)
             self.register_buffer("weight_packed", torch.zeros(shape, dtype=torch.uint8))
@@ -100,6 +101,14 @@ class IntegerDense(nn.Module):
     def stored(self) -> Weight:
         """What the integer operations take: stored codes and their scales."""
         return Weight(self.codes, self.weight_scale, self.weight_multiplier)
+
+    def values(self) -> Tensor:
+        """What the stored weight stands for, fp64 [N, K]: no product of code, multiplier and scale is rounded in it."""
+        codes = self.codes
+        if codes.dtype == torch.uint8:
+            codes = packing.unpack_int4(codes, self.in_features)
+        integers = Weight(codes.double(), self.weight_scale, self.weight_multiplier).integers()
+        return integers * self.weight_scale.double().unsqueeze(-1)
 
     @torch.no_grad()
     def take(self, source: Dense) -> None:

@@ -27,6 +27,17 @@ def fold_input(weight: Tensor, transform: BlockTransform | None) -> Tensor:
     return block_transform(weight, transform)
 
 
+def unfold_input(weight: Tensor, transform: BlockTransform | None) -> Tensor:
+    """The weight [N, K] that `fold_input` was given, back from what it made of it; in the weight's own precision."""
+    if transform is None:
+        return weight
+    signs, block = transform
+    unit = torch.eye(block, dtype=weight.dtype, device=weight.device)
+    matrix = block_transform(unit, BlockTransform(torch.ones_like(unit[0]), block))
+    turned = weight.unflatten(-1, (-1, block)) @ matrix.T
+    return turned.flatten(-2) * signs
+
+
 def fold_output(
     weight: Tensor, bias: Tensor, transform: BlockTransform | None
 ) -> tuple[Tensor, Tensor]:

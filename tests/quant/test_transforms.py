@@ -3,7 +3,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvit.quant.transforms import fitting_block, fold_input, fold_output, random_signs
+from qvit.quant.transforms import (
+    fitting_block,
+    fold_input,
+    fold_output,
+    random_signs,
+    unfold_input,
+)
 from qvit_kernels.reference import BlockTransform, block_transform
 
 
@@ -37,6 +43,8 @@ def test_folding_undoes_the_transform(width, wanted):
     x, weight = torch.randn(5, width), torch.randn(7, width)
     folded = block_transform(x, transform) @ fold_input(weight, transform).T
     torch.testing.assert_close(folded, x @ weight.T, rtol=1e-4, atol=1e-4)
+    back = unfold_input(fold_input(weight, transform).double(), transform)
+    torch.testing.assert_close(back.float(), weight, rtol=1e-5, atol=1e-6)
 
 
 def test_output_folding_transforms_the_product():
