@@ -29,7 +29,8 @@ def measure(cells: Iterator[Cell], out: Path) -> list[dict[str, Any]]:
         path = out / f"{name}.json"
         if not path.is_file():
             print(f"{name} ...", file=sys.stderr, flush=True)
-            _write(path, {"cell": name, **run(), **circumstances()})
+            cell = {"cell": name, **run(), **circumstances()}
+            write_whole(path, json.dumps(cell, indent=2) + "\n")
         found.append(json.loads(path.read_text(encoding="utf-8")))
     return found
 
@@ -54,7 +55,8 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _write(path: Path, values: dict[str, Any]) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there as a whole or as it was: whoever is interrupted goes on from it."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)

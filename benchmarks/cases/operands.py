@@ -16,15 +16,17 @@ from qvit_kernels.storage import empty_values
 
 
 class Operands:
-    """Makes operands on a device, from a seed.
+    """Makes operands on a device, from a seed; None: from torch's own state.
 
     draw: Where the numbers are drawn; "cpu" gives the same ones to every device, the device itself is faster.
     """
 
-    def __init__(self, device: torch.device, seed: int = 0, draw: str | None = None) -> None:
+    def __init__(self, device: torch.device, seed: int | None = 0, draw: str | None = None) -> None:
         self.device = device
         self._draw = torch.device(draw or device)
-        self._generator = torch.Generator(self._draw).manual_seed(seed)
+        self._generator = None
+        if seed is not None:
+            self._generator = torch.Generator(self._draw).manual_seed(seed)
 
     def floats(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Normally distributed."""
@@ -45,8 +47,11 @@ class Operands:
         codes = self.codes(*shape, bits=bits)
         return Quantized(pack_int4(codes) if packed else codes, self.scales(*shape[:-1], groups))
 
-    def weight(self, n: int, k: int, *, bits: int = 8, group: int = 0) -> Weight:
-        """int8 [n, k], or packed for 4 bits, then with multipliers of either sign for a `group` of columns."""
+    def weight(
+        self, n: int, k: int, *, bits: int = 8, group: int = 0, packed: bool | None = None
+    ) -> Weight:
+        """int8 [n, k], or `packed` (None: of 4 bits), with multipliers of either sign for a `group` of columns."""
+        packed = bits == 4 if packed is None else packed
         codes = self.codes(n, k, bits=bits)
         multiplier = None
         if group:
@@ -54,7 +59,7 @@ class Operands:
             sizes = self._integers(1, most, (n, k // group))
             multiplier = sizes * (2 * self._integers(0, 1, (n, k // group)) - 1)
         scale = self.scales(n) * 0.1
-        return Weight(pack_int4(codes) if bits == 4 else codes, scale, multiplier)
+        return Weight(pack_int4(codes) if packed else codes, scale, multiplier)
 
     def transform(self, width: int, block: int) -> BlockTransform | None:
         """Random signs; None for a block of 0."""

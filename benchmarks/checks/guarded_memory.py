@@ -14,46 +14,43 @@ _CANARY = 0xA5
 _POISON = 0x55
 
 
+def surround(tensor: Tensor, around: int = _CANARY) -> Tensor:
+    """A copy of a tensor, with its strides, between bytes of `around`."""
+    inner = _between(tensor.untyped_storage().nbytes(), tensor.device, around).view(tensor.dtype)
+    start = inner.storage_offset() + tensor.storage_offset()
+    return inner.as_strided(tensor.shape, tensor.stride(), start).copy_(tensor)
+
+
+def is_unbroken(tensor: Tensor, around: int = _CANARY) -> bool:
+    """Whether nothing was written beside a tensor that `surround` or a `guarded_memory` block made."""
+    raw = torch.tensor([], dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+    return bool((raw[:_GUARD] == around).all() & (raw[-_GUARD:] == around).all())
+
+
+def _between(size: int, device: torch.device, around: int) -> Tensor:
+    """Some bytes, contents undefined, between bytes of `around`."""
+    raw = torch.full((size + 2 * _GUARD,), around, dtype=torch.uint8, device=device)
+    return raw[_GUARD : _GUARD + size]
+
+
 class Guards:
     """The allocations of a `guarded_memory` block."""
 
     def __init__(self) -> None:
-        self._raw: list[tuple[Tensor, int]] = []
-        self._allocate = torch.empty
-
-    def shelter(self, tensor: Tensor) -> Tensor:
-        """A copy of a contiguous operand between bytes of 0xFF: NaN and -1 for whoever reads beyond its ends."""
-        held = self._place(tuple(tensor.shape), tensor.dtype, tensor.device, around=0xFF)
-        return held.copy_(tensor)
+        self._made: list[Tensor] = []
 
     def count_broken(self) -> int:
         """Allocations that something was written beside."""
-        return sum(not _is_whole(raw, size) for raw, size in self._raw)
+        return sum(not is_unbroken(tensor) for tensor in self._made)
 
     def allocate(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Poisoned memory between canaries: NaN in floats, 0x55 in all else."""
-        held = self._place(shape, dtype, device, around=_CANARY)
-        if dtype.is_floating_point:
-            return held.fill_(float("nan"))
-        flat = self._raw[-1][0]
-        flat[_GUARD : _GUARD + self._raw[-1][1]].fill_(_POISON)
-        return held
-
-    def _place(
-        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, around: int
-    ) -> Tensor:
-        size = math.prod(shape) * dtype.itemsize
-        # whole multiples of 16, so that raw bytes can be viewed as any dtype
-        total = (size + 2 * _GUARD + 15) // 16 * 16
-        raw = self._allocate(total, dtype=torch.uint8, device=device).fill_(around)
-        if around == _CANARY:
-            self._raw.append((raw, size))
-        return raw[_GUARD : _GUARD + size].view(dtype).view(shape)
-
-
-def _is_whole(raw: Tensor, size: int) -> bool:
-    before, after = raw[:_GUARD], raw[_GUARD + size :]
-    return bool((before == _CANARY).all() & (after == _CANARY).all())
+        raw = _between(math.prod(shape) * dtype.itemsize, device, _CANARY).fill_(_POISON)
+        self._made.append(
+            raw
+        )  # not what is handed out: Triton's interpreter gives it another storage
+        held = raw.view(dtype).view(shape)
+        return held.fill_(float("nan")) if dtype.is_floating_point else held
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cells import write_whole
+
 
 class Ledger:
     """Cells by name, kept in `path`.
@@ -47,9 +49,7 @@ class Ledger:
         }
         lines = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in heads.items())
         text = f'{{\n{lines},\n "cells": {{\n{cells}\n }}\n}}\n'
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(self.path)
+        write_whole(self.path, text)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 
 from benchmarks.cases.kernels import BATCHES, MODELS, SCHEMES, TINY, Case
+from benchmarks.cells import write_whole
 from benchmarks.checks import agreement
 from benchmarks.gpu.compiling_ahead import Ahead, compiling_ahead, worker_count
 from benchmarks.gpu.ledger import Ledger
@@ -236,7 +237,7 @@ def write_table(ledger: Ledger, session: Session, *, finished: bool) -> list[Pat
         paths.append(tiles.TABLES / f"{session.card}.json")
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     return paths
 
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qvit_kernels import ln_quant, reference
+from qvit_kernels import ln_quant, reference, tiles
 from qvit_kernels.arithmetic import codes_of, reciprocal, scale_of
 from qvit_kernels.attention_logits import load_pieces, zero_tile
 from qvit_kernels.attention_rows import head_in_passes, head_in_registers
@@ -26,7 +26,6 @@ from qvit_kernels.attention_tiles import (
 from qvit_kernels.launching import Launch
 from qvit_kernels.packing import BLOCK
 from qvit_kernels.storage import empty_rows, empty_values, pitch_of
-from qvit_kernels.tiles import describe_card
 
 # Output columns that a program keeps until their scale is known.
 _WIDEST_GROUP = 256
@@ -208,7 +207,7 @@ def plan(
     static = static_scale is not None
     codes, scale = empty_rows((batch, tokens), columns, group, packed, q.device, static=static)
     if capability is None:
-        capability = describe_card(q.device.index)[0] if q.is_cuda else 80
+        capability, _ = tiles.card_of(q.device)
     whole = _in_one_launch(columns, width, group, packed)
     held = group if whole else width
     pairs = bias is not None or mask is not None

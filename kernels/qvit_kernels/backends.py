@@ -2,15 +2,15 @@
 means."""
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import ClassVar
 
 import torch
+
+from qvit_kernels.notices import warn_once
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
 ENVIRONMENT = "QVIT_BACKEND"
@@ -32,7 +32,6 @@ class _Process:
     """The choice of the process. None: not made yet, the environment decides at first use."""
 
     name: str | None = None
-    warned: ClassVar[set[str]] = set()  # reasons that were told
 
 
 def backend() -> str:
@@ -92,14 +91,10 @@ def resolve(device: torch.device, name: str | None = None) -> str:
     reason = no_triton(device)
     if reason is None:
         return "triton"
-    if reason not in _Process.warned:
-        _Process.warned.add(reason)
-        warnings.warn(
-            f"the 'reference' backend computes tensors on {device}, slowly, because {reason}. Move the model to the "
-            "CPU for the 'cpu' backend, or call set_backend('reference') to say that this is intended.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    warn_once(
+        f"the 'reference' backend computes tensors on {device}, slowly, because {reason}. Move the model to the "
+        "CPU for the 'cpu' backend, or call set_backend('reference') to say that this is intended."
+    )
     return "reference"
 
 

@@ -59,7 +59,7 @@ def quantize_groups(
 
 @triton.jit
 def quantize_columns(y, scale_ptr, groups, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """`reference.quantize_rows` of a tile by static scales: int8 codes [BM, BN]. groups: of each column, [BN]."""
+    """`reference.quantize_rows` of a tile by static scales: int8 [BM, BN]. groups: of the columns, [BN] or [1]."""
     inverse = arithmetic.reciprocal(tl.load(scale_ptr + groups))
     return arithmetic.codes_of(y, inverse[None, :], LOW, HIGH, True)
 

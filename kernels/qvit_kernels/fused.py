@@ -4,7 +4,6 @@ The arguments are those of the registered ops, as in `composed`, which computes 
 once for each reason.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from qvit_kernels import attention_int8, composed, gemm_plans, ln_quant
 from qvit_kernels.composed import quantize_pixels  # a thousandth of a model: torch's own kernels do
 from qvit_kernels.launching import Launch
+from qvit_kernels.notices import warn_once
 
 __all__ = [
     "attention",
@@ -192,16 +192,9 @@ def _run(x: Tensor, *launches: Launch) -> None:
     return None
 
 
-_told: set[tuple[str, str]] = set()
-
-
 def _compose(name: str, reason: str, *arguments: Any) -> Any:
     """The reference's result, with a warning the first time for each op and reason."""
-    if (name, reason) not in _told:
-        _told.add((name, reason))
-        warnings.warn(
-            f"{name} has no kernel for these shapes ({reason}): the slow 'reference' backend computes it",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    warn_once(
+        f"{name} has no kernel for these shapes ({reason}): the slow 'reference' backend computes it"
+    )
     return getattr(composed, name)(*arguments)

@@ -62,17 +62,16 @@ def sum_columns(
 
 
 @triton.jit
-def rescale(acc, x_scale_ptr, x_scale_pitch, rows, UNIT: tl.constexpr):
-    """float(acc) * sx[m], fp32 [BM, BN]."""
+def rescale(
+    acc, x_scale_ptr, x_scale_pitch, rows,
+    W4: tl.constexpr, X4: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """float(acc) * sx[m], fp32 [BM, BN]. What is packed and has no multipliers came as 16 * code: the power of two is
+    taken back with the scale, which is at least 2^-100, exactly.
+    """
+    UNIT: tl.constexpr = (0.0625 if X4 else 1.0) * (0.0625 if W4 and WIDTH == 0 else 1.0)
     scale = tl.load(x_scale_ptr + rows.to(tl.int64) * x_scale_pitch) * UNIT
     return acc.to(tl.float32) * scale[:, None]
-
-
-@triton.jit
-def unit_of(W4: tl.constexpr, X4: tl.constexpr, WIDTH: tl.constexpr):
-    """What takes back the 16 * code of packed operands without multipliers: exactly, a scale being at least 2^-100."""
-    UNIT: tl.constexpr = (0.0625 if X4 else 1.0) * (0.0625 if W4 and WIDTH == 0 else 1.0)
-    return UNIT
 
 
 @triton.jit
@@ -85,17 +84,16 @@ def multiply(
     """The tile sum_g float(acc[m, n, g]) * sx[m, g], fp32 [BM, BN]. rows: [BM]; w_rows: [BN], in `column_order`; STEPS:
     tiles of K in a group of x, 0 where all of K is one group.
     """
-    UNIT: tl.constexpr = unit_of(W4, X4, WIDTH)
     if STEPS == 0:
         acc = sum_columns(
             x_ptr, w_ptr, m_ptr, rows, w_rows, 0, K, K,
             W4, X4, WIDTH, SPAN, EVEN, SWAP, ROWS, BM, BN, BK,
         )  # fmt: skip
-        total = rescale(acc, x_scale_ptr, x_scale_pitch, rows, UNIT)
+        total = rescale(acc, x_scale_ptr, x_scale_pitch, rows, W4, X4, WIDTH)
     elif W4:
         total = sum_groups_int4(
             x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, m_ptr, rows, w_rows, K, GROUPS,
-            X4, WIDTH, SPAN, UNIT, STEPS, SWAP, BM, BN, BK,
+            X4, WIDTH, SPAN, STEPS, SWAP, BM, BN, BK,
         )  # fmt: skip
     else:
         total = sum_groups_int8(
@@ -159,7 +157,7 @@ def linear_kernel(
             W4, X4, WIDTH, SPAN, EVEN, SWAP, ROWS, BM, BN, BK,
         )  # fmt: skip
         acc, last = collect(acc, sums_ptr, arrivals_ptr, SPLITS, BM, BN)
-        total = rescale(acc, x_scale_ptr, x_scale_pitch, rows, unit_of(W4, X4, WIDTH))
+        total = rescale(acc, x_scale_ptr, x_scale_pitch, rows, W4, X4, WIDTH)
         total = in_order(total, BM, BN, SPREAD)
     columns = n + tl.arange(0, BN)
     y = epilogues.finish_product(total, w_scale_ptr, bias_ptr, tl.minimum(columns, N - 1))
@@ -185,7 +183,8 @@ def gelu_quantize_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
     """GELU of y, the block transform, then quantized by GROUP columns: codes int8 [M, N] or packed uint8 [M, N / 2],
-    scale fp32 [M, N / GROUP], or none where static_ptr has one for all rows, [N / GROUP].
+    scale fp32 [M, N / GROUP], or none where static_ptr has those of all rows, [N / GROUP]; GROUP 0:
+    one for the tensor.
     """
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n = tl.program_id(0) * BN
@@ -200,7 +199,9 @@ def gelu_quantize_kernel(
     y = arithmetic.gelu(epilogues.finish_product(total, w_scale_ptr, bias_ptr, valid), TANH)
     y = epilogues.turn_blocks(y, signs_ptr, valid, BM, BN, BLOCK, NORM)
     if static_ptr is not None:
-        codes = epilogues.quantize_columns(y, static_ptr, valid // GROUP, LOW, HIGH)
+        # one scale for the tensor: a vector of them spilled 24 bytes on sm_100
+        groups = valid // GROUP if GROUP else tl.zeros((1,), tl.int32)
+        codes = epilogues.quantize_columns(y, static_ptr, groups, LOW, HIGH)
     else:
         codes, scale = epilogues.quantize_groups(y, BM, BN, GROUP, STEPS_Q, LOW, HIGH)
         groups = n // GROUP + tl.arange(0, BN // GROUP)

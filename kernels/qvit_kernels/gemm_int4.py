@@ -191,11 +191,12 @@ def sum_int4(
 @triton.jit
 def sum_groups_int4(
     x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, m_ptr, rows, w_rows, K, GROUPS,
-    X4: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr, UNIT: tl.constexpr,
+    X4: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
     STEPS: tl.constexpr, SWAP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """`gemm_int8.sum_groups_int8`. UNIT: what takes 16 * code back."""
+    """`gemm_int8.sum_groups_int8`; 16 * code is taken back with the scale, as `gemm.rescale` does."""
+    UNIT: tl.constexpr = (0.0625 if X4 else 1.0) * (0.0625 if WIDTH == 0 else 1.0)
     x, w, m = rows_of(x_ptr, w_ptr, m_ptr, rows, w_rows, K, X4, WIDTH, True)
     scales = x_scale_ptr + rows.to(tl.int64) * x_scale_pitch
     total = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.float32)

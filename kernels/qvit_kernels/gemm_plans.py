@@ -147,7 +147,7 @@ def plan_gelu_quantize(
         "scale_ptr": scale,
         "N": n,
         "TANH": approximate == "tanh",
-        "GROUP": group or n,
+        "GROUP": 0 if static and group == n else group,
         "PACKED": packed,
     }  # fmt: skip
     launch = product.launch(
@@ -238,7 +238,7 @@ class _Product:
         scale = x_scale.reshape(-1, groups).contiguous()
         card = None
         if not capability:
-            capability, card = tiles.describe_card(x.device.index or 0) if x.is_cuda else (80, None)
+            capability, card = tiles.card_of(x.device)
         name = f"{kind}-w{4 if w4 else 8}a{4 if x4 else 8}"
         # sums of integers may be taken in parts; floats, which groups of x make of them, in one order only
         splittable = kind == "linear" and groups == 1 and may_split(x.device)

@@ -18,6 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 TABLES = Path(__file__).parent / "tuned"
 
 # Streaming multiprocessors of the card that has most of them, by capability: a grid is to fill these.
@@ -185,10 +187,15 @@ def _parse(content: Mapping[str, Any]) -> dict[tuple[str, int, int], list[tuple[
     return table
 
 
+def card_of(device: torch.device) -> tuple[int, str | None]:
+    """Capability and name of the card that tensors of a device are for; a processor, in Triton's interpreter, and the
+    meta device stand for an A100.
+    """
+    return describe_card(device.index or 0) if device.type == "cuda" else (80, None)
+
+
 @lru_cache(maxsize=16)
 def describe_card(index: int) -> tuple[int, str]:
     """Capability and name of a CUDA device."""
-    import torch
-
     major, minor = torch.cuda.get_device_capability(index)
     return major * 10 + minor, torch.cuda.get_device_name(index)

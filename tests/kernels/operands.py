@@ -1,62 +1,27 @@
-"""Random operands of the ops, and one small call of every op."""
+"""Random operands of the ops, from the state that every test starts with, and one small call of every op."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from benchmarks.cases.operands import Operands
 from qvit_kernels import ops
-from qvit_kernels.packing import pack_int4
-from qvit_kernels.reference import (
-    BlockTransform,
-    QKNorm,
-    Quantized,
-    Weight,
-    code_range,
-    largest_multiplier,
-)
+from qvit_kernels.reference import Quantized, Weight
 
-
-def codes(*shape: int, bits: int = 8) -> Tensor:
-    low, high = code_range(bits)
-    return torch.randint(low, high + 1, shape, dtype=torch.int8)
-
-
-def rows(*shape: int, groups: int = 1, bits: int = 8) -> Quantized:
-    return Quantized(codes(*shape, bits=bits), torch.rand(*shape[:-1], groups) * 0.02 + 0.01)
+random = Operands(torch.device("cpu"), seed=None)
+codes, rows, transform, norm = random.codes, random.rows, random.transform, random.norm
 
 
 def weight(n: int, k: int, *, groups: int = 1, packed: bool = False) -> Weight:
     """groups > 1: integer multipliers of either sign, which need 4-bit codes."""
     bits = 4 if packed or groups > 1 else 8
-    values = codes(n, k, bits=bits)
-    multiplier = None
-    if groups > 1:
-        sign = torch.randint(0, 2, (n, groups)) * 2 - 1
-        multiplier = (torch.randint(1, largest_multiplier(bits) + 1, (n, groups)) * sign).to(
-            torch.int8
-        )
-    return Weight(
-        pack_int4(values) if packed else values, torch.rand(n) * 0.002 + 0.001, multiplier
-    )
-
-
-def transform(width: int, block: int) -> BlockTransform:
-    return BlockTransform(torch.randint(0, 2, (width,)).float() * 2 - 1, block)
+    return random.weight(n, k, bits=bits, group=k // groups if groups > 1 else 0, packed=packed)
 
 
 def heads(batch: int, count: int, tokens: int, width: int) -> tuple[Quantized, ...]:
+    """Q, K and V, all contiguous: not as `linear_qkv` leaves V."""
     return tuple(rows(batch, count, tokens, width) for _ in range(3))
-
-
-def norm(width: int) -> QKNorm:
-    return QKNorm(
-        torch.rand(width) + 0.5,
-        torch.randn(width),
-        torch.rand(width) + 0.5,
-        torch.randn(width),
-        1e-6,
-    )
 
 
 def _qkv() -> object:

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.checks.guarded_memory import is_unbroken, surround
 from qvit_kernels import composed, gemm_plans
 from qvit_kernels.launching import Launch
 from qvit_kernels.packing import pack_int4
 from qvit_kernels.tiles import Tile
-from tests.kernels.operands import codes
+from tests.kernels.operands import random
 
 KINDS = ("w8a8", "w4a8", "w4a4")
 ROWS = (0, 1, 16, 17, 63, 197, 394)
 WIDTHS = (24, 96, 192)
-_CANARY = 0x7F  # the worst int8 to read by mistake, and NaN as fp32, bf16 and fp16
-_MARGIN = 512
+_READ = 0x7F  # around operands: the worst int8 to read by mistake, and as a float 3e38 or NaN
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Product:
 
     def surrounded(self) -> "Product":
         """The same values between bytes that must not be read."""
-        return Product(*(None if t is None else surround(t) for t in self))
+        return Product(*(None if t is None else surround(t, _READ) for t in self))
 
 
 def product(
@@ -50,40 +50,11 @@ def product(
 ) -> Product:
     """Random operands. groups: of x's scales; width: columns that share a weight multiplier, 0 for none."""
     lead = (rows,) if isinstance(rows, int) else rows
-    x = codes(*lead, k, bits=4 if kind == "w4a4" else 8)
-    w = codes(n, k, bits=8 if kind == "w8a8" else 4)
-    x_scale = torch.rand(*((1,) if static else lead), groups) * 0.02 + 0.01
-    multiplier = None
-    if width:
-        signs = torch.randint(0, 2, (n, k // width)) * 2 - 1
-        multiplier = (torch.randint(1, 16, (n, k // width)) * signs).to(torch.int8)
-    return Product(
-        pack_int4(x) if kind == "w4a4" else x,
-        x_scale,
-        w if kind == "w8a8" else pack_int4(w),
-        torch.rand(n) * 0.002 + 0.001,
-        multiplier,
-    )
-
-
-def surround(tensor: Tensor) -> Tensor:
-    """A copy between canaries, with the same strides."""
-    held = tensor.untyped_storage().nbytes()
-    if held == 0:
-        return tensor
-    buffer = torch.full((held + 2 * _MARGIN,), _CANARY, dtype=torch.uint8)
-    inner = buffer[_MARGIN : _MARGIN + held].view(tensor.dtype)
-    copy = inner.as_strided(
-        tensor.shape, tensor.stride(), inner.storage_offset() + tensor.storage_offset()
-    )
-    copy.copy_(tensor)
-    return copy
-
-
-def margins(tensor: Tensor) -> Tensor:
-    """The canaries around a tensor that `surround` made."""
-    buffer = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
-    return torch.cat((buffer[:_MARGIN], buffer[-_MARGIN:]))
+    x, x_scale = random.rows(*lead, k, bits=4 if kind == "w4a4" else 8, groups=groups)
+    if static:
+        x_scale = random.scales(1, groups)
+    weight = random.weight(n, k, bits=8 if kind == "w8a8" else 4, group=width)
+    return Product(pack_int4(x) if kind == "w4a4" else x, x_scale, *weight)
 
 
 def run(planned: tuple[Launch, Any]) -> Any:
@@ -99,7 +70,7 @@ def run(planned: tuple[Launch, Any]) -> Any:
     replace(launch, arguments=arguments).run()
     for tensor in watched:
         if tensor.numel():
-            assert (margins(tensor) == _CANARY).all(), "written outside a result"
+            assert is_unbroken(tensor), "written outside a result"
     return watched[0] if single else tuple(watched)
 
 

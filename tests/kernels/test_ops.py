@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qvit_kernels import backends, ops
+from qvit_kernels import backends, notices, ops
 from qvit_kernels.ops import BackendError, Quantized, Weight, use_backend
 from qvit_kernels.registration import SCHEMAS
 from tests.kernels import operands
@@ -239,7 +239,7 @@ def test_arguments_that_do_not_fit_are_named(call, error, message):
 def unchosen(monkeypatch):
     """As in a process that has not yet asked for a backend."""
     monkeypatch.setattr(backends._Process, "name", None)
-    monkeypatch.setattr(backends._Process, "warned", set())
+    monkeypatch.setattr(notices, "_given", set())
     monkeypatch.delenv("QVIT_BACKEND", raising=False)
     return monkeypatch
 

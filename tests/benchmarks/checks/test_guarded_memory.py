@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.checks.guarded_memory import guarded_memory
+from benchmarks.checks.guarded_memory import guarded_memory, is_unbroken, surround
 
 
 @pytest.mark.parametrize("place", [-1, 12])
@@ -15,6 +15,19 @@ def test_a_write_beside_is_counted(place, dtype):
         start = bad.storage_offset() + place
         bad.as_strided((1,), (1,), start).fill_(1)
         assert guards.count_broken() == 1
+
+
+@pytest.mark.parametrize("around", [0x7F, 0xA5])
+def test_a_copy_keeps_its_strides_and_has_canaries(around):
+    whole = torch.arange(24, dtype=torch.float32).view(4, 6)
+    for tensor in (whole, whole.t(), whole[:, ::2], whole[1:], whole[:0]):
+        copy = surround(tensor, around)
+        assert torch.equal(copy, tensor)
+        assert copy.stride() == tensor.stride()
+        assert is_unbroken(copy, around)
+    copy = surround(whole, around)
+    copy.as_strided((1,), (1,), copy.storage_offset() + 24).fill_(0)
+    assert not is_unbroken(copy, around)
 
 
 def test_memory_is_poisoned_whoever_allocates():
