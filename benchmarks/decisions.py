@@ -25,7 +25,9 @@ _SYNSETS = SHARED / "imagenet" / "synsets.txt"
 _GROUPS = tuple(f"weights.group={size}" for size in (0, 64, 16))
 _PER_TOKEN = "activations.proj_group=0 activations.fc2_group=0"
 _PER_GROUP = "activations.proj_group=128 activations.fc2_group=128"
-# (weight bits, activation bits): changes of the default recipe, each alone; "" is the default itself
+# What every recipe of a scheme has: the rows of W4A4 are about Linears, attention at 8 bits is the last of them
+_BASES = {(4, 4): ["attention.bits=4", "attention.softmax_bits=4"]}
+# (weight bits, activation bits): changes of the default recipe, each alone; "" is none
 CHANGES: dict[tuple[int, int], tuple[str, ...]] = {
     (8, 8): (
         "",
@@ -45,6 +47,7 @@ CHANGES: dict[tuple[int, int], tuple[str, ...]] = {
         "transforms.fc2=16",
         "transforms.fc2=64",
         "attention.softmax_bits=8",
+        "attention.bits=8 attention.softmax_bits=8",
     ),
 }
 
@@ -54,7 +57,7 @@ def cells() -> Iterator[Cell]:
     for (w, a), changes in CHANGES.items():
         for change in changes:
             recipe = Recipe.preset("qvit", weight_bits=w, activation_bits=a).override(
-                change.split()
+                [*_BASES.get((w, a), []), *change.split()]
             )
             for seed in SEEDS if recipe.transforms.norm else SEEDS[:1]:
                 words = "-".join(

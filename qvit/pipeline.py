@@ -18,6 +18,7 @@ from qvit.deployment.conversion import to_integers
 from qvit.deployment.folders import check_target, written_whole
 from qvit.deployment.model_card import model_card
 from qvit.deployment.provenance import describe_origin
+from qvit.distillation.pool import Pool
 from qvit.distillation.stage import makes_own_images, plan_training, train
 from qvit.errors import UsageError
 from qvit.machine import package_versions
@@ -26,6 +27,7 @@ from qvit.models.config import ViTConfig
 from qvit.models.dense import IntegerDense
 from qvit.models.folding import fold
 from qvit.models.plan import plan_scheme
+from qvit.models.rounding import round_weights
 from qvit.models.timm_import import read_config, read_model
 from qvit.models.vit import ViT
 from qvit.models.vit_students import SimulatedStudent
@@ -43,8 +45,8 @@ def quantize(
 ) -> dict[str, Any]:
     """Quantize a float model without data and write the checkpoint folder `out`.
 
-    With `recipe.synthesis`, images are made, into the folder beside `out` that `images_beside` names, and with
-    `recipe.distillation` the low-bit model is trained on them, with state and log in the one that `training_beside`
+    With `recipe.synthesis`, images are made, into the folder beside `out` that `images_beside` names; with
+    `recipe.weights.rounding` = gptq weights are rounded for them; and with `recipe.distillation` the low-bit model is trained on them, with state and log in the one that `training_beside`
     names; images that are made while it is trained lie there, too. An interrupted run of either is continued. Images
     are no part of the checkpoint.
 
@@ -55,7 +57,8 @@ def quantize(
     out = out.resolve()
     check_target(out, overwrite=overwrite, is_ours=checkpoint.is_checkpoint)
     _check_recipe(recipe)
-    stages = _Stages(progress, 5 + _makes_images(recipe) + (recipe.distillation is not None))
+    optional = recipe.weights.rounding == "gptq", recipe.distillation is not None
+    stages = _Stages(progress, 5 + _makes_images(recipe) + sum(optional))
     with stages("load"):
         weights = zoo.fetch(source)
         model = zoo.load(source, seed=recipe.seed)
@@ -108,7 +111,7 @@ def _makes_images(recipe: Recipe) -> bool:
 def _learn(
     source: Source, vit: ViT, simulated: ViT, recipe: Recipe, out: Path, stages: "_Stages"
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Make images and train the simulated model, in place, as far as the recipe says so; what came of each."""
+    """Make images, round for them and train on them, in place, as far as the recipe says so; what came of each."""
     images = training = None
     student = SimulatedStudent(simulated)
     if recipe.synthesis is not None and _makes_images(recipe):
@@ -121,6 +124,10 @@ def _learn(
                 progress=stages.progress,
                 student=student,
             )
+    if recipe.weights.rounding == "gptq":
+        with stages("rounding"):
+            pool = Pool.read(images_beside(out))
+            round_weights(simulated, pool.images.float(), recipe.weights.damping)
     if recipe.distillation is not None:
         folders = images_beside(out), training_beside(out)
         with stages("training"):
@@ -149,6 +156,12 @@ def _check_recipe(recipe: Recipe) -> None:
         raise UsageError(
             f"synthesis.method = {recipe.synthesis.method}: quantize reads no images, and says so in the model's card; "
             "use `qvit synthesize` to prepare your own"
+        )
+
+    if recipe.weights.rounding == "gptq" and makes_own_images(recipe):
+        raise UsageError(
+            "weights.rounding = gptq needs images before the student is trained, and this recipe makes them on the "
+            "way: set weights.rounding=nearest"
         )
 
 

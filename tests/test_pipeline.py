@@ -94,8 +94,8 @@ def test_recipe_fields_reach_the_weights(tiny_model, tmp_path, setting):
         "activations.bits=8",
         "activations.proj_group=32",
         "activations.fc2_group=0",
-        "attention.bits=8",
-        "attention.softmax_bits=8",
+        "attention.bits=4",
+        "attention.softmax_bits=4",
     ],
 )
 def test_recipe_fields_reach_the_logits(tiny_model, tmp_path, setting):
@@ -150,6 +150,30 @@ def test_images_lie_beside_the_model_and_change_nothing_in_it(tiny_model, tmp_pa
     replayed = pipeline.quantize(source, again, tmp_path / "out", overwrite=True, progress=False)
     assert replayed["images"]["made"] == 0
     assert pipeline.plan(source, recipe)["images"]["batches"] == 2
+
+
+def test_weights_are_rounded_for_the_images(tiny_model, tmp_path):
+    source = zoo.resolve(str(tiny_model))
+    noise = W4A4.override(["synthesis=noise", "synthesis.images=8", "synthesis.batch=4"])
+    plain = pipeline.quantize(source, noise, tmp_path / "plain", progress=False)
+    recipe = noise.override(["weights.rounding=gptq"])
+    found = pipeline.quantize(source, recipe, tmp_path / "out", progress=False)
+    assert "rounding" in found["seconds"]
+    assert found["bytes"] == plain["bytes"]
+    assert found["sha256"] != plain["sha256"]
+    damped = recipe.override(["weights.damping=0.5"])
+    other = pipeline.quantize(source, damped, tmp_path / "damped", progress=False)
+    assert other["sha256"] != found["sha256"]
+
+
+def test_rounding_that_has_no_images_is_refused(tiny_model, tmp_path):
+    with pytest.raises(UsageError, match="--set synthesis=METHOD"):
+        W4A4.override(["weights.rounding=gptq"])
+    played = Recipe.preset(
+        "paper-psaq-v2", weight_bits=4, activation_bits=4, budget="0.01"
+    ).override(["static=none", "weights.rounding=gptq"])
+    with pytest.raises(UsageError, match="set weights.rounding=nearest"):
+        pipeline.plan(zoo.resolve(str(tiny_model)), played)
 
 
 def test_the_users_images_are_no_part_of_a_data_free_model(tiny_model, tmp_path):

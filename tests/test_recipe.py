@@ -69,9 +69,16 @@ def test_recipe_file_with_bits_replaced(tmp_path):
     path.write_text(Recipe.preset("qvit", weight_bits=4, activation_bits=4).to_yaml())
     recipe = load_recipe(str(path), 3, 6)
     assert recipe.scheme == "W3A6"
-    assert recipe.attention.bits == recipe.attention.softmax_bits == 6
+    assert recipe.attention.bits == recipe.attention.softmax_bits == 8
     assert recipe.transforms.norm == 64
     assert load_recipe(str(path)).scheme == "W4A4"
+
+
+def test_attention_that_went_with_the_activations_goes_on_doing_so(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(Recipe.preset("plain", weight_bits=4, activation_bits=4).to_yaml())
+    recipe = load_recipe(str(path), None, 6)
+    assert recipe.attention.bits == recipe.attention.softmax_bits == 6
 
 
 def test_missing_recipe_file(tmp_path):

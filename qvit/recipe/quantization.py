@@ -17,6 +17,7 @@ from qvit.recipe.static import Static
 from qvit.recipe.synthesis import Synthesis
 
 RANGES = ("mse", "minmax")
+ROUNDINGS = ("nearest", "gptq")
 RESIDUALS = ("float32", "float16", "bfloat16")
 MIN_BITS, MAX_BITS = 2, 8
 MAX_GROUPED_BITS = 4  # the product of a code and its group's multiplier has to fit in 8 bits
@@ -39,11 +40,16 @@ def _check_size(name: str, value: int) -> None:
 class Weights:
     """Symmetric weights, one scale per output channel; with a `group`, every so many input channels of it have an
     integer multiple of that scale for a step (0: no groups).
+
+    `rounding`: each weight to its nearest code, or together, for the inputs that the recipe's images cause ("gptq").
+    `damping`: of gptq; the share of the mean second moment of a Linear's inputs that is added to each.
     """
 
     bits: int = 8
     group: int = 0
     range: str = "mse"
+    rounding: str = "nearest"
+    damping: float = 0.01
 
     def __post_init__(self) -> None:
         _check_bits("weights.bits", self.bits)
@@ -54,6 +60,11 @@ class Weights:
                 " one scale per output channel; set weights.group=0"
             )
         check_choice("weights.range", self.range, RANGES)
+        check_choice("weights.rounding", self.rounding, ROUNDINGS)
+        if not 0 < self.damping <= 1:
+            raise UsageError(
+                f"weights.damping = {self.damping}: expected a share above 0, up to 1; 0.01 is usual"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +145,10 @@ class Recipe:
             raise UsageError(f"seed = {self.seed}: expected a whole number from 0 to 2^63 - 1")
         budget_share(self.budget)
         check_choice("residual", self.residual, RESIDUALS)
+        if self.weights.rounding == "gptq" and self.synthesis is None:
+            raise UsageError(
+                "weights.rounding = gptq needs images: say how they are made with --set synthesis=METHOD"
+            )
         if self.distillation is not None and self.synthesis is None:
             raise UsageError(
                 "distillation needs images: say how they are made with --set synthesis=METHOD"
@@ -150,6 +165,7 @@ class Recipe:
         a, t = self.activations, self.transforms
         ignored = {
             "weights.group": self.weights.group,
+            "weights.rounding": self.weights.rounding != "nearest",
             "activations.proj_group": a.proj_group,
             "activations.fc2_group": a.fc2_group,
             **{f"transforms.{name}": getattr(t, name) for name in ("norm", "fc2", "qk", "v")},
@@ -157,7 +173,7 @@ class Recipe:
         found = next((name for name, value in ignored.items() if value), None)
         if found is not None:
             raise UsageError(
-                f"{found} belongs to qvit's own quantizers, and the recipe has static ones: set it to 0 or false, or "
+                f"{found} belongs to qvit's own quantizers, and the recipe has static ones: set it to 0, false or nearest, or "
                 "begin with --recipe plain"
             )
 
@@ -275,8 +291,12 @@ def load_recipe(
     if weight_bits is not None:
         settings.append(f"weights.bits={weight_bits}")
     if activation_bits is not None:
-        fields = ("activations.bits", "attention.bits", "attention.softmax_bits")
-        settings += [f"{name}={activation_bits}" for name in fields]
+        settings.append(f"activations.bits={activation_bits}")
+        if recipe.attention == Attention(
+            bits=recipe.activations.bits, softmax_bits=recipe.activations.bits
+        ):
+            names = ("attention.bits", "attention.softmax_bits")
+            settings += [f"{name}={activation_bits}" for name in names]
     return recipe.override(settings)
 
 
@@ -325,11 +345,13 @@ def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
     # Mean KL of three seeds on 500 development images, W4A8 and W4A4 (kernels/README.md, Decisions): weight groups none
     # 0.225, 0.436; 64 0.135, 0.329; 32 0.106, 0.285; 16 0.092, 0.272. One scale a token in proj and fc2: 0.107, 0.361;
     # so 8 bits go without groups there. A CPU likes that; a GPU has groups for nothing and wants them set.
+    # Both attention products take int8 operands whatever their bits: 8 of them cost nothing, and take W4A4 from @@ to
+    # @@.
     group = 128 if activation_bits < 8 else 0
     return {
         "weights": Weights(bits=weight_bits, group=32 if weight_bits <= 4 else 0),
         "activations": Activations(bits=activation_bits, proj_group=group, fc2_group=group),
-        "attention": Attention(bits=activation_bits, softmax_bits=activation_bits),
+        "attention": Attention(),
         "transforms": Transforms(norm=64, fc2=32, qk=True, v=True),
     }
 

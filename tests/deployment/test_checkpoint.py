@@ -64,7 +64,8 @@ def test_description_needs_no_weights(tiny_quantized):
     assert found["license"] == "apache-2.0"
     rows = {name: row for row in found["bits"] for name in row["modules"]}
     assert rows["blocks.*.attn.qkv"]["weight_bits"] == 4
-    assert rows["blocks.*.attn"]["softmax_bits"] == 4
+    assert rows["blocks.*.attn.proj"]["input_bits"] == 4
+    assert rows["blocks.*.attn"]["softmax_bits"] == 8
 
 
 def test_unknown_format_version_names_both(folder):
