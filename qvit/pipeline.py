@@ -46,9 +46,9 @@ def quantize(
     """Quantize a float model without data and write the checkpoint folder `out`.
 
     With `recipe.synthesis`, images are made, into the folder beside `out` that `images_beside` names; with
-    `recipe.weights.rounding` = gptq weights are rounded for them; and with `recipe.distillation` the low-bit model is trained on them, with state and log in the one that `training_beside`
-    names; images that are made while it is trained lie there, too. An interrupted run of either is continued. Images
-    are no part of the checkpoint.
+    `recipe.weights.rounding` = gptq weights are rounded for them; and with `recipe.distillation` the low-bit model is
+    trained on them, with state and log in the folder that `training_beside` names; images that are made while it is
+    trained lie there, too. An interrupted run is continued. Images are no part of the checkpoint.
 
     Returns the path, bytes, ratio to the fp32 weights, sha256 of model.safetensors and seconds of each stage.
     Raises UsageError for a model that is no plain ViT, a recipe whose quantizers are only simulated, or a target that

@@ -172,7 +172,7 @@ def test_rounding_that_has_no_images_is_refused(tiny_model, tmp_path):
     played = Recipe.preset(
         "paper-psaq-v2", weight_bits=4, activation_bits=4, budget="0.01"
     ).override(["static=none", "weights.rounding=gptq"])
-    with pytest.raises(UsageError, match="set weights.rounding=nearest"):
+    with pytest.raises(UsageError, match=r"set weights\.rounding=nearest"):
         pipeline.plan(zoo.resolve(str(tiny_model)), played)
 
 

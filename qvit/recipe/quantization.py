@@ -173,8 +173,8 @@ class Recipe:
         found = next((name for name, value in ignored.items() if value), None)
         if found is not None:
             raise UsageError(
-                f"{found} belongs to qvit's own quantizers, and the recipe has static ones: set it to 0, false or nearest, or "
-                "begin with --recipe plain"
+                f"{found} belongs to qvit's own quantizers, and the recipe has static ones: set it to 0, false or "
+                "nearest, or begin with --recipe plain"
             )
 
     @property
