@@ -7,6 +7,7 @@ run.json            where the float weights were, versions, seed, hashes, timing
 README.md           model card
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -56,6 +57,28 @@ def quantization_config(config: ViTConfig, scheme: ModelScheme, name: str) -> di
         "scheme": name,
         "model": config.to_dict(),
         "tensors": scheme.to_dict(),
+    }
+
+
+def adapt_config(config: Mapping[str, Any], shape: ViTConfig) -> dict[str, Any]:
+    """config.json of a model whose image size or classifier was changed since it was read; `shape` is its own now."""
+    quantization = config["quantization_config"]
+    scheme = ModelScheme.from_dict(quantization["tensors"])
+    kept = {name: scheme.linears[name] for name in shape.linears()}
+    changed = {"img_size": list(shape.image_size), "num_classes": shape.num_classes}
+    return {
+        **config,
+        "num_classes": shape.num_classes,
+        "model_args": (config.get("model_args") or {}) | changed,
+        "pretrained_cfg": {
+            **config["pretrained_cfg"],
+            "input_size": [shape.in_chans, *shape.image_size],
+        },
+        "quantization_config": {
+            **quantization,
+            "model": shape.to_dict(),
+            "tensors": dataclasses.replace(scheme, linears=kept).to_dict(),
+        },
     }
 
 

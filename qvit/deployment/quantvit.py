@@ -13,6 +13,7 @@ from qvit.deployment import checkpoint
 from qvit.deployment.placement import require_device
 from qvit.deployment.provenance import architecture_of
 from qvit.errors import UsageError
+from qvit.models.adaptation import drop_head, resize
 from qvit.models.integer import Integer
 from qvit.models.timm_export import write_model
 from qvit.models.unfolding import unfold
@@ -23,11 +24,15 @@ from qvit_kernels import ops
 class QuantViT(nn.Module):
     """Images to logits, in integers; loads without float weights and without network.
 
-    `.to(device)` moves it; `.half()` and other dtypes leave it as it is, since its scales and norms are fp32.
+    A module like any other: it moves (`.to(device)`), copies, pickles, has a `state_dict`, takes batches of any size
+    (none at all, too), and may be called by several threads at once. Two things differ. It cannot be trained. And its
+    scales, norms and residual stream have the precision they were quantized with, or its integers would be others:
+    `.half()`, `.bfloat16()` and `.to(dtype)` change what comes out (`dtype`) and nothing inside.
 
     Attributes:
-        config: config.json of the checkpoint, as nested values.
+        config: config.json of the checkpoint, as nested values; it follows `set_input_size` and `reset_classifier`.
         backend: "auto", "triton", "cpu" or "reference"; "auto" follows QVIT_BACKEND, then the device.
+        dtype: Of logits and features. Images may have any float dtype, whatever this one is.
     """
 
     def __init__(self, vit: ViT, config: dict[str, Any], *, backend: str = "auto") -> None:
@@ -37,19 +42,41 @@ class QuantViT(nn.Module):
         self.vit = vit
         self.config = config
         self.backend = backend
+        self.dtype = torch.float32
         self.eval()
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, device: str | torch.device = "cpu", backend: str = "auto"
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        backend: str = "auto",
+        img_size: int | tuple[int, int] | None = None,
+        num_classes: int | None = None,
     ) -> Self:
         """Load a folder that `qvit quantize` wrote, or such a repository on the hub (`org/name`).
 
-        Raises InputError naming what is wrong with the folder, RequirementError for a device that is not there.
+        Args:
+            path: The folder or the repository.
+            device: Where it shall compute.
+            backend: See the class.
+            img_size: Of the images, where it is not the one it was quantized for; see `set_input_size`.
+            num_classes: 0 for features in place of logits; see `reset_classifier`.
+
+        Raises:
+            InputError: Something is wrong with the folder; the message names it.
+            RequirementError: The device is not there, or a download failed.
+            UsageError: An image size or number of classes that cannot be.
         """
         require_device(device if isinstance(device, str) else str(torch.device(device)))
         vit, config = checkpoint.load(checkpoint.locate(path))
-        return cls(vit, config, backend=backend).to(device)
+        model = cls(vit, config, backend=backend)
+        if img_size is not None:
+            model.set_input_size(img_size)
+        if num_classes is not None:
+            model.reset_classifier(num_classes)
+        return model.to(device)
 
     @property
     def data_config(self) -> DataConfig:
@@ -70,20 +97,64 @@ class QuantViT(nn.Module):
         """Length of the logits; 0 for a model without head."""
         return self.vit.config.num_classes
 
+    @property
+    def num_features(self) -> int:
+        """Width of tokens and pooled features."""
+        return self.vit.config.embed_dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the integers are, and images have to be."""
+        return self.vit.patch_embed.gain.device
+
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images, float [B, 3, H, W], to logits fp32 [B, num_classes] (pooled features without a head).
+        """Normalised images, float [B, 3, H, W], to logits [B, num_classes] (pooled features [B, D] without a head).
 
         Pixels are clamped to the 8-bit range, so that infinities and NaN give finite logits that mean nothing.
+        Raises TypeError for images of another dtype, ValueError for another shape or device, before anything is
+        computed.
         """
         self._check(images)
         with torch.no_grad():  # not inference_mode: its tensors could not enter a trained head
-            return self.vit(images, self._execution)
+            return self.vit(images, self._execution).to(self.dtype)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Normalised images, float [B, 3, H, W], to tokens after the final norm, fp32 [B, T, D]."""
+        """Normalised images, float [B, 3, H, W], to tokens after the final norm, [B, T, D]; raises as `forward`."""
         self._check(images)
         with torch.no_grad():
-            return self.vit.forward_features(images, self._execution)
+            return self.vit.forward_features(images, self._execution).to(self.dtype)
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Take images of another size, (height, width), from now on, as timm's method of this name.
+
+        Position embeddings are resampled bicubically by timm, which loses detail: set the size once. No weight
+        changes. Raises UsageError for a size that is none, or smaller than a patch.
+        """
+        size = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if not _is_size(size):
+            raise UsageError(
+                f"img_size must be a positive number of pixels or (height, width), got {img_size!r}"
+            )
+        try:
+            resize(self.vit, (size[0], size[1]))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        self.config = checkpoint.adapt_config(self.config, self.vit.config)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """With 0, end in pooled features [B, num_features] from now on, in the basis of the float model.
+
+        Any other number raises UsageError, unless it is what the model has: a new classifier would have to be trained.
+        """
+        if num_classes == self.num_classes:
+            return
+        if num_classes != 0:
+            raise UsageError(
+                f"a classifier of {num_classes} classes would have to be trained, and this one has "
+                f"{self.num_classes}; reset_classifier(0) gives features for a head of your own"
+            )
+        drop_head(self.vit)
+        self.config = checkpoint.adapt_config(self.config, self.vit.config)
 
     def dequantize(self) -> nn.Module:
         """timm's float model with the values that the integers stand for: fp32, in eval mode, on the same device.
@@ -100,10 +171,12 @@ class QuantViT(nn.Module):
         return model.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """A QuantViT holds integers and cannot be trained; `eval()` is what it always is."""
+        """A QuantViT is always in eval mode: `train(False)` does nothing, `train()` raises UsageError and says why."""
         if mode:
             raise UsageError(
-                "a QuantViT holds integers and cannot be trained; quantize again from the float weights"
+                "a QuantViT holds integers, which have no gradient, and cannot be trained. To train a head on its "
+                "features, call train() on that head alone; to train a low-bit model, quantize again with a recipe "
+                "that distils (`qvit quantize --recipe`); dequantize() gives a float model that trains"
             )
         return super().train(False)
 
@@ -112,26 +185,49 @@ class QuantViT(nn.Module):
         return Integer(None if self.backend == "auto" else self.backend)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move to a device, never to a dtype: scales in half precision would no longer be the checkpoint's."""
+        """Move to a device; of a dtype only take note: scales in half precision would not be the checkpoint's."""
 
         def keep_dtype(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
+        # A tensor of the present dtype tells a conversion from a move, which leaves it as it is.
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.device)).dtype
         return super()._apply(keep_dtype, recurse)
 
     def _check(self, images: Tensor) -> None:
-        expected = (self.vit.config.in_chans, *self.vit.config.image_size)
+        config = self.vit.config
+        height, width = config.image_size
+        expected = f"[B, {config.in_chans}, {height}, {width}]"
         if not isinstance(images, Tensor):
             raise TypeError(
                 f"images must be a tensor, got {type(images).__name__}; model.transform() makes one"
-            )
-        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(
-                f"images must be [B, {', '.join(map(str, expected))}], got {list(images.shape)}; "
-                "model.transform() makes such tensors"
             )
         if not images.is_floating_point():
             raise TypeError(
                 f"images must be normalised floats, got {images.dtype}; model.transform() makes such tensors"
             )
+        shape = list(images.shape)
+        if len(shape) == 3:
+            raise ValueError(f"images must be {expected}, got {shape}; images[None] makes a batch")
+        if len(shape) != 4 or shape[1] != config.in_chans:
+            raise ValueError(
+                f"images must be {expected}, got {shape}; model.transform() makes such images of RGB ones"
+            )
+        if tuple(shape[2:]) != config.image_size:
+            raise ValueError(
+                f"images must be {expected}, got {shape}; model.transform() makes them so, and "
+                f"from_pretrained(..., img_size=({shape[2]}, {shape[3]})) makes a model that takes these"
+            )
+        if images.device != self.device:
+            raise ValueError(
+                f"images are on {images.device}, the model is on {self.device}; move them with "
+                "images.to(model.device), or the model with model.to(images.device)"
+            )
+
+
+def _is_size(size: object) -> bool:
+    """Whether something is a height and a width."""
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        return False
+    return all(type(length) is int and length > 0 for length in size)

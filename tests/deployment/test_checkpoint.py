@@ -287,15 +287,6 @@ def test_logits_can_feed_a_trained_head(tiny_quantized):
     assert probe.weight.grad is not None
 
 
-@pytest.mark.parametrize("convert", ["half", "bfloat16", "double"])
-def test_other_dtypes_leave_the_model_as_it_is(tiny_quantized, convert):
-    model = QuantViT.from_pretrained(tiny_quantized)
-    images = images_for(model.vit)
-    expected = model(images)
-    assert torch.equal(getattr(model, convert)()(images), expected)
-    assert torch.equal(model.to(torch.float16)(images), expected)
-
-
 def test_copies_and_threads(tiny_quantized):
     model = QuantViT.from_pretrained(tiny_quantized)
     images = images_for(model.vit)
