@@ -153,9 +153,11 @@ def quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
 
     By the reciprocal: one division a row and not one a value. A kernel spends a multiplication on a value then, where
     a correctly rounded division is ten instructions and a branch. At 8 bits |x| <= 127 * s * (1 + 2^-22) still
-    rounds to at most 127.
+    rounds to at most 127. The bounds are whole, so clamping first gives the same codes; it also leaves a gradient to
+    every value that rounds to an extreme code, which torch 2.15 gives nothing that lies on a bound: it took most of the
+    softmax's numerators, whose code is 0, out of training.
     """
-    return round_half_even(x * scale.reciprocal()).clamp(low, high)
+    return round_half_even((x * scale.reciprocal()).clamp(low, high))
 
 
 def quantize_rows(
@@ -325,7 +327,7 @@ def quantize_pixels(images: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
     came from 8-bit pixels loses nothing. Returns codes [B, C, H, W] in -128..127.
     """
     shape = (1, -1, 1, 1)
-    return round_half_even(images * gain.view(shape) + offset.view(shape)).clamp(-128, 127)
+    return round_half_even((images * gain.view(shape) + offset.view(shape)).clamp(-128, 127))
 
 
 def unfold_patches(images: Tensor, patch: tuple[int, int]) -> Tensor:

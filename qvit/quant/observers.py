@@ -63,10 +63,15 @@ def _squared_error(
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
-    """Quantize and dequantize: (clamp(rint(x / s) + z, low, high) - z) * s; scale, zero_point broadcast to x."""
+    """Quantize and dequantize: (rint(clamp(x / s + z, low, high)) - z) * s; scale, zero_point broadcast to x.
+
+    The clamp comes first, as LSQ has it: torch 2.15 gives no gradient to what lies on a bound of a clamp, and after
+    rounding that is every value with an extreme code, half of a 2-bit tensor.
+    """
     zero_point = reference.round_half_even(zero_point)
-    codes = reference.round_half_even(x / scale) + zero_point
-    return (codes.clamp(*scheme.codes) - zero_point) * scale
+    # Clamped as x / s, so that a zero point does not change which way a tie rounds.
+    low, high = (end - zero_point for end in scheme.codes)
+    return reference.round_half_even(torch.clamp(x / scale, low, high)) * scale
 
 
 def scale_and_zero_point(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:

@@ -264,3 +264,12 @@ def test_signs_come_before_the_blocks():
     t = BlockTransform(torch.tensor([-1.0, 1.0]), 2)
     got = reference.block_transform(torch.tensor([[1.0, 0.0]]), t)
     assert torch.allclose(got, torch.tensor([[-1.0, -1.0]]) / math.sqrt(2))
+
+
+def test_values_with_an_extreme_code_have_a_gradient():
+    """A softmax numerator whose code is 0 is one of most, and learns like the others."""
+    x = torch.linspace(0.05, 2.9, 40, requires_grad=True)
+    codes = reference.quantize(x, torch.ones(()), 0, 3)
+    assert set(codes.tolist()) == {0.0, 1.0, 2.0, 3.0}
+    codes.sum().backward()
+    assert torch.equal(x.grad, torch.ones(40))
