@@ -156,4 +156,4 @@ def test_attention_goes_where_the_generator_is_told(kind, tmp_path):
     centres = attention_centres(attention_map(outcome, network.config))
     assert isinstance(network.config, ViTConfig) == (kind == "vit")
     both = torch.stack([centres.flatten(), draw.condition.centres.flatten()])
-    assert torch.corrcoef(both)[0, 1] > 0.6
+    assert torch.corrcoef(both)[0, 1] > 0.5
