@@ -77,15 +77,11 @@ def quantize(
         size = (folder / checkpoint.WEIGHTS).stat().st_size
         digest = checkpoint.hash_file(folder / checkpoint.WEIGHTS)
         origin = describe_origin(source, weights)
+        run = _run_json(origin, recipe, digest, stages.seconds, images, training)
+        checkpoint.write_json(folder / checkpoint.RUN, run)
         config = _config_json(source, vit.config, scheme, recipe)
         checkpoint.write_json(folder / checkpoint.CONFIG, config)
         (folder / checkpoint.RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-        run = _run_json(origin, recipe, digest, stages.seconds)
-        if images is not None:
-            run["images"] = {name: images[name] for name in ("path", "fingerprint", "images")}
-        if training is not None:
-            run["training"] = training
-        checkpoint.write_json(folder / checkpoint.RUN, run)
         card = _card(source, origin, recipe, size, size / fp32_bytes)
         (folder / checkpoint.CARD).write_text(card, encoding="utf-8")
         checkpoint.load(folder)  # what cannot be read back must not be called finished
@@ -243,9 +239,15 @@ def _config_json(
 
 
 def _run_json(
-    origin: dict[str, Any], recipe: Recipe, digest: str, seconds: dict[str, float]
+    origin: dict[str, Any],
+    recipe: Recipe,
+    digest: str,
+    seconds: dict[str, float],
+    images: dict[str, Any] | None,
+    training: dict[str, Any] | None,
 ) -> dict[str, Any]:
     versions = {"qvit": __version__, "python": platform.python_version()} | package_versions()
+    made = {} if images is None else {n: images[n] for n in ("path", "fingerprint", "images")}
     return {
         "source": origin,
         "seed": recipe.seed,
@@ -255,6 +257,8 @@ def _run_json(
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "images_read": 0,
+        **({"images": made} if made else {}),
+        **({} if training is None else {"training": training}),
     }
 
 
