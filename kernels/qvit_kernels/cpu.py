@@ -320,14 +320,11 @@ class _Rows:
         packed: bool,
         static_scale: Tensor | None,
     ) -> None:
-        width = shape[-1]
-        groups = width // (group or width)
-        static = static_scale is not None
-        device = torch.device("cpu")
-        self._codes, self._scale = empty_rows(
-            shape[:-1], width, group, False, device, static=static
-        )
-        self._codes_by_row = self._codes.view(-1, groups, width // groups)
+        *lead, width = shape
+        static, device = static_scale is not None, torch.device("cpu")
+        self._codes, self._scale = empty_rows(lead, width, group, False, device, static=static)
+        size = group or width
+        self._codes_by_row = self._codes.view(-1, width // size, size)
         self._bits = bits
         self._transform = composed.transform_of(signs, block)
         self._packed = packed
