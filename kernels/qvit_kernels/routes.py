@@ -1,0 +1,61 @@
+"""How an op is computed: by which backend, in which launches, and why not by the fast ones where it is not."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from qvit_kernels import backends
+from qvit_kernels.integer_matmul import int8_matmul_is_exact
+
+_WITHOUT_PRODUCTS = ("layernorm_quantize", "quantize_pixels", "quantize_rows")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The way of one op to its result.
+
+    Attributes:
+        backend: Which computes it: "reference" also where "triton" has no kernel for the shapes.
+        kernels: Names of the Triton kernels it launches, in order; none where torch's own kernels compute it.
+        tiles: How each of them is cut into programs.
+        computes_in: "int8" or "float", which its matrix products are made in, exactly either way; None if it has none.
+        reason: Why the fast way was not taken; None where it was, or the slow one was asked for.
+    """
+
+    backend: str
+    kernels: tuple[str, ...]
+    tiles: tuple[str, ...]
+    computes_in: str | None
+    reason: str | None
+
+
+def find_route(op: str, arguments: tuple[Any, ...], backend: str | None = None) -> Route:
+    """The route of a registered op with these arguments, which are all but the backend. Nothing is computed.
+
+    Raises BackendError where the backend cannot run here.
+    """
+    device = arguments[0].device
+    products = op not in _WITHOUT_PRODUCTS
+    name = backends.backend() if backend is None else backend
+    chosen = backends.resolve(device, name)
+    if chosen == "cpu":
+        exact = not products or int8_matmul_is_exact()
+        reason = None if exact else "this processor's int8 product saturates (no VNNI)"
+        return Route(chosen, (), (), _dtype("int8" if exact else "float", products), reason)
+    if chosen == "reference":
+        reason = backends.no_triton(device) if name == "auto" else None
+        return Route(chosen, (), (), _dtype("float", products), reason)
+    # not imported before: Triton takes a second, and may not be installed
+    fused_launches = import_module("qvit_kernels.fused_launches")
+    launches = fused_launches.launches_of(op, arguments)
+    if isinstance(launches, str):
+        return Route("reference", (), (), _dtype("float", products), launches)
+    described = [fused_launches.describe(launch) for launch in launches]
+    kernels, tiles = (
+        (tuple(part) for part in zip(*described, strict=True)) if described else ((), ())
+    )
+    return Route(chosen, kernels, tiles, _dtype("int8", products), None)
+
+
+def _dtype(name: str, products: bool) -> str | None:
+    return name if products else None
