@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from qvit import zoo
 from qvit.data import DataConfig
 from qvit.deployment import checkpoint
+from qvit.deployment.explanation import Explanation, MachineRates
+from qvit.deployment.listening import listen
 from qvit.deployment.placement import require_device
 from qvit.deployment.provenance import architecture_of
 from qvit.errors import UsageError
@@ -156,6 +158,29 @@ class QuantViT(nn.Module):
         drop_head(self.vit)
         self.config = checkpoint.adapt_config(self.config, self.vit.config)
 
+    def explain(self, batch_size: int = 1, *, rates: MachineRates | None = None) -> Explanation:
+        """What one pass consists of: for each operation bits, backend, kernel, tile, bytes, operations, and why it
+        was not computed faster, where it was not. `print(model.explain())` shows a table.
+
+        It runs the model once on `batch_size` black images, where it is, and notes what really happens.
+
+        Args:
+            batch_size: Images of the pass, one at least.
+            rates: What this machine was measured to reach; with them every row has a floor in seconds.
+
+        Raises UsageError for a batch size that is none.
+        """
+        if type(batch_size) is not int or batch_size < 1:
+            raise UsageError(f"batch_size must be a whole number from 1 on, got {batch_size!r}")
+        config = self.vit.config
+        images = torch.zeros(batch_size, config.in_chans, *config.image_size, device=self.device)
+        return Explanation(
+            scheme=self.scheme,
+            device=str(self.device),
+            images=tuple(images.shape),
+            layers=listen(self.vit, images, self._backend, rates),
+        )
+
     def dequantize(self) -> nn.Module:
         """timm's float model with the values that the integers stand for: fp32, in eval mode, on the same device.
 
@@ -181,8 +206,13 @@ class QuantViT(nn.Module):
         return super().train(False)
 
     @property
+    def _backend(self) -> str | None:
+        """As the operations take it: None follows the present choice."""
+        return None if self.backend == "auto" else self.backend
+
+    @property
     def _execution(self) -> Integer:
-        return Integer(None if self.backend == "auto" else self.backend)
+        return Integer(self._backend)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move to a device; of a dtype only take note: scales in half precision would not be the checkpoint's."""

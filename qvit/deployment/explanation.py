@@ -1,0 +1,144 @@
+"""What `QuantViT.explain` answers: the operations of one pass, what each takes, and how it is computed."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from qvit_kernels.routes import Route
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineRates:
+    """What a machine was measured to reach; without a measurement there is no floor to compare with.
+
+    Attributes:
+        bytes_per_second: Of a large copy, read and written bytes together.
+        operations_per_second: Of a large int8 matrix product, a multiplication and its addition counted as two.
+    """
+
+    bytes_per_second: float
+    operations_per_second: float
+
+    def __post_init__(self) -> None:
+        for name in ("bytes_per_second", "operations_per_second"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a measured, positive rate, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One operation of a layer.
+
+    Attributes:
+        name: The module it belongs to, "blocks.0.attn.qkv".
+        op: The operation of qvit_kernels, "linear_qkv".
+        weight_bits: Bits that a stored weight takes; None without weights.
+        input_bits: Bits that a value of its input takes where it is stored.
+        bytes: Of all it reads and writes, each tensor once, as it is stored.
+        operations: Multiplications and additions of its matrix products; 0 without any.
+        floor: Seconds that no implementation can beat at the given rates; None without rates.
+        route: Which backend and kernels compute it, and why not faster ones.
+    """
+
+    name: str
+    op: str
+    weight_bits: int | None
+    input_bits: int
+    bytes: int
+    operations: int
+    floor: float | None
+    route: Route
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """The operations of one pass, in order; `str()` is a table of them.
+
+    What torch does between them, position embeddings, the final norm and pooling, is in no row.
+
+    Attributes:
+        scheme: Of the model, "W4A8".
+        device: Where it was.
+        images: Shape of the batch, (B, C, H, W).
+        layers: A row for each operation.
+    """
+
+    scheme: str
+    device: str
+    images: tuple[int, ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of all rows."""
+        return sum(layer.bytes for layer in self.layers)
+
+    @property
+    def operations(self) -> int:
+        """Of all rows."""
+        return sum(layer.operations for layer in self.layers)
+
+    @property
+    def floor(self) -> float | None:
+        """Seconds, of all rows one after the other; None without rates."""
+        floors = [layer.floor for layer in self.layers]
+        known = [floor for floor in floors if floor is not None]
+        return sum(known) if len(known) == len(floors) else None
+
+    def __str__(self) -> str:
+        """Equal blocks share a row, which is for one of them."""
+        rows = _merged(self.layers)
+        columns = _COLUMNS if self.floor is not None else _COLUMNS[:-1]
+        cells = [[head for head, _ in columns]]
+        cells += [[show(layer, count) for _, show in columns] for layer, count in rows]
+        shape = " x ".join(map(str, self.images))
+        total = f"in all {self.bytes / 1e6:.2f} MB, {self.operations / 1e9:.2f} Gop"
+        total += f", floor {self.floor * 1e6:.0f} us" if self.floor is not None else ""
+        lines = [f"{self.scheme} on {self.device}, images {shape}", "", *_aligned(cells), "", total]
+        reasons = {(layer.op, layer.route.reason): None for layer, _ in rows if layer.route.reason}
+        return "\n".join([*lines, *(f"{op}: slow, because {reason}" for op, reason in reasons)])
+
+
+_COLUMNS: Sequence[tuple[str, Callable[[Layer, int], str]]] = (
+    ("layer", lambda layer, count: layer.name),
+    ("times", lambda layer, count: str(count)),
+    ("op", lambda layer, count: layer.op),
+    ("backend", lambda layer, count: layer.route.backend),
+    ("kernel", lambda layer, count: " + ".join(layer.route.kernels) or "torch"),
+    ("tile", lambda layer, count: " + ".join(layer.route.tiles) or "-"),
+    ("w bits", lambda layer, count: str(layer.weight_bits or "-")),
+    ("x bits", lambda layer, count: str(layer.input_bits)),
+    ("computes", lambda layer, count: layer.route.computes_in or "-"),
+    ("kB", lambda layer, count: f"{layer.bytes / 1e3:.1f}"),
+    ("Mop", lambda layer, count: f"{layer.operations / 1e6:.2f}"),
+    ("floor us", lambda layer, count: "-" if layer.floor is None else f"{layer.floor * 1e6:.1f}"),
+)
+
+
+def _merged(layers: Sequence[Layer]) -> list[tuple[Layer, int]]:
+    """Rows of equal blocks as one, under the name blocks.*, with their number."""
+    counts: dict[Layer, int] = {}
+    for layer in layers:
+        parts = layer.name.split(".")
+        name = ".".join("*" if part.isdigit() else part for part in parts)
+        merged = replace(layer, name=name)
+        counts[merged] = counts.get(merged, 0) + 1
+    return list(counts.items())
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Columns padded to their widest cell: numbers to the right, the rest to the left."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        padded = [
+            cell.rjust(width) if _is_number(cells[1][i]) else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(".", "").isdigit()

@@ -1,0 +1,147 @@
+"""One real pass of a model, with every operation of qvit_kernels in it noted: nothing about it is guessed."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from qvit.deployment.explanation import Layer, MachineRates
+from qvit.models.dense import IntegerDense
+from qvit.models.integer import Integer
+from qvit.models.vit import Attention, Mlp, PatchEmbed, ViT
+from qvit_kernels.reference import Quantized
+from qvit_kernels.routes import find_route
+
+
+@torch.no_grad()
+def listen(
+    vit: ViT, images: Tensor, backend: str | None, rates: MachineRates | None
+) -> tuple[Layer, ...]:
+    """The operations of an integer ViT that is given images [B, C, H, W], in order.
+
+    backend: None goes by the current choice.
+    """
+    run = _Named(vit, backend)
+    layers: list[Layer] = []
+
+    def note(op: str, arguments: tuple[Any, ...], result: object) -> None:
+        layers.append(_describe(run.layer, op, arguments, result, backend, rates))
+
+    with _Listening(note):
+        vit(images, run)
+    return tuple(layers)
+
+
+class _Listening(TorchDispatchMode):
+    """Calls `note` with name, arguments and result of every op of qvit, once it is computed."""
+
+    def __init__(self, note: Callable[[str, tuple[Any, ...], object], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "qvit":
+            self._note(func.name().partition("::")[2], args, result)
+        return result
+
+
+class _Named(Integer):
+    """The integer execution, which knows at every step for which layer it is taken."""
+
+    def __init__(self, vit: ViT, backend: str | None) -> None:
+        super().__init__(backend)
+        self._names = {module: name for name, module in vit.named_modules()}
+        self.layer = ""
+
+    def _enter(self, module: nn.Module) -> None:
+        self.layer = self._names[module]
+
+    def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
+        """See Execution."""
+        self._enter(embed.proj)
+        return super().embed(images, embed)
+
+    def norm(self, x: Tensor, norm: nn.LayerNorm, to: IntegerDense) -> Quantized:
+        """See Execution."""
+        self._enter(norm)
+        return super().norm(x, norm, to)
+
+    def qkv(self, h: Quantized, attn: Attention) -> tuple[Quantized, Quantized, Quantized]:
+        """See Execution."""
+        self._enter(attn.qkv)
+        return super().qkv(h, attn)
+
+    def attention(self, q: Quantized, k: Quantized, v: Quantized, attn: Attention) -> Quantized:
+        """See Execution."""
+        self._enter(attn)
+        return super().attention(q, k, v, attn)
+
+    def residual(self, x: Tensor, h: Quantized, dense: IntegerDense) -> Tensor:
+        """See Execution."""
+        self._enter(dense)
+        return super().residual(x, h, dense)
+
+    def gelu(self, h: Quantized, mlp: Mlp) -> Quantized:
+        """See Execution."""
+        self._enter(mlp.fc1)
+        return super().gelu(h, mlp)
+
+    def head(self, x: Tensor, dense: IntegerDense) -> Tensor:
+        """See Execution."""
+        self._enter(dense)
+        return super().head(x, dense)
+
+
+def _describe(
+    layer: str,
+    op: str,
+    arguments: tuple[Any, ...],
+    result: object,
+    backend: str | None,
+    rates: MachineRates | None,
+) -> Layer:
+    moved = sum(t.numel() * t.element_size() for t in _tensors((arguments, result)))
+    operations = _operations(op, arguments)
+    floor = None
+    if rates is not None:
+        floor = max(moved / rates.bytes_per_second, operations / rates.operations_per_second)
+    return Layer(
+        name=layer,
+        op=op,
+        weight_bits=_bits(arguments[2]) if op.startswith("linear") else None,
+        input_bits=_bits(arguments[0]),
+        bytes=moved,
+        operations=operations,
+        floor=floor,
+        route=find_route(op, arguments, backend),
+    )
+
+
+def _operations(op: str, arguments: tuple[Any, ...]) -> int:
+    """Multiplications and additions of the matrix products that the op is defined by."""
+    if op == "attention":
+        batch, heads, tokens, width = arguments[0].shape
+        return 4 * batch * heads * tokens * tokens * width
+    if not op.startswith("linear"):
+        return 0
+    x, w = arguments[0], arguments[2]
+    values = x.numel() * (8 // _bits(x))
+    return 2 * values * w.shape[0]
+
+
+def _bits(tensor: Tensor) -> int:
+    """Of a value: uint8 holds two codes of four bits."""
+    return 4 if tensor.dtype == torch.uint8 else 8 * tensor.element_size()
+
+
+def _tensors(values: object) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors(value)
