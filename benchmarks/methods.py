@@ -23,9 +23,10 @@ import torch  # noqa: E402
 from benchmarks import cells  # noqa: E402
 from benchmarks.comparison.budgets import BUDGETS  # noqa: E402
 from benchmarks.comparison.images import pool_of  # noqa: E402
-from benchmarks.comparison.rows import Row, recipe_of, rows, training_of  # noqa: E402
+from benchmarks.comparison.rows import TOGETHER, Row, recipe_of, rows, training_of  # noqa: E402
 from benchmarks.comparison.subjects import SPLITS, answers, predict, subject  # noqa: E402
 from benchmarks.comparison.table import table  # noqa: E402
+from benchmarks.comparison.together import train_together  # noqa: E402
 from qvit.distillation import Pixels, distil  # noqa: E402
 from qvit.evaluation.accuracy import Predictions, compare  # noqa: E402
 from qvit.models.vit import ViT  # noqa: E402
@@ -79,20 +80,25 @@ def planned(
 def measure(model: str, budget_name: str, row: Row, seed: int, split: str) -> dict[str, Any]:
     """One cell."""
     tested, budget = subject(model), BUDGETS[budget_name]
-    pool, images = pool_of(tested, row.images, budget_name, budget, seed)
     recipe = recipe_of(row, seed)
     torch.manual_seed(seed)
     student = tested.student(recipe)
-    student.calibrate(pool.images[:_CALIBRATED_ON].float())
-    training = training_of(row, budget, len(pool))
-    trained = None
+    training = trained = None
     start = time.perf_counter()
-    if training is not None:
-        cfg = tested.source.pretrained_cfg
-        pixels = Pixels(cfg["mean"], cfg["std"])
-        trained = distil(
-            tested.teacher, student, pool, training, seed=seed, pixels=pixels, progress=False
-        )
+    if row.images in TOGETHER:
+        name = f"{model}-{budget_name}-{row.name}-seed{seed}"
+        images, trained = train_together(tested, student, row.images, budget, name, seed)
+    else:
+        pool, images = pool_of(tested, row.images, budget_name, budget, seed)
+        student.calibrate(pool.images[:_CALIBRATED_ON].float())
+        training = training_of(row, budget, len(pool))
+        start = time.perf_counter()  # the images have their own
+        if training is not None:
+            cfg = tested.source.pretrained_cfg
+            pixels = Pixels(cfg["mean"], cfg["std"])
+            trained = distil(
+                tested.teacher, student, pool, training, seed=seed, pixels=pixels, progress=False
+            )
     seconds = time.perf_counter() - start
     measured, logits = answers(model, split, budget.evaluated)
     assert measured.labels is not None

@@ -22,10 +22,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "psaq": ("psaq", {}),
     "mimiq": ("mimiq", {}),
     "mimiq-1to1": ("mimiq", {"attention": 1.0}),  # the published weight
+    # at 64 pixels and few iterations the published weight leaves noise in the images
+    "mimiq-smooth": ("mimiq", {"smoothness": 1e-3}),
     "sardfq": ("sardfq", {}),
     "bns": ("bns", {}),
     "acq": ("acq", {}),
-    "acq-unconditional": ("acq", {"centres": 0.0, "pairs": 0.0}),
+    "acq-unconditional": ("acq", {"condition": "label", "centres": 0.0, "pairs": 0.0}),
 }
 
 

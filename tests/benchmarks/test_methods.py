@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import cells, methods
-from benchmarks.comparison import images
+from benchmarks.comparison import images, together
 from benchmarks.comparison.budgets import BUDGETS
 from benchmarks.comparison.rows import recipe_of, rows, training_of
 from benchmarks.comparison.table import table
@@ -41,6 +41,17 @@ def test_two_methods_through_the_harness(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == before
 
 
+@pytest.mark.slow
+def test_images_that_are_made_for_the_student(tmp_path, monkeypatch):
+    monkeypatch.setattr(together, "SCRATCH", tmp_path / "scratch")
+    wanted = ("psaq-v2-own-static", "maskaq-own-static")
+    found = cells.measure(
+        methods.planned("demo_vit", "smoke", (0,), only=wanted), tmp_path / "cells"
+    )
+    assert [cell["images"]["method"] for cell in found] == ["psaq-v2", "maskaq"]
+    assert all(cell["trained"] for cell in found)
+
+
 def test_seeds_are_put_together():
     def cell(seed, top1):
         result = {"top1": top1, "top1_interval": [top1 - 1, top1 + 1], "agreement": 50.0, "kl": 0.5}
@@ -62,6 +73,6 @@ def test_every_row_has_a_recipe_and_a_training(convolutional):
         recipe = recipe_of(row, 0)
         assert (recipe.static is None) == (row.quantizer == "dynamic")
         training = training_of(row, BUDGETS["demo"], 64)
-        assert (training is None) == (row.training == "none")
+        assert (training is None) == (row.training in ("none", "own"))
         if training is not None:
             assert 45 <= training.epochs * (58 // training.batch) <= 75

@@ -89,7 +89,9 @@ def test_a_step_moves_pixel_weights_as_far_as_others():
     weights = {w.name: w.parameter for w in student.integer_weights()}
     before = {name: p.detach().clone() for name, p in weights.items()}
     trainer.step(images, torch.randint(7, (4,)))
-    moved = {n: float((p - before[n]).norm() / before[n].norm()) for n, p in weights.items()}
+    moved = {
+        n: float((p.detach() - before[n]).norm() / before[n].norm()) for n, p in weights.items()
+    }
     embed = moved.pop("vit.patch_embed.proj.weight")
     assert 0 < embed < 20 * max(moved.values())
 
