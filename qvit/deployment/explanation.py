@@ -37,7 +37,8 @@ class Layer:
         input_bits: Bits that a value of its input takes where it is stored.
         bytes: Of all it reads and writes, each tensor once, as it is stored.
         operations: Multiplications and additions of its matrix products; 0 without any.
-        floor: Seconds that no implementation can beat at the given rates; None without rates.
+        floor: Seconds for its bytes or its operations at the given rates, whichever take longer; None without rates.
+            Where everything stays in a cache, bytes may take less.
         route: Which backend and kernels compute it, and why not faster ones.
     """
 
@@ -129,16 +130,11 @@ def _merged(layers: Sequence[Layer]) -> list[tuple[Layer, int]]:
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     """Columns padded to their widest cell: numbers to the right, the rest to the left."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        padded = [
-            cell.rjust(width) if _is_number(cells[1][i]) else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return lines
-
-
-def _is_number(cell: str) -> bool:
-    return cell.replace(".", "").isdigit()
+    columns = []
+    for head, *column in zip(*cells, strict=True):
+        width = max(map(len, (head, *column)))
+        numbers = any(cell.replace(".", "").isdigit() for cell in column)
+        columns.append(
+            [cell.rjust(width) if numbers else cell.ljust(width) for cell in (head, *column)]
+        )
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
