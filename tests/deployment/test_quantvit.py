@@ -1,4 +1,6 @@
 import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -156,3 +158,35 @@ def test_classifier_of_other_classes_is_refused(model):
     with pytest.raises(UsageError, match=r"would have to be trained.*reset_classifier\(0\)"):
         model.reset_classifier(10)
     assert model.num_classes == 6
+
+
+def test_threads_with_batches_of_their_own(tiny_quantized, model):
+    """The second model's packed weights are unpacked by whichever thread comes first."""
+    batches = [images_for(model.vit, count) for count in (1, 4, 0, 2, 3, 1)]
+    expected = [model(images) for images in batches]
+    fresh = QuantViT.from_pretrained(tiny_quantized)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(fresh, batches))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_exported_features_take_any_batch(model):
+    model.set_input_size((32, 48))
+    model.reset_classifier(0)
+    batches = [images_for(model.vit, count) for count in (2, 5)]
+    any_number = {"images": {0: torch.export.Dim("batch", min=2, max=64)}}
+    exported = torch.export.export(model, (batches[0],), dynamic_shapes=any_number).module()
+    for images in batches:
+        assert torch.equal(exported(images), model(images))
+
+
+@pytest.mark.parametrize("copying", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])  # noqa: S301 - our own
+def test_copies_are_what_they_were_made_of(model, copying):
+    model.set_input_size(40)
+    model.reset_classifier(0)
+    images = images_for(model.half().vit)
+    found = copying(model)
+    assert found.config == model.config
+    assert torch.equal(found(images), model(images))
+    found.vit.norm.bias.data.fill_(1)
+    assert not torch.equal(found(images), model(images))
