@@ -1,6 +1,6 @@
-"""The launches that are compiled and counted without a GPU: one line a case, one function a kernel file."""
+"""Launches that are compiled and counted without a GPU beside those of whole models: one function a kernel file."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -23,13 +23,33 @@ class Case:
         name: Shape and options; unique for its kernel.
         launch: Makes the launch for a capability (80, 90, ...), by the kernel's own planning.
         sample: Whether `--sample` takes it.
-        elements: Results of one program; for a kernel without matrix products.
     """
 
     name: str
     launch: Callable[[int], Launch]
     sample: bool = False
-    elements: int = 0
+
+
+def signature_of(launch: Launch) -> Hashable:
+    """What Triton makes a binary of: launches that agree in it are one. Tensors count as aligned to 16 bytes."""
+    specific = []
+    for parameter in launch.kernel.params:
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr or value is None:
+            specific.append(value)
+        elif isinstance(value, Tensor):
+            specific.append(value.dtype)
+        elif isinstance(value, int) and not parameter.do_not_specialize:
+            specific.append((value == 1, value % 16 == 0, value >= 2**31))
+    options = tuple(sorted(launch.options.items()))
+    return launch.kernel.fn.__name__, launch.warps, launch.stages, options, tuple(specific)
+
+
+def kernel_file(launch: Launch) -> str:
+    """The kernel file that a launch is counted for."""
+    files = {"quantize_rows_kernel": "ln_quant", "attention_kernel": "attention_int8"}
+    of_product = "gemm_int4" if launch.arguments.get("W4") else "gemm_int8"
+    return files.get(launch.kernel.fn.__name__, of_product)
 
 
 def expected_opcode(launch: Launch, capability: int, triton_version: tuple[int, int]) -> str:
@@ -61,7 +81,6 @@ def _ln_quant(module: Any) -> Iterator[Case]:
                 f"{rows}x{k}-{str(dtype)[6:]}-hadamard{block}-bits{bits}-group{group}",
                 lambda _, launch=launch: launch,
                 sample=(rows, k, block, bits, dtype) == (many, 384, 64, 8, torch.float32),
-                elements=launch.arguments["ROWS"] * k,
             )
 
 
@@ -100,9 +119,22 @@ def _products(plans: Any, schemes: dict[str, dict[str, Any]]) -> Iterator[Case]:
                 )[0],
                 sample=m == 12608 and scheme in ("w8a8", "w4a8-groups32"),
             )
+            static = on_meta(1, 1)
+            yield Case(
+                f"{scheme}-fc1-static-{m}",
+                lambda c, a=fc1, s=signs, b=bits, p=packed, t=static: plans.plan_gelu_quantize(
+                    *a, "none", s, 32, b, 0, p, t, capability=c
+                )[0],
+            )
             qkv = (*qkv, 6, bits, [], 0.0, None, 0)
             yield Case(f"{scheme}-qkv-{m}", lambda c, a=qkv: plans.plan_qkv(*a, capability=c)[0])
         head = _operands(16, 1000, 384, **options)
+        if not options.get("a4"):  # packed rows come in blocks of 64
+            narrow = _operands(12608, 384, 96, **options)
+            yield Case(
+                f"{scheme}-k96-12608",
+                lambda c, a=narrow: plans.plan_linear(*a, capability=c)[0],
+            )
         yield Case(f"{scheme}-head-16", lambda c, a=head: plans.plan_linear(*a, capability=c)[0])
 
 
@@ -122,8 +154,9 @@ def _gemm_int4(plans: Any) -> Iterator[Case]:
 
 
 def _attention_int8(module: Any) -> Iterator[Case]:
-    for tokens in (16, 49, 197, 257, 577, 1370):
-        for heads, width in ((6, 64), (12, 32), (12, 80)) if tokens == 197 else ((6, 64),):
+    widths = ((6, 64), (12, 32), (12, 80), (12, 96), (12, 128))
+    for tokens in (16, 49, 197, 201, 257, 577, 1370):
+        for heads, width in widths if tokens == 197 else widths[:1]:
             shape = (8, heads, tokens, width)
             q, k = (on_meta(*shape, dtype=torch.int8) for _ in range(2))
             v = empty_values(shape, q.device)

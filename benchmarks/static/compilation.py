@@ -74,8 +74,8 @@ def disassemble(kernel: CompiledKernel) -> tuple[Listing, dict[str, int]]:
     return read_sass(text), {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", usage)}
 
 
-def figures_of(launch: Launch, capability: int, elements: int) -> Figures:
-    """Compile and count. elements: results of one program, for a kernel without matrix products."""
+def figures_of(launch: Launch, capability: int) -> Figures:
+    """Compile and count."""
     kernel = compile_launch(launch, capability)
     listing, usage = disassemble(kernel)
     loop = main_loop(listing)
@@ -84,6 +84,7 @@ def figures_of(launch: Launch, capability: int, elements: int) -> Figures:
     if products:
         per_unit = len(part.instructions) / len(products)
     else:
+        elements = launch.arguments.get("ROWS", 1) * launch.arguments.get("K", 1)
         per_unit = len(listing.instructions) * 32 * launch.warps / elements
     return Figures(
         instructions=len(listing.instructions),

@@ -122,14 +122,14 @@ def launch(rows, int8, warps=4, **options):
     return Launch(product, (1,), names | dict(BM=rows, BN=64, INT8=int8), warps, options=options)
 
 def found(launch, capability):
-    return faults_of(launch, capability, as_row(figures_of(launch, capability, 1)))
+    return faults_of(launch, capability, as_row(figures_of(launch, capability)))
 
 assert found(launch(64, True), 80) == found(launch(64, True), 90) == found(launch(16, True), 90) == []
 (missing,) = found(launch(16, False, maxnreg=255), 80)
 assert "IMMA" in missing, missing
 (spilled,) = found(launch(128, True, maxnreg=32), 80)
 assert "spills" in spilled, spilled
-row = as_row(figures_of(launch(64, True), 80, 1))
+row = as_row(figures_of(launch(64, True), 80))
 (big,) = faults_of(launch(64, True), 86, row | dict(shared=99 * 1024 + 1))
 assert "shared memory" in big, big
 assert not faults_of(launch(64, True), 80, row | dict(shared=99 * 1024 + 1))
@@ -145,6 +145,30 @@ def test_faults_are_found(child_environment, tmp_path):
     """Kernels without the tensor-core instruction, with spills, with too much shared memory."""
     script = tmp_path / "faults.py"
     script.write_text(FAULTS.format(root=str(ROOT)))
+    environment = {k: v for k, v in child_environment.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "done", done.stderr
+
+
+COVERED = """
+import json, sys
+sys.path.insert(0, {root!r})
+from benchmarks.static_kernels import FAMILIES, SHARED_LIMIT, TABLE, selected
+
+asked = set(selected(list(FAMILIES), list(SHARED_LIMIT), False))
+known = set(json.loads(TABLE.read_text()))
+assert asked == known, sorted(asked ^ known)
+assert any("demo_vit" in key for key in asked) and any("deit_b" in key for key in asked)
+print("done")
+"""
+
+
+def test_every_launch_of_the_models_is_in_the_table(child_environment, known, tmp_path):
+    """DeiT-T, -S and -B and the packaged model, one image and 64, the default recipes."""
+    script = tmp_path / "covered.py"
+    script.write_text(COVERED.format(root=str(ROOT)))
     environment = {k: v for k, v in child_environment.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
