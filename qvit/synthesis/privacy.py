@@ -1,10 +1,10 @@
 """While images are made from weights alone, no image can be read: the process itself refuses.
 
 An audit hook sees every file that Python opens, whatever library asks for it, and every child process that could open
-one in its stead. Native readers that Python does not see (torchvision.io, torch.from_file, torch.jit.load) are
-closed in torch's own dispatcher and bindings. Beyond its reach are other libraries whose native code opens files by
-itself, and files that were open before: the guard makes an accident or a shortcut impossible, it is no sandbox against
-compiled malice.
+one in its stead. Native readers that Python does not see (torchvision.io, torch.from_file, torch.jit.load, and that of
+safetensors) are closed in torch's own dispatcher and in bindings. Beyond its reach are other libraries whose native
+code opens files by itself, and files that were open before: the guard makes an accident or a shortcut impossible, it is
+no sandbox against compiled malice.
 """
 
 import _posixsubprocess
@@ -12,12 +12,14 @@ import os
 import re
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from qvit.errors import QvitError
 
@@ -51,8 +53,11 @@ _BINDINGS = (
     (torch._C, "PyTorchFileReader"),
     (torch._C, "import_ir_module"),
     (_posixsubprocess, "fork_exec"),
+    (safe_open, "__init__"),  # of the class: who kept its name from before is refused, too
 )
 
+_lock = threading.Lock()  # blocks may begin and end in several threads
+_closed = ExitStack()  # opens the native readers again
 _allowed: list[tuple[str, ...]] = []  # one entry for each guard that is in force
 _installed = False
 
@@ -73,30 +78,38 @@ def no_images_read(*folders: Path) -> Iterator[None]:
     """
     import torchvision  # noqa: F401 - brings its native reader, which could otherwise arrive during the block
 
-    global _installed
-    if not _installed:
-        sys.addaudithook(
-            _audit
-        )  # for good: Python has no way to take one away, and it rests outside the block
-        _installed = True
-    closed = [_close(*reader) for reader in _NATIVE_READERS]
-    bindings = [(owner, name, vars(owner).get(name)) for owner, name in _BINDINGS]
-    for owner, name, _ in bindings:
-        setattr(owner, name, staticmethod(_refuse_native))
     entry = tuple(os.path.realpath(folder) + os.sep for folder in folders)
-    _allowed.append(entry)
+    with _lock:
+        if not _allowed:
+            _close_native_readers()
+        _allowed.append(entry)
     try:
         yield
     finally:
-        _allowed.remove(entry)
-        for owner, name, binding in bindings:
-            if binding is None:  # it was inherited
-                delattr(owner, name)
-            else:
-                setattr(owner, name, binding)
-        for library in closed:
-            if library is not None:
-                library._destroy()
+        with _lock:
+            _allowed.remove(entry)
+            if not _allowed:  # the last block, whichever began first
+                _closed.close()
+
+
+def _close_native_readers() -> None:
+    """Until `_closed` is closed; and listen to what Python opens, for good."""
+    global _installed
+    if not _installed:
+        # Python has no way to take one away; it rests outside of blocks.
+        sys.addaudithook(_audit)
+        _installed = True
+    for reader in _NATIVE_READERS:
+        library = _close(*reader)
+        if library is not None:
+            _closed.callback(library._destroy)
+    for owner, name in _BINDINGS:
+        binding = vars(owner).get(name)
+        if binding is None:  # it is inherited
+            _closed.callback(delattr, owner, name)
+        else:
+            _closed.callback(setattr, owner, name, binding)
+        setattr(owner, name, staticmethod(_refuse_native))
 
 
 def _close(namespace: str, name: str, key: str) -> torch.library.Library | None:

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from qvit.data import DataConfig, open_images
 from qvit.synthesis import privacy
@@ -27,6 +29,7 @@ def picture(tmp_path):
     path.parent.mkdir()
     Image.new("RGB", (8, 8), "red").save(path)
     np.save(path.with_suffix(".npy"), np.arange(9))
+    save_file({"pixels": np.arange(9)}, path.with_suffix(".safetensors"))
     (path.parent / "text.txt").write_text("no image, and data all the same")
     return path
 
@@ -146,6 +149,8 @@ CHEATS = {
     "a system folder": relative_to_a_system_folder,
     "multiprocessing": spawn,
     "torch.jit.load": load_script,
+    "safetensors": lambda p: load_file(p.with_suffix(".safetensors")),
+    "safetensors, kept from before": lambda p: safe_open(p.with_suffix(".safetensors"), "np"),
     "torch's own reader": lambda p: torch._C.PyTorchFileReader(str(p)),
     "a socket": connect,
     "urllib": lambda p: urllib.request.urlopen(p.as_uri()),
@@ -175,7 +180,10 @@ def test_everything_works_before_and_after(picture, tmp_path):
     for _ in range(2):
         with no_images_read(tmp_path / "run"):
             pass
-        for name in ("open", "PIL", "numpy.load", "torch.from_file", "torchvision.io.read_file"):
+        for name in (
+            "open", "PIL", "numpy.load", "torch.from_file", "torchvision.io.read_file", "safetensors",
+            "safetensors, kept from before",
+        ):  # fmt: skip
             CHEATS[name](picture)
         CHEATS["a child process"](picture)
         assert privacy._allowed == []
@@ -185,6 +193,30 @@ def test_the_guard_ends_with_an_error_too(picture, tmp_path):
     with pytest.raises(ValueError, match="inside"), no_images_read(tmp_path):
         raise ValueError("inside")
     picture.read_bytes()
+
+
+def refused(names, picture):
+    """Which of the ways to a file are closed."""
+    found = []
+    for name in names:
+        try:
+            CHEATS[name](picture)
+        except PrivacyError:
+            found.append(name)
+    return found
+
+
+def test_runs_in_two_threads_are_guarded_to_the_end_of_the_last(picture):
+    """Whichever began first: its end does not open the readers, and the other's does not leave them closed."""
+    ways = ["open", "torch.from_file", "torch storage", "torchvision.io.read_file", "safetensors"]
+    first, second = no_images_read(), no_images_read()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    during = refused(ways, picture)
+    second.__exit__(None, None, None)
+    assert during == ways
+    assert refused([*ways, "a child process"], picture) == []
 
 
 def test_the_run_itself_works_under_it(tmp_path):
