@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qvit.report.evidence import Run
+from qvit.report.evidence import Run, Trace
 from qvit.synthesis import training
 
 # What stands beside the losses in a line of the log.
@@ -57,10 +57,16 @@ def read_run(folder: Path, manifest: Mapping[str, Any], log: Iterable[Mapping[st
         path=folder,
         manifest=manifest,
         seconds=seconds,
-        terms={name: dict(terms[name]) for name in order},
-        measures={name: dict(measured[name]) for name in MEASURES} if last else {},
+        terms={name: _without_gaps(terms[name]) for name in order},
+        measures={name: _without_gaps(measured[name]) for name in MEASURES} if last else {},
         recoveries=recoveries,
     )
+
+
+def _without_gaps(trace: Trace) -> Trace:
+    """Without values that were not finite, for which the log has null, and batches that have no others."""
+    kept = {batch: [p for p in points if p[1] is not None] for batch, points in trace.items()}
+    return {batch: points for batch, points in kept.items() if points}
 
 
 def _read_training(folder: Path) -> list[dict[str, Any]]:

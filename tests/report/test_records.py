@@ -51,6 +51,23 @@ def test_traces_and_recoveries():
     assert "iteration 3" in said
 
 
+def test_what_was_not_finite_leaves_a_gap():
+    log = [
+        {
+            "batch": 0,
+            "event": "measured",
+            "iteration": 2,
+            "head_distance": None,
+            "patch_entropy": 9,
+        },
+        finished(0, None, 2.0),
+        finished(1, None, None),
+    ]
+    run = read_run(Path("run"), {"settings": {"iterations": 4}}, log)
+    assert run.measures["patch_entropy"] == {0: [(2, 9), (4, 2.0)]}
+    assert run.measures["head_distance"] == {0: [(0, 0.5), (4, 0.4)], 1: [(0, 0.5), (4, 0.4)]}
+
+
 def test_a_method_without_iterations_has_no_traces():
     run = read_run(Path("run"), {"settings": {"iterations": 0}}, [finished(0, 1.0, 2.0)])
     assert run.terms == run.measures == {}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -160,6 +161,22 @@ def test_method_without_iterations(tmp_path):
     assert 'id="progress"' not in html
     assert 'id="measures"' in html
     assert "asked for" not in html
+
+
+def test_measures_that_were_not_finite_are_left_out(folder, tmp_path):
+    """Of one batch before, of the other afterwards: nothing that both have is left of that measure at its ends."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    lines = [json.loads(line) for line in (copy / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line.get("event") == "finished":
+            line["before" if line["batch"] else "after"]["patch_entropy"] = None
+        elif line.get("event") == "measured":
+            line["patch_entropy"] = None
+    (copy / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(["report", str(copy), "-q"]) == 0
+    progress = section((copy / "report.html").read_text(), "progress")
+    assert "Inter-head distance" in progress
+    assert "Patch-similarity entropy" not in progress
 
 
 def test_sample_is_spread_and_keeps_labels(folder):

@@ -1,5 +1,6 @@
 """How measures and losses moved over the iterations."""
 
+import math
 from collections.abc import Iterator
 
 from qvit.report.charts import Rule, Series, draw_lines
@@ -16,10 +17,12 @@ def show_progress(evidence: Evidence) -> Section | None:
     panels = [
         _panel(MEASURES[name].title, run.measures[name], list(_rules(evidence, name)))
         for name in (SIMILARITY, ENTROPY)
-        if run.measures.get(name)
+        if _mean_trace(run.measures.get(name, {}))
     ]
     losses = [
-        _panel(_title(evidence, name), trace, []) for name, trace in run.terms.items() if trace
+        _panel(_title(evidence, name), trace, [])
+        for name, trace in run.terms.items()
+        if _mean_trace(trace)
     ]
     if not panels and not losses:
         return None
@@ -61,7 +64,7 @@ def _has(evidence: Evidence, role: str) -> bool:
 
 def _rules(evidence: Evidence, name: str) -> Iterator[Rule]:
     for each in (evidence.real, evidence.noise):
-        if each is not None and name in each.measures:
+        if each is not None and math.isfinite(each.measures.get(name, math.nan)):
             yield Rule(f"{evidence.label(each.role)} images", each.role, each.measures[name])
 
 
@@ -84,6 +87,8 @@ def _panel(title: str, trace: Trace, rules: list[Rule]) -> Figure:
 def _mean_trace(trace: Trace) -> list[list[float]]:
     """The mean over batches at every iteration that all of them have."""
     rows = [dict(points) for points in trace.values()]
+    if not rows:
+        return []
     common = sorted(set.intersection(*(set(row) for row in rows)))
     return [[i, sum(row[i] for row in rows) / len(rows)] for i in common]
 
@@ -92,6 +97,8 @@ def _numbers(evidence: Evidence) -> Table:
     rows = []
     for name, trace in evidence.run.terms.items():
         mean = _mean_trace(trace)
+        if not mean:
+            continue
         rows.append(
             (name, f"{mean[0][1]:.4g}", f"{mean[len(mean) // 2][1]:.4g}", f"{mean[-1][1]:.4g}")
         )
