@@ -102,12 +102,32 @@ class RunFolder:
         return self.path / _LOGS / f"{batch:06d}.jsonl"
 
     def missing(self, batches: Sequence[int]) -> list[int]:
-        """Those of the batches that are not finished, or no longer what they were when the run was."""
+        """Those of the batches that are not finished, or no longer what they were when the run was.
+
+        Raises:
+            InputError: A shard is damaged, or none of this run and batch.
+        """
         return [batch for batch in batches if not self._holds(batch)]
 
     def _holds(self, batch: int) -> bool:
         path, digest = self.shard(batch), self._digests.get(batch)
-        return path.exists() and (digest is None or _hash_file(path) == digest)
+        if not path.exists() or not self.log(batch).exists():
+            return False
+        if digest is not None:
+            return _hash_file(path) == digest
+        self._read_header(batch)
+        return True
+
+    def _read_header(self, batch: int) -> dict[str, Any]:
+        path = self.shard(batch)
+        header = read_header(path)
+        if header.get("fingerprint") != self.described["fingerprint"]:
+            raise InputError(f"{path} belongs to another run; remove it and run the command again")
+        if header.get("batch") != batch:
+            raise InputError(
+                f"{path} holds batch {header.get('batch')}; remove it and run the command again"
+            )
+        return header
 
     def write(
         self, batch: int, images: Tensor, labels: Tensor, attempt: int, lines: Sequence[Any]
@@ -146,10 +166,7 @@ class RunFolder:
         return True
 
     def _describe(self, batch: int) -> dict[str, Any]:
-        path = self.shard(batch)
-        header = read_header(path)
-        if header.get("fingerprint") != self.described["fingerprint"]:
-            raise InputError(f"{path} belongs to another run; remove it and run the command again")
+        path, header = self.shard(batch), self._read_header(batch)
         return {
             "file": f"{_SHARDS}/{path.name}",
             "images": header["images"],

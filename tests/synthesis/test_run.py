@@ -193,16 +193,32 @@ def test_folders_of_something_else_are_refused(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_shard_of_another_run_is_noticed(undisturbed, tmp_path):
+def test_a_shard_of_another_run_is_noticed(tmp_path, monkeypatch):
+    """Before any work is done on the batches that are still missing."""
     make(tmp_path / "other", seed=8)
-    make(tmp_path / "run", shard=(0, 2))
-    stray = tmp_path / "run" / "shards" / "000001.safetensors"
+    make(tmp_path / "run", shard=(1, 3))
+    monkeypatch.setattr(runs, "optimise", lambda *_, **__: pytest.fail("worked before it looked"))
+    shards = tmp_path / "run" / "shards"
+    stray, own = shards / "000001.safetensors", (shards / "000001.safetensors").read_bytes()
     stray.write_bytes((tmp_path / "other" / "shards" / "000001.safetensors").read_bytes())
     with pytest.raises(InputError, match="belongs to another run"):
         make(tmp_path / "run")
     stray.write_bytes(b"no shard")
     with pytest.raises(InputError, match="is damaged"):
         make(tmp_path / "run")
+    stray.write_bytes(own)
+    (tmp_path / "run" / "logs" / "000002.jsonl").write_text("{}")
+    (shards / "000002.safetensors").write_bytes(own)
+    with pytest.raises(InputError, match="holds batch 1; remove it"):
+        make(tmp_path / "run")
+
+
+def test_a_batch_without_its_log_is_made_again(undisturbed, tmp_path):
+    make(tmp_path / "run", shard=(1, 3))
+    (tmp_path / "run" / "logs" / "000001.jsonl").unlink()
+    found = make(tmp_path / "run")
+    assert (found["made"], found["complete"]) == (3, True)
+    assert contents(tmp_path / "run") == contents(undisturbed)
 
 
 def test_a_changed_shard_is_noticed_when_read(tmp_path):
