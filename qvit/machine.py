@@ -82,6 +82,39 @@ def memory_bytes() -> int | None:
         return None
 
 
+def usable_memory(
+    groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int | None:
+    """Main memory that this process may use, in bytes: less than there is in a container or under a batch system,
+    which end a process that takes more without a word.
+    """
+    limits = [memory_bytes()]
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = []  # not Linux
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds == "":
+            top, name = groups, "memory.max"
+        elif "memory" in kinds.split(","):
+            top, name = groups / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # Every group above has its say, too; in a container the path may be that of the host, and the top is ours.
+        inner = Path(path.lstrip("/"))
+        limits += [_read_limit(top / part / name) for part in (inner, *inner.parents)]
+    known = [limit for limit in limits if limit is not None]
+    return min(known, default=None)
+
+
+def _read_limit(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
+
+
 def describe_gpus() -> list[dict[str, Any]]:
     """The CUDA devices that torch sees: `name`, `capability` ("9.0"), `memory_bytes`. Imports
     torch.

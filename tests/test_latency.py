@@ -145,6 +145,22 @@ def test_the_processor_is_described(tmp_path):
     assert machine.describe_cpu(tmp_path / "none")["features"] == []
 
 
+def test_memory_is_what_a_container_or_a_batch_system_leaves(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 64 << 30)
+    groups, own = tmp_path / "groups", tmp_path / "own"
+    assert machine.usable_memory(groups, own) == 64 << 30
+    for room in ("job/step", "memory/job"):
+        (groups / room).mkdir(parents=True)
+    own.write_text("5:cpu:/job/step\n0::/job/step\n")
+    (groups / "job/step/memory.max").write_text("max\n")
+    assert machine.usable_memory(groups, own) == 64 << 30
+    (groups / "job/memory.max").write_text(f"{8 << 30}\n")  # of the group above
+    assert machine.usable_memory(groups, own) == 8 << 30
+    own.write_text("4:hugetlb,memory:/host/path\n")  # the first version; the path is the host's
+    (groups / "memory/memory.limit_in_bytes").write_text(f"{4 << 30}\n")
+    assert machine.usable_memory(groups, own) == 4 << 30
+
+
 def test_missing_packages_are_reported():
     found = machine.package_versions(("torch", "no-such-distribution"))
     assert found["torch"]

@@ -1,5 +1,7 @@
 """Which batches are this process's: torchrun, SLURM and MPI through timm, or a share named by hand."""
 
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,6 +10,14 @@ from functools import partial
 from typing import Any
 
 from qvit.errors import UsageError
+
+# What torchrun, Open MPI, Intel's MPI and SLURM call the number of processes on a machine.
+_HERE = (
+    "LOCAL_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MPI_LOCALNRANKS",
+    "SLURM_TASKS_PER_NODE",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +36,19 @@ class Place:
     def mine(self, batches: Sequence[int]) -> list[int]:
         """Every count-th batch, from the rank on: all processes finish at about the same time."""
         return list(batches[self.rank :: self.count])
+
+
+def processes_here() -> int:
+    """How many processes of a distributed run are on this machine, as its launcher says; 1 without one."""
+    from timm.utils.distributed import is_distributed_env
+
+    if is_distributed_env():
+        for name in _HERE:
+            # SLURM counts machines after a bracket: "2(x3),1"
+            match = re.match(r"\d+", os.environ.get(name, ""))
+            if match:
+                return max(1, int(match[0]))
+    return 1
 
 
 @contextmanager

@@ -9,10 +9,11 @@ import torch
 
 from qvit import zoo
 from qvit.errors import UsageError
-from qvit.machine import describe_cpu, memory_bytes
+from qvit.machine import describe_cpu, usable_memory
 from qvit.models.networks import NetworkConfig
 from qvit.models.resnet import ResNetConfig
 from qvit.recipe import Synthesis
+from qvit.synthesis.distribution import processes_here
 from qvit.synthesis.generator import block_shapes
 from qvit.synthesis.teacher import read_shape
 from qvit.zoo import Source
@@ -72,7 +73,7 @@ def estimate(
     with torch.device("meta"):
         config = read_shape(zoo.build(source), source, settings)
     found = predict(config, settings, shares=shares)
-    check_memory(found, settings)
+    check_memory(found, settings, device=device, together=processes_here())
     return {
         "model": source.timm_name,
         "method": settings.method,
@@ -118,16 +119,35 @@ def predict(config: NetworkConfig, settings: Synthesis, *, shares: int = 1) -> E
     )
 
 
-def check_memory(found: Estimate, settings: Synthesis) -> None:
-    """Refuse a batch that this machine cannot hold. Raises UsageError with a batch that it can."""
-    total = memory_bytes()
-    if total is None or found.memory_bytes <= total:
+def check_memory(
+    found: Estimate, settings: Synthesis, *, device: str = "cpu", together: int = 1
+) -> None:
+    """Refuse a batch that this machine, or the card that computes on it, cannot hold.
+
+    Args:
+        found: What each process needs.
+        settings: What it makes.
+        device: Where.
+        together: Processes that share this machine's memory.
+
+    Raises:
+        UsageError: With a batch that fits.
+    """
+    carded = device.startswith("cuda") and torch.cuda.is_available()
+    total = torch.cuda.get_device_properties(device).total_memory if carded else usable_memory()
+    share = 1 if carded else together  # each process has a card of its own
+    if total is None or share * found.memory_bytes <= total:
         return
-    fitting = int(settings.batch * (total - _BASE_BYTES) / found.memory_bytes * 0.9)
+    count = min(settings.batch, settings.images)
+    fitting = int(count * (total / share - _BASE_BYTES) / found.memory_bytes * 0.9)
     advice = f"try --batch {fitting}" if fitting >= 1 else "use a machine with more memory"
+    if share > 1:
+        advice += ", or fewer processes"
+    each = f" in each of {share} processes" if share > 1 else ""
+    there = "this card has {} GB" if carded else "{} GB of this machine's may be used"
     raise UsageError(
-        f"a batch of {settings.batch} images needs about {found.memory_bytes / 1e9:.1f} GB of memory, and this machine "
-        f"has {total / 1e9:.1f} GB; {advice}"
+        f"a batch of {count} images needs about {found.memory_bytes / 1e9:.1f} GB of memory{each}, and "
+        f"{there.format(f'{total / 1e9:.1f}')}; {advice}"
     )
 
 

@@ -17,7 +17,7 @@ from qvit.models.student import Student
 from qvit.recipe import Synthesis
 from qvit.synthesis.acq import draw_images
 from qvit.synthesis.bns import StatisticsMatching
-from qvit.synthesis.distribution import Place, joined
+from qvit.synthesis.distribution import Place, joined, processes_here
 from qvit.synthesis.generator import ImageGenerator
 from qvit.synthesis.loop import NotFiniteError, optimise
 from qvit.synthesis.maskaq import MaskedAlignment
@@ -93,7 +93,8 @@ def synthesize(
         raise UsageError(f"--resume {resume}: expected auto or never")
     with joined(device, shard) as place:
         teacher = load_teacher(source, settings, seed, place.device, student)
-        check_memory(predict(teacher.network.config, settings, shares=place.count), settings)
+        needs = predict(teacher.network.config, settings, shares=place.count)
+        check_memory(needs, settings, device=place.device, together=processes_here())
         folder = RunFolder(
             out.resolve(), describe(source, teacher, settings, seed), teacher.batches
         )

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from qvit.errors import UsageError
-from qvit.synthesis.distribution import Place, joined
+from qvit.synthesis.distribution import Place, joined, processes_here
 from tests.synthesis.settings import small, work
 from tests.synthesis.test_run import contents, losses
 
@@ -37,6 +37,25 @@ def test_shares_and_torchrun_exclude_each_other(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="use one of them"), joined("cpu", (0, 2)):
         pass
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, 1),
+        ({"LOCAL_WORLD_SIZE": "4"}, 1),  # left over: the run is not distributed
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, 4),
+        ({"SLURM_NTASKS": "7", "SLURM_TASKS_PER_NODE": "2(x3),1"}, 2),
+        ({"WORLD_SIZE": "8"}, 1),
+    ],
+    ids=str,
+)
+def test_processes_on_this_machine(environment, expected, monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_TASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert processes_here() == expected
 
 
 def test_two_gloo_processes_make_what_one_does(tmp_path, child_environment):

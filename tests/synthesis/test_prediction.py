@@ -1,7 +1,9 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from qvit import synthesis, zoo
 from qvit.errors import UsageError
@@ -80,21 +82,56 @@ def test_a_dry_run_says_it_without_weights(monkeypatch):
 
 
 def test_a_batch_beyond_memory_is_refused_with_one_that_fits(tmp_path, monkeypatch):
-    monkeypatch.setattr(prediction, "memory_bytes", lambda: 4_000_000_000)
+    monkeypatch.setattr(prediction, "usable_memory", lambda: 4_000_000_000)
     settings = small("mimiq", images=5000, batch=5000)
     with pytest.raises(
-        UsageError, match=r"needs about .* GB .* has 4\.0 GB; try --batch (\d+)"
+        UsageError,
+        match=r"needs about .* GB .* 4\.0 GB of this machine's may be used; try --batch (\d+)",
     ) as told:
         synthesis.synthesize(demo(), settings, tmp_path / "run", seed=0, progress=False)
     assert not (tmp_path / "run").exists()
     fitting = int(str(told.value).split()[-1])
     assert 100 < fitting < 5000
     check_memory(predict(teacher().config, small("mimiq", images=5000, batch=fitting)), settings)
-    monkeypatch.setattr(prediction, "memory_bytes", lambda: 100_000_000)
+    monkeypatch.setattr(prediction, "usable_memory", lambda: 100_000_000)
     with pytest.raises(UsageError, match="more memory"):
         check_memory(predict(teacher().config, settings), settings)
-    monkeypatch.setattr(prediction, "memory_bytes", lambda: None)
+    monkeypatch.setattr(prediction, "usable_memory", lambda: None)
     check_memory(predict(teacher().config, settings), settings)
+
+
+def test_the_batch_that_is_named_is_smaller_than_the_images_there_are(monkeypatch):
+    """Asked for more images at a time than in all, what has to fit is all of them."""
+    monkeypatch.setattr(prediction, "usable_memory", lambda: 4_000_000_000)
+    settings = small("mimiq", images=5000, batch=100_000)
+    with pytest.raises(UsageError, match=r"a batch of 5000 images .* try --batch (\d+)") as told:
+        synthesis.estimate(demo(), settings)
+    fitting = int(str(told.value).split()[-1])
+    assert 100 < fitting < 5000
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    settings = small("mimiq", images=5000, batch=200)
+    one = predict(teacher().config, settings).memory_bytes
+    monkeypatch.setattr(prediction, "usable_memory", lambda: 3 * one)
+    for name, value in (("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "3")):
+        monkeypatch.setenv(name, value)
+    synthesis.estimate(demo(), settings)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(UsageError, match=r"in each of 4 processes.*try --batch \d+, or fewer"):
+        synthesis.estimate(demo(), settings)
+
+
+def test_a_card_has_its_own_memory(monkeypatch):
+    settings = small("mimiq", images=5000, batch=5000)
+    monkeypatch.setattr(prediction, "usable_memory", lambda: 4_000_000_000)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    card = SimpleNamespace(total_memory=80_000_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    synthesis.estimate(demo(), settings, device="cuda")  # more than main memory
+    card.total_memory = 4_000_000_000
+    with pytest.raises(UsageError, match=r"this card has 4\.0 GB"):
+        synthesis.estimate(demo(), settings, device="cuda")
 
 
 @pytest.mark.parametrize(
