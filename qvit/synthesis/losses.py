@@ -83,15 +83,6 @@ class _ByImage(torch.autograd.Function):
         return tuple(grads[0] * gradient for gradient in ctx.saved_tensors)
 
 
-def inter_head_ssim(scores: Tensor) -> Tensor:
-    """SSIM of every pair of heads, averaged over images and queries: [B, H, N, P] to [H, H]."""
-    span = scores.amax(-1, keepdim=True) - scores.amin(-1, keepdim=True) + 1e-8
-    rows = ((scores - scores.amin(-1, keepdim=True)) / span).transpose(1, 2)
-    mean = rows.mean(-1)
-    centred = rows - mean.unsqueeze(-1)
-    return _ssim(mean, centred @ centred.transpose(-1, -2) / scores.shape[-1]).mean((0, 1))
-
-
 def _ssim(mean: Tensor, covariance: Tensor) -> Tensor:
     """Means [..., H] and covariances [..., H, H] to SSIM [..., H, H]."""
     ours, theirs = mean.unsqueeze(-1), mean.unsqueeze(-2)

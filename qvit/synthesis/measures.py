@@ -9,12 +9,8 @@ from qvit.models.networks import Network
 from qvit.models.resnet import ResNet
 from qvit.models.vit import ViT
 from qvit.synthesis.entropy import patch_similarity_entropy
-from qvit.synthesis.losses import (
-    inter_head_distance,
-    inter_head_ssim,
-    neighbour_differences,
-)
-from qvit.synthesis.recording import RecordingRanges
+from qvit.synthesis.losses import inter_head_distance, neighbour_differences
+from qvit.synthesis.recording import Recording
 from qvit.synthesis.statistics import record_statistics, statistics_distance
 
 # Entropy depends on the batch through the places of its density: always so many images at a time, as published.
@@ -38,9 +34,7 @@ def measure(network: Network, images: Tensor) -> dict[str, Any]:
 
         head_distance: Inter-head term of MimiQ, mean of 1 - SSIM^2; real images have less than noise.
         patch_entropy: Mean over blocks of PSAQ-ViT's entropy in nats; real images have more than noise.
-        head_ssim: SSIM of every pair of heads, [blocks][heads][heads].
         head_distances, patch_entropies: The two measures by block, [blocks].
-        ranges: Least and largest input of qkv, proj, fc1 and fc2, [blocks][4][2].
 
         Of a ResNet also:
 
@@ -60,17 +54,13 @@ def measure(network: Network, images: Tensor) -> dict[str, Any]:
     }
     if isinstance(network, ResNet):
         return {"norm_distance": float(average("norms")), **found}
-    ranges = torch.stack([part["ranges"] for part in parts])
-    span = torch.stack([ranges[..., 0].amin(0), ranges[..., 1].amax(0)], -1)
     distances, entropies = average("distances"), average("entropies")
     return {
         "head_distance": float(distances.mean()),
         "patch_entropy": float(entropies.mean()),
         **found,
-        "head_ssim": average("ssim").tolist(),
         "head_distances": distances.tolist(),
         "patch_entropies": entropies.tolist(),
-        "ranges": span.view(network.config.depth, 4, 2).tolist(),
     }
 
 
@@ -97,15 +87,13 @@ def _look(network: Network, images: Tensor) -> dict[str, Tensor]:
 
 
 def _look_at_blocks(vit: ViT, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    run = RecordingRanges(vit.config)
+    run = Recording(vit.config)
     logits = vit(images, run)
-    scores = [record.scores() for record in run.records]
+    distances = [inter_head_distance(record.scores()) for record in run.records]
     entropies = [patch_similarity_entropy(record.features()) for record in run.records]
     return logits, {
-        "distances": torch.stack([inter_head_distance(s) for s in scores]),
-        "ssim": torch.stack([inter_head_ssim(s) for s in scores]),
+        "distances": torch.stack(distances),
         "entropies": torch.stack(entropies),
-        "ranges": torch.tensor(run.ranges),
     }
 
 

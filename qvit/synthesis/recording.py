@@ -6,7 +6,6 @@ differentiable. Prefix tokens (class, distillation, registers) are dropped by th
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -79,29 +78,3 @@ class Recording(Float):
             BlockRecord(q, k, output, self.prefix, self.class_token, attn.softmax_scale)
         )
         return output.transpose(1, 2).flatten(-2)
-
-
-class RecordingRanges(Recording):
-    """A recording with the least and the largest input of every block's four Linears in `ranges`.
-
-    ranges: a pair of floats for each of qkv, proj, fc1, fc2 of every block, in order.
-    """
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__(config)
-        self.ranges: list[tuple[float, float]] = []
-
-    def _note(self, x: Tensor) -> None:
-        low, high = torch.aminmax(x)
-        self.ranges.append((float(low), float(high)))
-
-    def norm(self, x: Tensor, norm: torch.nn.LayerNorm, to: object) -> Tensor:
-        """See Execution."""
-        h = super().norm(x, norm, to)  # pyright: ignore[reportArgumentType]
-        self._note(h)
-        return h
-
-    def residual(self, x: Tensor, h: Tensor, dense: object) -> Tensor:
-        """See Execution."""
-        self._note(h)
-        return super().residual(x, h, dense)  # pyright: ignore[reportArgumentType]

@@ -11,7 +11,6 @@ from qvit.synthesis.losses import (
     class_distance,
     inter_head_distance,
     inter_head_distance_of,
-    inter_head_ssim,
     prior_map_distance,
     total_variation,
 )
@@ -60,15 +59,6 @@ def test_heads_that_attend_alike_are_at_no_distance():
     alike = torch.cat([one, 3 * one + 2, one], 1)  # rows are scaled to 0..1 first
     assert inter_head_distance(alike).item() == pytest.approx(0, abs=1e-5)
     assert inter_head_distance(torch.randn(2, 3, 6, 16)).item() > 0.4
-
-
-def test_ssim_of_pairs_is_its_definition():
-    scores = torch.randn(2, 3, 4, 9, dtype=torch.double)
-    found = inter_head_ssim(scores)
-    for i in range(3):
-        for j in range(3):
-            slow = [slow_ssim(scores[b, i, n], scores[b, j, n]) for b in range(2) for n in range(4)]
-            assert found[i, j].item() == pytest.approx(torch.stack(slow).mean().item(), abs=1e-12)
 
 
 def test_class_distance_is_cross_entropy():
