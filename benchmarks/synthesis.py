@@ -1,7 +1,8 @@
 """Images of every method beside noise and real ones, as ViT-Tiny sees them: published iteration counts, a batch each.
 
 Real images are of the development set (odd classes of imagenet/train). What counts is how much of the way from noise
-to them a method goes, in the measure that it is about.
+to them a method goes, in the measure that it is about. Entropy depends a little on how many images share the places of
+its density: noise has -0.951 by 32, -0.957 by 16 and -0.96 to -1.00 by 4; real images -0.04 by 32, -0.05 to 0.01 by 4.
 """
 
 import json

@@ -169,7 +169,8 @@ class Synthesis:
 
     @classmethod
     def preset(cls, method: str, **changes: Any) -> Self:
-        """A method with its published constants, some of them replaced.
+        """A method with its published constants, some of them replaced; where a preset departs from its publication,
+        the comment beside it says so and why.
 
         Raises:
             UsageError: The method or a field is unknown, or a value impossible.
