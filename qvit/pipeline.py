@@ -19,6 +19,7 @@ from qvit.deployment.folders import check_target, written_whole
 from qvit.deployment.model_card import model_card
 from qvit.deployment.provenance import describe_origin
 from qvit.distillation.pool import Pool
+from qvit.distillation.reconstruction import reconstruct
 from qvit.distillation.stage import makes_own_images, plan_training, train
 from qvit.errors import UsageError
 from qvit.machine import package_versions
@@ -46,9 +47,10 @@ def quantize(
     """Quantize a float model without data and write the checkpoint folder `out`.
 
     With `recipe.synthesis`, images are made, into the folder beside `out` that `images_beside` names; with
-    `recipe.weights.rounding` = gptq weights are rounded for them; and with `recipe.distillation` the low-bit model is
-    trained on them, with state and log in the folder that `training_beside` names; images that are made while it is
-    trained lie there, too. An interrupted run is continued. Images are no part of the checkpoint.
+    `recipe.weights.rounding` = gptq or learned weights are rounded for them (learned keeps finished blocks in the
+    folder that `rounding_beside` names); and with `recipe.distillation` the low-bit model is trained on them, with
+    state and log in the folder that `training_beside` names; images that are made while it is trained lie there, too.
+    An interrupted run is continued. Images are no part of the checkpoint.
 
     Returns the path, bytes, ratio to the fp32 weights, sha256 of model.safetensors and seconds of each stage.
     Raises UsageError for a model that is no plain ViT, a recipe whose quantizers are only simulated, or a target that
@@ -57,7 +59,7 @@ def quantize(
     out = out.resolve()
     check_target(out, overwrite=overwrite, is_ours=checkpoint.is_checkpoint)
     _check_recipe(recipe)
-    optional = recipe.weights.rounding == "gptq", recipe.distillation is not None
+    optional = recipe.weights.rounding != "nearest", recipe.distillation is not None
     stages = _Stages(progress, 5 + _makes_images(recipe) + sum(optional))
     with stages("load"):
         weights = zoo.fetch(source)
@@ -120,10 +122,9 @@ def _learn(
                 progress=stages.progress,
                 student=student,
             )
-    if recipe.weights.rounding == "gptq":
+    if recipe.weights.rounding != "nearest":
         with stages("rounding"):
-            pool = Pool.read(images_beside(out))
-            round_weights(simulated, pool.images.float(), recipe.weights.damping)
+            _round(vit, simulated, recipe, out)
     if recipe.distillation is not None:
         folders = images_beside(out), training_beside(out)
         with stages("training"):
@@ -131,9 +132,24 @@ def _learn(
     return images, training
 
 
+def _round(vit: ViT, simulated: ViT, recipe: Recipe, out: Path) -> None:
+    """Round the weights for the recipe's images, in place."""
+    pool, weights = Pool.read(images_beside(out)), recipe.weights
+    if weights.rounding == "gptq":
+        round_weights(simulated, pool.images.float(), weights.damping)
+    else:
+        folder = rounding_beside(out)
+        reconstruct(vit, simulated, pool, weights.reconstruction, seed=recipe.seed, folder=folder)
+
+
 def images_beside(out: Path) -> Path:
     """Where the images of a model that is written to `out` are: out/deit_s-w4a4-images."""
     return out.with_name(f"{out.name}-images")
+
+
+def rounding_beside(out: Path) -> Path:
+    """Where the finished blocks of a model are whose rounding is learned: out/deit_s-w4a4-rounding."""
+    return out.with_name(f"{out.name}-rounding")
 
 
 def training_beside(out: Path) -> Path:
@@ -154,10 +170,10 @@ def _check_recipe(recipe: Recipe) -> None:
             "use `qvit synthesize` to prepare your own"
         )
 
-    if recipe.weights.rounding == "gptq" and makes_own_images(recipe):
+    if recipe.weights.rounding != "nearest" and makes_own_images(recipe):
         raise UsageError(
-            "weights.rounding = gptq needs images before the student is trained, and this recipe makes them on the "
-            "way: set weights.rounding=nearest"
+            f"weights.rounding = {recipe.weights.rounding} needs images before the student is trained, and this recipe "
+            "makes them on the way: set weights.rounding=nearest"
         )
 
 

@@ -166,12 +166,31 @@ def test_weights_are_rounded_for_the_images(tiny_model, tmp_path):
     assert other["sha256"] != found["sha256"]
 
 
-def test_rounding_that_has_no_images_is_refused(tiny_model, tmp_path):
+def test_rounding_is_learned_for_the_images(tiny_model, tmp_path):
+    source, out = zoo.resolve(str(tiny_model)), tmp_path / "out"
+    noise = W4A4.override(["synthesis=noise", "synthesis.images=8", "synthesis.batch=4"])
+    settings = ["steps=5", "batch=4", "lr=0.3"]
+    recipe = noise.override(
+        ["weights.rounding=learned", *(f"weights.reconstruction.{s}" for s in settings)]
+    )
+    plain = pipeline.quantize(source, noise, tmp_path / "plain", progress=False)
+    found = pipeline.quantize(source, recipe, out, progress=False)
+    assert found["bytes"] == plain["bytes"]
+    assert found["sha256"] != plain["sha256"]
+    assert pipeline.rounding_beside(out).is_dir()
+    again = load_recipe(str(out / "recipe.yaml"))
+    assert again == recipe
+    replayed = pipeline.quantize(source, again, out, overwrite=True, progress=False)
+    assert replayed["sha256"] == found["sha256"]
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "learned"])
+def test_rounding_that_has_no_images_is_refused(tiny_model, tmp_path, rounding):
     with pytest.raises(UsageError, match="--set synthesis=METHOD"):
-        W4A4.override(["weights.rounding=gptq"])
+        W4A4.override([f"weights.rounding={rounding}"])
     played = Recipe.preset(
         "paper-psaq-v2", weight_bits=4, activation_bits=4, budget="0.01"
-    ).override(["static=none", "weights.rounding=gptq"])
+    ).override(["static=none", f"weights.rounding={rounding}"])
     with pytest.raises(UsageError, match=r"set weights\.rounding=nearest"):
         pipeline.plan(zoo.resolve(str(tiny_model)), played)
 

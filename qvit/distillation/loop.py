@@ -6,7 +6,6 @@ have no way in: agreement is measured on images of the same kind that are kept o
     torchrun --nproc-per-node 4 ...     each process takes its share of every batch; see processes.py
 """
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from qvit.distillation.augmentation import augment
 from qvit.distillation.divergence import soft_divergence
 from qvit.distillation.pool import Order, Pool
 from qvit.distillation.processes import Processes
-from qvit.distillation.progress import LOG, RunLog, load_state, save_state
+from qvit.distillation.progress import LOG, RunLog, digest, load_state, save_state
 from qvit.distillation.trainer import Trainer
 from qvit.errors import UsageError
 from qvit.models.student import Student, Teacher
@@ -235,7 +234,7 @@ class _Run:
             "settings": asdict(self.settings),
             "seed": self.seed,
             "images": self.pool.digest(),
-            "student": _digest(self.student),
+            "student": digest(self.student),
             "steps": self.trainer.steps,
             "processes": self.processes.count,
             "threads": torch.get_num_threads(),
@@ -264,11 +263,3 @@ def agreement(
         "agreement": round(100 * same / len(positions), 4),
         "kl": float(f"{divergence / len(positions):.6g}"),
     }
-
-
-def _digest(student: Student) -> str:
-    found = hashlib.sha256()
-    for name, tensor in student.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()

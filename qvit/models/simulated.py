@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from qvit.models.dense import Dense
 from qvit.models.vit import Attention, Mlp, PatchEmbed
 from qvit_kernels import reference
-from qvit_kernels.reference import Quantized
+from qvit_kernels.reference import Quantized, Weight
 
 
 class Simulated:
@@ -15,7 +15,7 @@ class Simulated:
         """See Execution."""
         codes = reference.quantize_pixels(images, embed.gain, embed.offset)
         patches = reference.unfold_patches(codes, embed.patch)
-        weight = embed.proj.quantized_weight()
+        weight = self.weight_of(embed.proj)
         unit = patches.new_ones(1, 1)
         return reference.linear(Quantized(patches, unit), weight, embed.proj.bias, 128 * 127)
 
@@ -55,10 +55,14 @@ class Simulated:
 
     def product(self, x: Quantized, dense: Dense) -> Tensor:
         """The Linear of every step but the patch embedding: fp32 [..., N]."""
-        weight = dense.quantized_weight()
+        weight = self.weight_of(dense)
         largest = 127 if weight.multiplier is not None else 2 ** (dense.scheme.weight.bits - 1)
         bound = 2 ** (dense.scheme.input.bits - 1) * largest
         return reference.linear(x, weight, dense.bias, bound)
+
+    def weight_of(self, dense: Dense) -> Weight:
+        """The weight that a Linear multiplies with."""
+        return dense.quantized_weight()
 
 
 def _quantize(x: Tensor, to: Dense) -> Quantized:

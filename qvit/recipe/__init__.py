@@ -20,6 +20,7 @@ from qvit.recipe.quantization import (
     load_recipe,
     preset_names,
 )
+from qvit.recipe.reconstruction import Reconstruction
 from qvit.recipe.static import Static
 from qvit.recipe.synthesis import METHODS, PRECISIONS, Synthesis
 
@@ -38,6 +39,7 @@ __all__ = [
     "Attention",
     "Distillation",
     "Recipe",
+    "Reconstruction",
     "Static",
     "Synthesis",
     "Transforms",

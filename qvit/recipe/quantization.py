@@ -13,11 +13,12 @@ from qvit.recipe.distillation import Distillation
 from qvit.recipe.fields import build, check_choice, leaves, nearest
 from qvit.recipe.game import Game
 from qvit.recipe.publications import PUBLICATIONS, budget_share, scaled
+from qvit.recipe.reconstruction import Reconstruction
 from qvit.recipe.static import Static
 from qvit.recipe.synthesis import Synthesis
 
 RANGES = ("mse", "minmax")
-ROUNDINGS = ("nearest", "gptq")
+ROUNDINGS = ("nearest", "gptq", "learned")
 RESIDUALS = ("float32", "float16", "bfloat16")
 MIN_BITS, MAX_BITS = 2, 8
 MAX_GROUPED_BITS = 4  # the product of a code and its group's multiplier has to fit in 8 bits
@@ -41,8 +42,10 @@ class Weights:
     """Symmetric weights, one scale per output channel; with a `group`, every so many input channels of it have an
     integer multiple of that scale for a step (0: no groups).
 
-    `rounding`: each weight to its nearest code, or together, for the inputs that the recipe's images cause ("gptq").
+    `rounding`: each weight to its nearest code, or together, for the inputs that the recipe's images cause: a Linear
+    after the other, in closed form ("gptq"), or a block after the other, by gradients ("learned").
     `damping`: of gptq; the share of the mean second moment of a Linear's inputs that is added to each.
+    `reconstruction`: of learned.
     """
 
     bits: int = 8
@@ -50,6 +53,7 @@ class Weights:
     range: str = "mse"
     rounding: str = "nearest"
     damping: float = 0.01
+    reconstruction: Reconstruction = field(default_factory=Reconstruction)
 
     def __post_init__(self) -> None:
         _check_bits("weights.bits", self.bits)
@@ -145,9 +149,10 @@ class Recipe:
             raise UsageError(f"seed = {self.seed}: expected a whole number from 0 to 2^63 - 1")
         budget_share(self.budget)
         check_choice("residual", self.residual, RESIDUALS)
-        if self.weights.rounding == "gptq" and self.synthesis is None:
+        if self.weights.rounding != "nearest" and self.synthesis is None:
             raise UsageError(
-                "weights.rounding = gptq needs images: say how they are made with --set synthesis=METHOD"
+                f"weights.rounding = {self.weights.rounding} needs images: say how they are made with --set "
+                "synthesis=METHOD"
             )
         if self.distillation is not None and self.synthesis is None:
             raise UsageError(
@@ -345,8 +350,8 @@ def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
     # Mean KL of three seeds on 500 development images, W4A8 and W4A4 (kernels/README.md, Decisions): weight groups none
     # 0.225, 0.436; 64 0.135, 0.329; 32 0.106, 0.285; 16 0.092, 0.272. One scale a token in proj and fc2: 0.107, 0.361;
     # so 8 bits go without groups there. A CPU likes that; a GPU has groups for nothing and wants them set.
-    # Both attention products take int8 operands whatever their bits: 8 of them cost nothing, and take W4A4 from @@ to
-    # @@.
+    # Both attention products take int8 operands whatever their bits: 8 of them cost nothing, and take W4A4 from 0.285
+    # to 0.242.
     group = 128 if activation_bits < 8 else 0
     return {
         "weights": Weights(bits=weight_bits, group=32 if weight_bits <= 4 else 0),
