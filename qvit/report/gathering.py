@@ -20,7 +20,7 @@ from qvit.report.evidence import Evidence
 from qvit.report.observation import observe, spread
 from qvit.report.page import NOISE, REAL, SYNTHETIC
 from qvit.report.records import read_run
-from qvit.synthesis import shards
+from qvit.synthesis import measures, shards
 from qvit.synthesis.seeds import generator_for
 from qvit.zoo import Source
 
@@ -53,13 +53,19 @@ def gather(
         noise = torch.randn(pixels.shape, generator=generator_for(0, "report", 0))
         if mine is not None:  # they come class by class, and the first of them are shown
             mine = mine[torch.randperm(len(mine), generator=generator_for(0, "report", 1))]
+        # As the run measured its batches, or its traces could not be compared with noise and real images.
+        together = min(measures.TOGETHER, images.manifest["counts"]["batch"])
         found = {}
         for role, each in ((SYNTHETIC, pixels), (NOISE, noise), (REAL, mine)):
             bar.update()
             if each is not None:
                 bar.set_description(f"measuring {role} images")
                 found[role] = observe(
-                    teacher, role, each, wanted=wanted if role == SYNTHETIC else None
+                    teacher,
+                    role,
+                    each,
+                    wanted=wanted if role == SYNTHETIC else None,
+                    together=together,
                 )
     return Evidence(
         run=read_run(folder, images.manifest, images.log()),

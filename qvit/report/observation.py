@@ -43,6 +43,7 @@ def observe(
     wanted: Sequence[int] | None = None,
     shown: int = 32,
     mapped: int = 3,
+    together: int = measures.TOGETHER,
 ) -> Observation:
     """Run the teacher over normalised images [N, 3, H, W] (any float dtype).
 
@@ -53,6 +54,7 @@ def observe(
         wanted: The class each was made for.
         shown: Keep the pixels of so many.
         mapped: Keep the attention maps of so many.
+        together: Measure so many at a time.
     """
     config, run = model.config, Watcher(model)
     predicted, confidence, maps = [], [], []
@@ -64,7 +66,7 @@ def observe(
             predicted += best.tolist()
             confidence += sure.tolist()
         maps.append(run.take_maps())
-    found = measures.measure(model, images.float())
+    found = measures.measure(model, images.float(), together)
     return Observation(
         role=role,
         count=len(images),

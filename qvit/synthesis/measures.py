@@ -13,17 +13,18 @@ from qvit.synthesis.losses import inter_head_distance, neighbour_differences
 from qvit.synthesis.recording import Recording
 from qvit.synthesis.statistics import record_statistics, statistics_distance
 
-# Entropy depends on the batch through the places of its density: always so many images at a time, as published.
-_TOGETHER = 32
+TOGETHER = 32  # images whose entropy shares its places, as published
 
 
 @torch.no_grad()
-def measure(network: Network, images: Tensor) -> dict[str, Any]:
+def measure(network: Network, images: Tensor, together: int = TOGETHER) -> dict[str, Any]:
     """What a float teacher makes of images, in float32.
 
     Args:
         network: The teacher.
-        images: fp32 [N, C, H, W], normalised. They are looked at 32 at a time.
+        images: fp32 [N, C, H, W], normalised.
+        together: How many are looked at at a time. Entropy depends on it through the places of its density: only what
+            was measured with as many can be compared.
 
     Returns:
         confidence: Mean largest probability; 0 without classes.
@@ -40,8 +41,8 @@ def measure(network: Network, images: Tensor) -> dict[str, Any]:
 
         norm_distance: Distance to the statistics of its BatchNorms; it depends on how many images are looked at.
     """
-    parts = [_look(network, part) for part in images.split(_TOGETHER)]
-    shares = torch.tensor([len(part) / len(images) for part in images.split(_TOGETHER)])
+    parts = [_look(network, part) for part in images.split(together)]
+    shares = torch.tensor([len(part) / len(images) for part in images.split(together)])
 
     def average(name: str) -> Tensor:
         stacked = torch.stack([part[name] for part in parts])

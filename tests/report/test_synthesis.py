@@ -129,6 +129,16 @@ def test_progress_is_the_log(folder, found):
     assert measured[-1] == [4, pytest.approx(sum(e["after"]["head_distance"] for e in ends) / 2)]
 
 
+def test_measures_are_those_that_the_run_logged(folder, found):
+    """Of every batch for itself: entropy depends on how many images are looked at together."""
+    data, _ = found
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    ends = [line for line in lines if line.get("event") == "finished"]
+    for name in ("head_distance", "patch_entropy"):
+        logged = sum(line["images"] * line["after"][name] for line in ends) / 5
+        assert data["sections"]["measures"]["synthetic"][name] == pytest.approx(logged, abs=1e-4)
+
+
 def test_classes_are_counted(folder, found):
     data, out = found
     classes = data["sections"]["classes"]
