@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -47,9 +48,13 @@ class RunLog:
         self._file.seek(length)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append a line."""
+        """Append a line; a number that is not finite becomes null, since JSON has none."""
         if self._file is not None:
-            self._file.write((json.dumps(line) + "\n").encode())
+            kept = {
+                name: None if isinstance(value, float) and not isfinite(value) else value
+                for name, value in line.items()
+            }
+            self._file.write((json.dumps(kept, allow_nan=False) + "\n").encode())
             self._file.flush()
 
     def close(self) -> None:

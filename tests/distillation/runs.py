@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qvit.distillation import Pixels, Pool, distil, joined
+from qvit.models.student import Seen
 from qvit.models.watching import FloatTeacher
 from tests.distillation.students import (
     TinyStudent,
@@ -45,8 +47,23 @@ def run_vit(folder: Path, save_seconds: float = 0.0) -> dict[str, Any]:
     )
 
 
+class FailingTeacher(TinyTeacher):
+    """A teacher that is gone after so many answers."""
+
+    def __init__(self, answers: int) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def __call__(self, images: Tensor) -> Seen:
+        """See TinyTeacher. Raises InterruptedError once it is gone."""
+        self.answers -= 1
+        if self.answers < 0:
+            raise InterruptedError
+        return super().__call__(images)
+
+
 def run_together(rank: int, count: int, port: int, folder: Path) -> None:
-    """One of several gloo processes, as torchrun would start it."""
+    """One of several gloo processes, as torchrun would start it. Every run once as a whole, once with a break."""
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
@@ -57,11 +74,19 @@ def run_together(rank: int, count: int, port: int, folder: Path) -> None:
     )
     with joined() as processes:
         for name, settings in TOGETHER.items():
-            student = TinyStudent()
-            with torch.no_grad():
-                student.first.bias.add_(rank)  # the first process's weights are everybody's
-            distil(
-                TinyTeacher(), student, tiny_pool(), settings,
-                seed=0, folder=folder / name, processes=processes, progress=False,
-            )  # fmt: skip
-            torch.save(student.state_dict(), folder / f"{name}{rank}.pt")
+            for part, teacher in (
+                (name, TinyTeacher()),
+                (f"{name}-broken", FailingTeacher(8)),
+                (f"{name}-broken", TinyTeacher()),
+            ):
+                student = TinyStudent()
+                with torch.no_grad():
+                    student.first.bias.add_(rank)  # the first process's weights are everybody's
+                try:
+                    distil(
+                        teacher, student, tiny_pool(), settings, seed=0, folder=folder / part,
+                        processes=processes, progress=False, save_seconds=0.0,
+                    )  # fmt: skip
+                except InterruptedError:
+                    continue
+                torch.save(student.state_dict(), folder / f"{part}{rank}.pt")

@@ -1,3 +1,4 @@
+import json
 import random
 import signal
 import socket
@@ -11,9 +12,20 @@ from qvit.distillation import Pool, distil
 from qvit.distillation.loop import agreement
 from qvit.distillation.pool import Order
 from qvit.distillation.progress import LOG, STATE, read_log
+from qvit.distillation.trainer import Trainer
 from qvit.errors import InputError, UsageError
+from qvit.models.watching import FloatTeacher
 from tests.distillation.runs import TOGETHER, run_together, run_vit
-from tests.distillation.students import TinyStudent, TinyTeacher, quick, tiny_pool
+from tests.distillation.students import (
+    TinyStudent,
+    TinyTeacher,
+    quick,
+    simulated_student,
+    small_vit,
+    static_student,
+    tiny_pool,
+)
+from tests.support import images_for
 
 
 def train(folder=None, student=None, pool=None, seed=0, **changes):
@@ -181,6 +193,8 @@ def test_two_processes_train_one_student(tmp_path):
         worker.join(120)
         assert worker.exitcode == 0
     for name in TOGETHER:
+        # one that broke off after some steps and went on ends in the same bits
+        assert bits(tmp_path / f"{name}-broken") == bits(tmp_path / name)
         first, second = (
             torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True) for rank in (0, 1)
         )
@@ -206,3 +220,55 @@ def test_a_batch_that_processes_cannot_share_is_refused():
             TinyTeacher(), TinyStudent(), tiny_pool(), quick(),
             seed=0, processes=Processes(0, 3), progress=False,
         )  # fmt: skip
+
+
+class BrokenTeacher(TinyTeacher):
+    """One of its answers is no number."""
+
+    def __init__(self):
+        super().__init__()
+        self.answers = 0
+
+    def __call__(self, images):
+        self.answers += 1
+        seen = super().__call__(images)
+        return seen._replace(logits=seen.logits * float("nan")) if self.answers == 3 else seen
+
+
+def test_a_log_with_a_skipped_step_is_still_json(tmp_path):
+    found = distil(
+        BrokenTeacher(), TinyStudent(), tiny_pool(), quick(),
+        seed=0, folder=tmp_path, progress=False,
+    )  # fmt: skip
+    assert found["skipped"] == 1
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    text = (tmp_path / LOG).read_text()
+    lines = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+    skipped = [line for line in lines if "skipped" in line]
+    assert [(line["loss"], line["kl"], line["skipped"]) for line in skipped] == [(None, None, 1.0)]
+
+
+# Simulated integers are exact in bfloat16; static quantizers read what bfloat16 products rounded.
+@pytest.mark.parametrize(("make", "alike"), [(static_student, 0.7), (simulated_student, 0.99)])
+def test_a_step_in_bfloat16_is_about_one_in_float32(make, alike):
+    vit = small_vit()
+    images = images_for(vit, 16)
+    found, moves = {}, {}
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        student = make(vit)
+        before = [p.detach().clone() for p in student.parameters()]
+        settings = quick("mimiq", precision=precision)
+        found[precision] = Trainer(FloatTeacher(vit), student, settings, steps=1).step(images)
+        after = [p.detach() for p in student.parameters()]
+        assert all(p.dtype == torch.float32 for p in after)
+        moves[precision] = torch.cat(
+            [(p - b).flatten() for p, b in zip(after, before, strict=True)]
+        )
+    for term in ("kl", "heads"):
+        assert found["bfloat16"][term] == pytest.approx(found["float32"][term], rel=0.1)
+    assert not torch.equal(moves["float32"], moves["bfloat16"])
+    assert torch.cosine_similarity(moves["float32"], moves["bfloat16"], 0) > alike
