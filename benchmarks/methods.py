@@ -21,15 +21,27 @@ import click  # noqa: E402 - after the tree is on the path, as for all that come
 import torch  # noqa: E402
 
 from benchmarks import cells  # noqa: E402
-from benchmarks.comparison.budgets import BUDGETS  # noqa: E402
+from benchmarks.comparison.budgets import BUDGETS, Budget  # noqa: E402
 from benchmarks.comparison.images import pool_of  # noqa: E402
-from benchmarks.comparison.rows import TOGETHER, Row, recipe_of, rows, training_of  # noqa: E402
-from benchmarks.comparison.subjects import SPLITS, answers, predict, subject  # noqa: E402
+from benchmarks.comparison.rows import (  # noqa: E402
+    RECONSTRUCTION,
+    TOGETHER,
+    Row,
+    recipe_of,
+    reconstruction_of,
+    rows,
+    training_of,
+)
+from benchmarks.comparison.subjects import SPLITS, Subject, answers, predict, subject  # noqa: E402
 from benchmarks.comparison.table import table  # noqa: E402
 from benchmarks.comparison.together import train_together  # noqa: E402
-from qvit.distillation import Pixels, distil  # noqa: E402
+from qvit.distillation import Pixels, Pool, distil  # noqa: E402
+from qvit.distillation.reconstruction import reconstruct  # noqa: E402
 from qvit.evaluation.accuracy import Predictions, compare  # noqa: E402
+from qvit.models.student import Student  # noqa: E402
 from qvit.models.vit import ViT  # noqa: E402
+from qvit.models.vit_students import SimulatedStudent  # noqa: E402
+from qvit.recipe import Reconstruction  # noqa: E402
 
 _CALIBRATED_ON = 32  # images
 
@@ -93,7 +105,9 @@ def measure(model: str, budget_name: str, row: Row, seed: int, split: str) -> di
         student.calibrate(pool.images[:_CALIBRATED_ON].float())
         training = training_of(row, budget, len(pool))
         start = time.perf_counter()  # the images have their own
-        if training is not None:
+        if row.training == RECONSTRUCTION:
+            training, trained = _reconstruct(tested, student, pool, budget, seed)
+        elif training is not None:
             cfg = tested.source.pretrained_cfg
             pixels = Pixels(cfg["mean"], cfg["std"])
             trained = distil(
@@ -117,6 +131,16 @@ def measure(model: str, budget_name: str, row: Row, seed: int, split: str) -> di
         "static": None if recipe.static is None else asdict(recipe.static),
         "seconds": round(seconds, 1),
     }
+
+
+def _reconstruct(
+    tested: Subject, student: Student, pool: Pool, budget: Budget, seed: int
+) -> tuple[Reconstruction, dict[str, Any]]:
+    """Learn the rounding of a ViT's weights; the settings, and what came of each block."""
+    assert isinstance(student, SimulatedStudent)
+    assert isinstance(tested.network, ViT)
+    settings = reconstruction_of(budget, len(pool))
+    return settings, {"blocks": reconstruct(tested.network, student.vit, pool, settings, seed=seed)}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.comparison.budgets import Budget
-from qvit.recipe import Distillation, Recipe
+from qvit.recipe import Distillation, Recipe, Reconstruction
 
 SCHEMES = {"w4a4": (4, 4), "w4a8": (4, 8), "w3a3": (3, 3)}
 QUANTIZERS = ("static", "dynamic")
@@ -20,6 +20,8 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "mimiq": {"method": "mimiq", "lr": _LR},
     "ait": {"method": "ait", "inundation": 1e-3},
 }
+# Nothing is trained but the rounding of weights, block after block: see qvit/distillation/reconstruction.py.
+RECONSTRUCTION = "reconstruction"
 # Images and training are one: see together.py. The second needs attention.
 TOGETHER = ("psaq-v2", "maskaq")
 VIT_IMAGES = ("noise", "psaq", "mimiq", "sardfq", "real-32", "real-500")
@@ -59,6 +61,8 @@ def rows(convolutional: bool) -> Iterator[Row]:
     if not convolutional:
         for training in ("none", "kl"):
             yield Row("mimiq-smooth", training, "static", "w4a4")
+        for method in ("noise", "mimiq", "real-32", "real-500"):
+            yield Row(method, RECONSTRUCTION, "dynamic", "w4a4")
     for scheme in ("w3a3", "w4a8"):
         for training in ("none", "kl"):
             for method in synthetic:
@@ -73,6 +77,13 @@ def recipe_of(row: Row, seed: int) -> Recipe:
         return Recipe.preset("qvit", **bits).override([f"seed={seed}"])
     settings = [f"seed={seed}", "static=lsq", "static.start=mse"]
     return Recipe.preset("plain", **bits).override(settings)
+
+
+def reconstruction_of(budget: Budget, images: int) -> Reconstruction:
+    """How its rounding is learned: as many steps a block as others train the whole model; learned scales, too."""
+    return Reconstruction(
+        steps=budget.steps, batch=min(budget.batch, images), lr=0.1, scale_lr=1e-3
+    )
 
 
 def training_of(row: Row, budget: Budget, images: int) -> Distillation | None:

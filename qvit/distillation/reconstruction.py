@@ -58,7 +58,7 @@ def reconstruct(
         teacher: The float model.
         folded: Its folded copy with ranges, from `set_weight_ranges`.
         pool: Images; labels are not looked at.
-        settings: See Reconstruction. A scale_lr above 0 moves the weights' scales, too.
+        settings: See Reconstruction. With a scale_lr above 0 the weights' scales move, too.
         seed: Of the order of the images.
         folder: Where finished blocks are kept; None for nowhere.
         done: Told the name of every finished block.

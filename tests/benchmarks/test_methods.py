@@ -7,7 +7,7 @@ import pytest
 from benchmarks import cells, methods
 from benchmarks.comparison import images, together
 from benchmarks.comparison.budgets import BUDGETS
-from benchmarks.comparison.rows import recipe_of, rows, training_of
+from benchmarks.comparison.rows import RECONSTRUCTION, recipe_of, rows, training_of
 from benchmarks.comparison.table import table
 
 
@@ -39,6 +39,15 @@ def test_two_methods_through_the_harness(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
     assert cells.measure(planned(), tmp_path / "cells") == found
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == before
+
+
+def test_rounding_that_is_learned_through_the_harness(tmp_path):
+    planned = methods.planned("demo_vit", "smoke", (0,), only=("noise-reconstruction",))
+    (found,) = cells.measure(planned, tmp_path / "cells")
+    assert found["distillation"]["steps"] == 2
+    assert len(found["trained"]["blocks"]) == 6
+    assert found["static"] is None
+    assert "| noise | 4 | reconstruction | dynamic | w4a4 | 1 |" in table([found])
 
 
 @pytest.mark.slow
@@ -73,6 +82,6 @@ def test_every_row_has_a_recipe_and_a_training(convolutional):
         recipe = recipe_of(row, 0)
         assert (recipe.static is None) == (row.quantizer == "dynamic")
         training = training_of(row, BUDGETS["demo"], 64)
-        assert (training is None) == (row.training in ("none", "own"))
+        assert (training is None) == (row.training in ("none", "own", RECONSTRUCTION))
         if training is not None:
             assert 45 <= training.epochs * (58 // training.batch) <= 75

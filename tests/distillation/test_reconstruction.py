@@ -22,7 +22,7 @@ from qvit.recipe import Recipe, Reconstruction
 from qvit_kernels.reference import code_range
 from tests.support import SHAPES, float_vit, images_for
 
-QUICK = Reconstruction(steps=12, batch=4, lr=0.1)
+QUICK = Reconstruction(steps=12, batch=4, lr=0.1, scale_lr=0.0)
 
 
 def folded(vit, preset="qvit", bits=3):
@@ -93,7 +93,7 @@ def test_the_integers_that_are_packed_are_the_ones_that_were_learned():
 def test_scales_may_be_learned_too():
     vit = float_vit()
     before, after = folded(vit), folded(vit)
-    settings = Reconstruction(steps=12, batch=4, lr=0.1, scale_lr=1e-3)
+    settings = Reconstruction(steps=12, batch=4, lr=0.1)
     reconstruct(vit, after, pool_for(vit, 6), settings, seed=0)
     for name, new in dense_of(after).items():
         ratio = new.weight_scale / dense_of(before)[name].weight_scale
