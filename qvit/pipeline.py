@@ -71,7 +71,7 @@ def quantize(
         simulated = fold(vit, scheme, seed=recipe.seed)
     with stages("ranges"):
         set_weight_ranges(simulated, recipe.weights.range)
-    images, training = _learn(source, vit, simulated, recipe, out, stages)
+    learned = _learn(source, vit, simulated, recipe, out, stages)
     with stages("pack"):
         integer = to_integers(simulated, scheme)
     with stages("write"), written_whole(out) as folder:
@@ -79,7 +79,7 @@ def quantize(
         size = (folder / checkpoint.WEIGHTS).stat().st_size
         digest = checkpoint.hash_file(folder / checkpoint.WEIGHTS)
         origin = describe_origin(source, weights)
-        run = _run_json(origin, recipe, digest, stages.seconds, images, training)
+        run = _run_json(origin, recipe, digest, stages.seconds, learned)
         checkpoint.write_json(folder / checkpoint.RUN, run)
         config = _config_json(source, vit.config, scheme, recipe)
         checkpoint.write_json(folder / checkpoint.CONFIG, config)
@@ -95,8 +95,7 @@ def quantize(
         "fp32_bytes": fp32_bytes,
         "ratio": round(size / fp32_bytes, 4),
         "sha256": digest,
-        **({} if images is None else {"images": images}),
-        **({} if training is None else {"training": training}),
+        **learned,
         "seconds": {name: round(value, 2) for name, value in stages.seconds.items()},
     }
 
@@ -108,13 +107,16 @@ def _makes_images(recipe: Recipe) -> bool:
 
 def _learn(
     source: Source, vit: ViT, simulated: ViT, recipe: Recipe, out: Path, stages: "_Stages"
-) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Make images, round for them and train on them, in place, as far as the recipe says so; what came of each."""
-    images = training = None
+) -> dict[str, Any]:
+    """Make images, round for them and train on them, in place, as far as the recipe says so.
+
+    Returns what came of it: `images`, `rounding` (of every block, where it was learned) and `training`.
+    """
+    found: dict[str, Any] = {}
     student = SimulatedStudent(simulated)
     if recipe.synthesis is not None and _makes_images(recipe):
         with stages("images"):
-            images = synthesize(
+            found["images"] = synthesize(
                 source,
                 recipe.synthesis,
                 images_beside(out),
@@ -124,22 +126,26 @@ def _learn(
             )
     if recipe.weights.rounding != "nearest":
         with stages("rounding"):
-            _round(vit, simulated, recipe, out)
+            blocks = _round(vit, simulated, recipe, out)
+        if blocks:
+            found["rounding"] = blocks
     if recipe.distillation is not None:
         folders = images_beside(out), training_beside(out)
         with stages("training"):
-            training = train(source, vit, student, recipe, *folders, progress=stages.progress)
-    return images, training
+            found["training"] = train(
+                source, vit, student, recipe, *folders, progress=stages.progress
+            )
+    return found
 
 
-def _round(vit: ViT, simulated: ViT, recipe: Recipe, out: Path) -> None:
-    """Round the weights for the recipe's images, in place."""
+def _round(vit: ViT, simulated: ViT, recipe: Recipe, out: Path) -> list[dict[str, float]]:
+    """Round the weights for the recipe's images, in place; what `reconstruct` says of the blocks, if it did that."""
     pool, weights = Pool.read(images_beside(out)), recipe.weights
     if weights.rounding == "gptq":
         round_weights(simulated, pool.images.float(), weights.damping)
-    else:
-        folder = rounding_beside(out)
-        reconstruct(vit, simulated, pool, weights.reconstruction, seed=recipe.seed, folder=folder)
+        return []
+    settings, folder = weights.reconstruction, rounding_beside(out)
+    return reconstruct(vit, simulated, pool, settings, seed=recipe.seed, folder=folder)
 
 
 def images_beside(out: Path) -> Path:
@@ -259,11 +265,13 @@ def _run_json(
     recipe: Recipe,
     digest: str,
     seconds: dict[str, float],
-    images: dict[str, Any] | None,
-    training: dict[str, Any] | None,
+    learned: dict[str, Any],
 ) -> dict[str, Any]:
+    """`learned`: as from _learn; of the images no more than what tells them from others."""
     versions = {"qvit": __version__, "python": platform.python_version()} | package_versions()
-    made = {} if images is None else {n: images[n] for n in ("path", "fingerprint", "images")}
+    if "images" in learned:
+        made = {name: learned["images"][name] for name in ("path", "fingerprint", "images")}
+        learned = {**learned, "images": made}
     return {
         "source": origin,
         "seed": recipe.seed,
@@ -273,8 +281,7 @@ def _run_json(
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "images_read": 0,
-        **({"images": made} if made else {}),
-        **({} if training is None else {"training": training}),
+        **learned,
     }
 
 

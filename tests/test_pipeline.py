@@ -178,6 +178,9 @@ def test_rounding_is_learned_for_the_images(tiny_model, tmp_path):
     assert found["bytes"] == plain["bytes"]
     assert found["sha256"] != plain["sha256"]
     assert pipeline.rounding_beside(out).is_dir()
+    run = json.loads((out / "run.json").read_text())
+    assert run["rounding"] == found["rounding"]
+    assert all(0 < block["changed"] < 1 for block in run["rounding"])
     again = load_recipe(str(out / "recipe.yaml"))
     assert again == recipe
     replayed = pipeline.quantize(source, again, out, overwrite=True, progress=False)

@@ -24,7 +24,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
 RECONSTRUCTION = "reconstruction"
 # Images and training are one: see together.py. The second needs attention.
 TOGETHER = ("psaq-v2", "maskaq")
-VIT_IMAGES = ("noise", "psaq", "mimiq", "sardfq", "real-32", "real-500")
+VIT_IMAGES = ("noise", "psaq", "mimiq", "sardfq", "acq", "real-32", "real-500")
 RESNET_IMAGES = ("noise", "bns", "acq", "acq-unconditional", "real-32", "real-500")
 
 

@@ -12,8 +12,9 @@ class Reconstruction:
 
     The publications take 10,000 to 20,000 steps at rates of 1e-2 to 1e-3, with `beta` from 20. In 120 steps at 0.1 that
     and a `decide` of 1 leave 42 % of the roundings of a small ViT undecided until they are cut off, these defaults 4 %;
-    its error on unseen images is 0.59 and 0.53 of that of nearest rounding. Scales that move took the KL of the W4A4 demo
-    ViT on 200 development pictures from 0.040 to 0.033, after 100 steps on 64 real ones (nearest: 0.044, gptq: 0.035).
+    its error on unseen images is 0.59 and 0.53 of that of nearest rounding. Scales that move took the KL of the W4A4
+    demo ViT on 200 development pictures from 0.040 to 0.033, after 100 steps on 64 real ones (nearest: 0.044, gptq:
+    0.035).
 
     Attributes:
         steps: Of each block.
