@@ -74,7 +74,8 @@ def distil(
         with `agreement` in percent and `kl` on the images kept out (None without any), and `seconds` of this call.
 
     Raises:
-        UsageError: The settings do not fit images or processes, or the folder holds another run.
+        UsageError: The settings do not fit images or processes, or the folder holds another run, or is not the same for
+            all processes.
         InputError: The folder's files are damaged.
         QvitError: The loss is not finite for too long.
     """
@@ -173,7 +174,13 @@ class _Run:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             state = load_state(self.folder, self._identity, str(self.device))
-            self.processes.meet()  # nobody writes before everybody has read
+            # Nobody writes before everybody has read. Steps of other numbers would be averaged with each other.
+            done = 0 if state is None else state["trainer"]["done"]
+            if not self.processes.alike(done, self.device):
+                raise UsageError(
+                    f"{self.folder} holds a state for some processes and not for others; put it where all of them can "
+                    "read it"
+                )
             if first:
                 self.log = RunLog(self.folder / LOG)
         if state is None:

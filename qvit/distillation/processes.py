@@ -37,6 +37,14 @@ class Processes:
             for tensor in module.state_dict().values():
                 distributed.broadcast(tensor, 0)
 
+    def alike(self, number: int, device: torch.device) -> bool:
+        """Whether all processes have the same number; all of them get the same answer. `device`: of their tensors."""
+        if self.count == 1:
+            return True
+        ends = torch.tensor([number, -number], device=device)
+        distributed.all_reduce(ends, distributed.ReduceOp.MAX)
+        return int(ends[0]) == -int(ends[1])
+
     def meet(self) -> None:
         """Wait until all are here."""
         if self.count > 1:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qvit.distillation import Pixels, Pool, distil, joined
+from qvit.errors import UsageError
 from qvit.models.student import Seen
 from qvit.models.watching import FloatTeacher
 from tests.distillation.students import (
@@ -63,7 +64,9 @@ class FailingTeacher(TinyTeacher):
 
 
 def run_together(rank: int, count: int, port: int, folder: Path) -> None:
-    """One of several gloo processes, as torchrun would start it. Every run once as a whole, once with a break."""
+    """One of several gloo processes, as torchrun would start it. Every run once as a whole, once with a break; and
+    one that only the first process has a state of.
+    """
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
@@ -90,3 +93,11 @@ def run_together(rank: int, count: int, port: int, folder: Path) -> None:
                 except InterruptedError:
                     continue
                 torch.save(student.state_dict(), folder / f"{part}{rank}.pt")
+        own = folder / ("plain" if rank == 0 else "elsewhere")
+        try:
+            distil(
+                TinyTeacher(), TinyStudent(), tiny_pool(), TOGETHER["plain"], seed=0, folder=own,
+                processes=processes, progress=False,
+            )  # fmt: skip
+        except UsageError as error:
+            (folder / f"told{rank}").write_text(str(error))
