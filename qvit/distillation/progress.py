@@ -114,11 +114,12 @@ def digest(module: nn.Module) -> str:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl; none where nothing was logged."""
+    """The lines of log.jsonl; none where nothing was logged. One that a killed run left unfinished is left out."""
     path = folder / LOG
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    finished = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in finished]
 
 
 def _short(value: Any) -> str:

@@ -88,6 +88,7 @@ class Evidence:
         noise: On as many images of Gaussian noise, the lower reference.
         real: On as many of the user's images, None without any.
         real_source: Where those came from, as the user wrote it.
+        training: Lines of the log of a student that was trained on the images; none where none was.
     """
 
     run: Run
@@ -97,6 +98,7 @@ class Evidence:
     noise: Observation
     real: Observation | None = None
     real_source: str = ""
+    training: Sequence[Mapping[str, Any]] = ()
 
     @property
     def observations(self) -> tuple[Observation, ...]:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from qvit import zoo
 from qvit.data import DataConfig, open_images
 from qvit.deployment.checkpoint import hash_file
+from qvit.distillation.progress import read_log
 from qvit.errors import InputError, UsageError
 from qvit.models.networks import read_network_config
 from qvit.models.resnet import ResNetConfig
@@ -23,6 +24,8 @@ from qvit.report.records import read_run
 from qvit.synthesis import measures, shards
 from qvit.synthesis.seeds import generator_for
 from qvit.zoo import Source
+
+_IMAGES = "-images"
 
 logger = logging.getLogger("qvit")
 
@@ -75,7 +78,16 @@ def gather(
         noise=found[NOISE],
         real=found.get(REAL),
         real_source=real or "",
+        training=read_training(folder),
     )
+
+
+def read_training(folder: Path) -> list[dict[str, Any]]:
+    """Lines of the training that `qvit quantize` keeps beside its images: out/x-images, out/x-training."""
+    name = folder.resolve().name
+    if not name.endswith(_IMAGES):
+        return []
+    return read_log(folder.resolve().with_name(name.removesuffix(_IMAGES) + "-training"))
 
 
 def find_teacher(manifest: Mapping[str, Any], weights: Path | None) -> Source:

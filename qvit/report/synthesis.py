@@ -21,6 +21,7 @@ from qvit.report.sections.measures import (
 )
 from qvit.report.sections.progress import show_progress
 from qvit.report.sections.run import list_facts, state_privacy
+from qvit.report.sections.training import show_training
 from qvit.report.wording import duration, percent
 
 # In reading order. A new section is a function more in this list.
@@ -31,6 +32,7 @@ SECTIONS: tuple[Callable[[Evidence], Section | None], ...] = (
     show_progress,
     show_classes,
     show_activations,
+    show_training,
     state_privacy,
     list_facts,
 )

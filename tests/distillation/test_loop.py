@@ -195,12 +195,12 @@ def test_two_processes_train_one_student(tmp_path):
     for name in TOGETHER:
         # one that broke off after some steps and went on ends in the same bits
         assert bits(tmp_path / f"{name}-broken") == bits(tmp_path / name)
-    for rank in (0, 1):
-        assert "put it where all of them can read it" in (tmp_path / f"told{rank}").read_text()
         first, second = (
             torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True) for rank in (0, 1)
         )
         assert all(torch.equal(first[n], second[n]) for n in first)
+    for rank in (0, 1):
+        assert "put it where all of them can read it" in (tmp_path / f"told{rank}").read_text()
     alone = TinyStudent()
     distil(
         TinyTeacher(), alone, tiny_pool(), TOGETHER["plain"],
