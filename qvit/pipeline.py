@@ -200,6 +200,9 @@ def plan(
         scheme = plan_scheme(config, recipe)
         tensors = ViT(config, scheme, IntegerDense).state_dict().values()
     parameters = sum(p.numel() for p in model.parameters())
+    learns = recipe.weights.rounding == "learned"
+    steps = recipe.weights.reconstruction.steps
+    rounding = {"blocks": config.depth, "steps": config.depth * steps} if learns else None
     return {
         "model": source.timm_name,
         "scheme": recipe.scheme,
@@ -211,6 +214,7 @@ def plan(
         "estimated_seconds": round(5 + _SECONDS_PER_MILLION * parameters / 1e6),
         "reads_images": False,
         **({} if recipe.synthesis is None else {"images": estimate(source, recipe.synthesis)}),
+        **({} if rounding is None else {"rounding": rounding}),
         **({} if training is None else {"training": training}),
     }
 

@@ -173,8 +173,12 @@ def test_rounding_is_learned_for_the_images(tiny_model, tmp_path):
     recipe = noise.override(
         ["weights.rounding=learned", *(f"weights.reconstruction.{s}" for s in settings)]
     )
+    blocks = pipeline.plan(source, recipe)["rounding"]["blocks"]
+    assert pipeline.plan(source, recipe)["rounding"]["steps"] == 5 * blocks
+    assert "rounding" not in pipeline.plan(source, noise)
     plain = pipeline.quantize(source, noise, tmp_path / "plain", progress=False)
     found = pipeline.quantize(source, recipe, out, progress=False)
+    assert len(found["rounding"]) == blocks
     assert found["bytes"] == plain["bytes"]
     assert found["sha256"] != plain["sha256"]
     assert pipeline.rounding_beside(out).is_dir()
