@@ -97,6 +97,6 @@ def _scale_factor(dense: Dense) -> float:
 
 def _times(factor: Tensor | float) -> Callable[[Tensor], Tensor]:
     """A hook that multiplies a gradient."""
-    return lambda gradient: gradient * (
-        factor.to(gradient.device) if isinstance(factor, Tensor) else factor
+    return lambda gradient: (
+        gradient * (factor.to(gradient.device) if isinstance(factor, Tensor) else factor)
     )
