@@ -57,7 +57,9 @@ def test_settings_reach_the_recipe(tiny_model, tmp_path, capsys):
     settings = ["--set", "weights.group=32", "--set", "transforms.fc2=16"]
     assert run([*arguments, *settings, "--seed", "7", "--budget", "quick"]) == 0
     recipe = json.loads(capsys.readouterr().out)["recipe"]
-    assert recipe["weights"] == {"bits": 4, "group": 32, "range": "mse"}
+    assert recipe["weights"]["bits"] == 4
+    assert recipe["weights"]["group"] == 32
+    assert recipe["weights"]["rounding"] == "nearest"
     assert (recipe["transforms"]["fc2"], recipe["seed"], recipe["budget"]) == (16, 7, "quick")
 
 
