@@ -62,7 +62,7 @@ def test_a_layer_is_integers_times_scales(bits, weight_range):
     codes = static.quantizer.codes(layer.weight.detach()[None])[0]
     assert torch.equal(codes, codes.round())
     assert -(2 ** (bits - 1)) <= codes.min() <= codes.max() <= 2 ** (bits - 1) - 1
-    scale = layer.weight.detach().flatten(1).abs().amax(1) * 2 / (2**bits - 1)
+    scale = layer.weight.detach().flatten(1).abs().amax(1) / (2 ** (bits - 1) - 127 / 256)
     scale = scale if weight_range == "minmax" else static.quantizer.scale
     step = x.max() / (2**bits - 1)
     steps = (x / step).round().clamp(0, 2**bits - 1)

@@ -100,7 +100,7 @@ TERMS = ("statistics", "attention", "classes", "centres", "pairs", "consistency"
 @pytest.mark.parametrize("name", TERMS)
 def test_every_term_moves(kind, name):
     """One term at a time: alone, a short training brings each clearly down."""
-    network = NETWORKS[kind]()
+    network = NETWORKS[kind]().requires_grad_(False)  # as in training; it is shared
     weights = dict.fromkeys(TERMS, 0.0) | {name: 1.0, "smoothness": 1e-9}
     maker, settings = maker_of(network, **weights)
     optimiser = torch.optim.Adam(maker.parameters(), lr=1e-2, betas=(0.5, 0.999))
