@@ -31,7 +31,7 @@ ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("noise", "noise", {}),
     ("mimiq", "mimiq", {"images": 16}),
     ("psaq", "psaq", {}),
-    ("sardfq", "sardfq", {"images": 8}),
+    ("sardfq", "sardfq", {"images": 2}),
     ("mimiq-sparse", "mimiq", {"images": 4, "sparse": 0.3}),
     ("mimiq-1to1", "mimiq", {"images": 4, "attention": 1.0}),
     ("psaq-sparse", "psaq", {"sparse": 0.3}),
