@@ -1,6 +1,6 @@
 """The simulated execution with weights that have not decided yet how they are rounded."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -31,13 +31,8 @@ def relax(block: Block) -> dict[Dense, Relaxation]:
     """A relaxation for each Linear of a block, starting at its float weights."""
     return {
         dense: Relaxation(dense.weight.detach(), dense.steps().detach(), dense.scheme.weight.bits)
-        for dense in linears(block)
+        for dense in block.linears()
     }
-
-
-def linears(block: Block) -> Iterator[Dense]:
-    """The Linears of a block, in the order in which it computes them."""
-    yield from (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def round_weights(
     streams = [folded.begin(batch, run) for batch in batches]
     for i, block in enumerate(folded.blocks):
         assert isinstance(block, Block)
-        for dense in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+        for dense in block.linears():
             moments = _Moments(dense)
             for stream in streams:
                 block(stream, moments)

@@ -123,6 +123,10 @@ class Block(nn.Module):
         h = run.gelu(h, self.mlp)
         return run.residual(x, h, self.mlp.fc2)
 
+    def linears(self) -> tuple[Any, ...]:
+        """The containers of its Linears, in the order in which it computes them."""
+        return self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2
+
 
 class ViT(nn.Module):
     """Parameters under timm's names. `dense` makes the container of every Linear: Dense or IntegerDense."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from qvit.errors import UsageError
-from qvit.recipe.fields import check_choice, check_range, nearest
+from qvit.recipe.fields import Ranges, check_choice, check_ranges, fill_preset
 
 OPTIMISERS = ("sgd", "adam")
 SCHEDULES = ("constant", "steps", "cosine")
@@ -90,8 +90,7 @@ class Distillation:
         check_choice("distillation.optimiser", self.optimiser, OPTIMISERS)
         check_choice("distillation.schedule", self.schedule, SCHEDULES)
         check_choice("distillation.precision", self.precision, _PRECISIONS)
-        for name, low, high in _RANGES:
-            check_range(f"distillation.{name}", getattr(self, name), low, high)
+        check_ranges("distillation.", self, _RANGES)
         if not any(getattr(self, name) for name in TERMS):
             raise UsageError(
                 f"distillation has nothing to learn from: raise one of {', '.join(TERMS)} above 0"
@@ -110,19 +109,10 @@ class Distillation:
         Raises:
             UsageError: The method or a field is unknown, or a value impossible.
         """
-        if method not in _PRESETS:
-            raise UsageError(
-                f"unknown distillation {method!r}{nearest(method, _PRESETS)}; known: {', '.join(_PRESETS)}"
-            )
-        unknown = next((name for name in changes if name not in cls.__dataclass_fields__), None)
-        if unknown is not None:
-            known = nearest(unknown, cls.__dataclass_fields__)
-            raise UsageError(f"distillation has no field {unknown}{known}")
-        return cls(**{"method": method, **_PRESETS[method], **changes})
+        return fill_preset(cls, _PRESETS, method, changes, "distillation")
 
 
-# Inclusive bounds of every number; None: no upper end.
-_RANGES: tuple[tuple[str, float, float | None], ...] = (
+_RANGES: Ranges = (
     ("epochs", 1, None),
     ("renew", 0, None),
     ("batch", 1, None),

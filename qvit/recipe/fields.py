@@ -8,6 +8,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from qvit.errors import UsageError
 
+# Inclusive bounds of numbers by the name of their field; None: no upper end.
+Ranges = tuple[tuple[str, float, float | None], ...]
+
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises UsageError where the value is none of the choices."""
@@ -21,6 +24,37 @@ def check_range(name: str, value: float, low: float, high: float | None = None) 
         return
     wanted = f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
     raise UsageError(f"{name} = {value!r}: expected {wanted}")
+
+
+def check_ranges(prefix: str, settings: Any, ranges: Ranges) -> None:
+    """`check_range` of every field that has a range; prefix: that of the names in messages, "synthesis."."""
+    for name, low, high in ranges:
+        check_range(prefix + name, getattr(settings, name), low, high)
+
+
+def fill_preset(
+    cls: Any,
+    presets: Mapping[str, Mapping[str, Any]],
+    method: str,
+    changes: Mapping[str, Any],
+    kind: str,
+) -> Any:
+    """The dataclass that a method's preset describes, some of its fields replaced.
+
+    kind: What a method is called where it is unknown.
+
+    Raises:
+        UsageError: The method or a field is unknown, or a value impossible.
+    """
+    if method not in presets:
+        raise UsageError(
+            f"unknown {kind} {method!r}{nearest(method, presets)}; known: {', '.join(presets)}"
+        )
+    unknown = next((name for name in changes if name not in cls.__dataclass_fields__), None)
+    if unknown is not None:
+        known = nearest(unknown, cls.__dataclass_fields__)
+        raise UsageError(f"{cls.__name__.lower()} has no field {unknown}{known}")
+    return cls(**{"method": method, **presets[method], **changes})
 
 
 def build(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:

@@ -6,7 +6,7 @@ What an image is optimised towards is a Synthesis, what the student learns a Dis
 from dataclasses import dataclass
 
 from qvit.errors import UsageError
-from qvit.recipe.fields import check_range
+from qvit.recipe.fields import Ranges, check_ranges
 from qvit.recipe.synthesis import Synthesis
 
 
@@ -35,8 +35,7 @@ class Game:
     confidence: float = 0.02
 
     def __post_init__(self) -> None:
-        for name, low, high in _RANGES:
-            check_range(f"game.{name}", getattr(self, name), low, high)
+        check_ranges("game.", self, _RANGES)
 
 
 def game_images(**changes: object) -> Synthesis:
@@ -58,7 +57,7 @@ def game_images(**changes: object) -> Synthesis:
     return found
 
 
-_RANGES: tuple[tuple[str, float, float | None], ...] = (
+_RANGES: Ranges = (
     ("rounds", 1, None),
     ("sample_steps", 1, None),
     ("student_steps", 1, None),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from qvit.errors import UsageError
-from qvit.recipe.fields import check_range
+from qvit.recipe.fields import Ranges, check_ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,16 +38,14 @@ class Reconstruction:
     beta_final: float = 2.0
 
     def __post_init__(self) -> None:
-        for name, low, high in _RANGES:
-            check_range(f"weights.reconstruction.{name}", getattr(self, name), low, high)
+        check_ranges("weights.reconstruction.", self, _RANGES)
         if self.beta_final > self.beta:
             raise UsageError(
                 "weights.reconstruction.beta_final is above weights.reconstruction.beta; exchange them"
             )
 
 
-# Inclusive bounds of every number; None: no upper end.
-_RANGES: tuple[tuple[str, float, float | None], ...] = (
+_RANGES: Ranges = (
     ("steps", 1, None),
     ("batch", 1, None),
     ("lr", 1e-12, 1e3),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from qvit.errors import UsageError
-from qvit.recipe.fields import check_choice, check_range, nearest
+from qvit.recipe.fields import Ranges, check_choice, check_ranges, fill_preset
 
 METHODS = ("noise", "psaq", "mimiq", "maskaq", "sardfq", "bns", "acq", "folder", "real")
 OPTIMISED = ("psaq", "mimiq", "maskaq", "sardfq", "bns", "acq")
@@ -118,8 +118,7 @@ class Synthesis:
         check_choice("synthesis.method", self.method, METHODS)
         check_choice("synthesis.precision", self.precision, PRECISIONS)
         check_choice("synthesis.condition", self.condition, CONDITIONS)
-        for name, low, high in _RANGES:
-            check_range(f"synthesis.{name}", getattr(self, name), low, high)
+        check_ranges("synthesis.", self, _RANGES)
         if (self.iterations > 0) != self.optimised:
             need = "at least 1" if self.optimised else "0, for nothing is optimised"
             raise UsageError(
@@ -175,19 +174,10 @@ class Synthesis:
         Raises:
             UsageError: The method or a field is unknown, or a value impossible.
         """
-        if method not in _PRESETS:
-            raise UsageError(
-                f"unknown method {method!r}{nearest(method, METHODS)}; known: {', '.join(METHODS)}"
-            )
-        unknown = next((name for name in changes if name not in cls.__dataclass_fields__), None)
-        if unknown is not None:
-            known = nearest(unknown, cls.__dataclass_fields__)
-            raise UsageError(f"synthesis has no field {unknown}{known}")
-        return cls(**{"method": method, **_PRESETS[method], **changes})
+        return fill_preset(cls, _PRESETS, method, changes, "method")
 
 
-# Inclusive bounds of every number; None: no upper end.
-_RANGES: tuple[tuple[str, float, float | None], ...] = (
+_RANGES: Ranges = (
     ("images", 1, None),
     ("batch", 1, None),
     ("iterations", 0, None),

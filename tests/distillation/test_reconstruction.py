@@ -16,7 +16,7 @@ from qvit.models.floating import Float
 from qvit.models.folding import fold
 from qvit.models.integer import Integer
 from qvit.models.plan import plan_scheme
-from qvit.models.relaxed import Relaxed, linears, relax
+from qvit.models.relaxed import Relaxed, relax
 from qvit.models.simulated import Simulated
 from qvit.recipe import Recipe, Reconstruction
 from qvit_kernels.reference import code_range
@@ -112,7 +112,7 @@ def test_a_relaxed_block_begins_at_its_float_weights():
     block = student.blocks[0]
     x = student.begin(images_for(vit), Simulated())
     soft, nearest = block(x, Relaxed(relax(block))), block(x, Simulated())
-    for dense in linears(block):  # as far as the grids reach: 3 bits cut off what is large
+    for dense in block.linears():  # as far as the grids reach: 3 bits cut off what is large
         steps = dense.steps().repeat_interleave(dense.weight.shape[1] // dense.steps().shape[1], 1)
         low, high = code_range(3)
         dense.weight.copy_((dense.weight / steps).clamp(low, high) * steps)
