@@ -7,21 +7,16 @@ import torch
 from torch import Tensor
 
 from qvit.synthesis.augmentation import jitter_colours, shift_colours
-from qvit.synthesis.losses import class_distance, inter_head_distance_of, total_variation
-from qvit.synthesis.objective import Batch, Outcome, View
-from qvit.synthesis.priors import draw_labels, draw_smoothness
+from qvit.synthesis.class_led import ClassLed
+from qvit.synthesis.losses import inter_head_distance_of
+from qvit.synthesis.objective import Outcome, View
 
 
-class HeadSimilarity:
+class HeadSimilarity(ClassLed):
     """L = attention IHC + classes CE + smoothness TV, over all blocks, patch queries and pairs of heads.
 
     The network sees rolled images, a colour shift that fades to nothing, and random contrast and brightness.
     """
-
-    def __init__(self, batch: Batch, device: torch.device) -> None:
-        self.batch = batch
-        self.labels = draw_labels(batch).to(device)
-        self.smoothness = draw_smoothness(batch)
 
     def views(self, pixels: Tensor, progress: float) -> list[View]:
         """See Objective."""
@@ -41,9 +36,4 @@ class HeadSimilarity:
         if settings.attention:
             distances = [inter_head_distance_of(record) for record in outcome.records]
             found["attention"] = torch.stack(distances).mean()
-        if settings.classes:
-            found["classes"] = class_distance(outcome.logits, self.labels, settings.class_floor)
-        if settings.smoothness:
-            variation = total_variation(pixels, diagonal=1 / math.sqrt(2))
-            found["smoothness"] = (variation - self.smoothness).abs()
-        return found
+        return found | self.class_terms(outcome, pixels, diagonal=1 / math.sqrt(2))

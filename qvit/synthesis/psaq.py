@@ -10,28 +10,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from qvit.synthesis.class_led import ClassLed
 from qvit.synthesis.entropy import patch_similarity_entropy
-from qvit.synthesis.losses import class_distance, total_variation
-from qvit.synthesis.objective import Batch, Outcome, View
-from qvit.synthesis.priors import draw_labels, draw_smoothness
+from qvit.synthesis.objective import Outcome
 
 
-class PatchSimilarity:
+class PatchSimilarity(ClassLed):
     """L = - sum over blocks H + classes CE + smoothness |TV - v|, v drawn once a batch (section 3.3).
 
     Entropy is that of the attention output at every patch, averaged over heads; the published constants are in the
     preset `psaq`.
     """
-
-    def __init__(self, batch: Batch, device: torch.device) -> None:
-        self.batch = batch
-        self.labels = draw_labels(batch).to(device)
-        self.smoothness = draw_smoothness(batch)
-
-    def views(self, pixels: Tensor, progress: float) -> list[View]:
-        """See Objective."""
-        placement = self.batch.draw_placement(progress)
-        return [View(placement.apply(pixels), placement)]
 
     def terms(self, pixels: Tensor, outcomes: Sequence[Outcome]) -> dict[str, Tensor]:
         """See Objective. Total variation is taken after the roll, as published."""
@@ -45,8 +34,4 @@ class PatchSimilarity:
                 for record in outcome.records
             ]
             found["attention"] = -torch.stack(entropies).sum()
-        if settings.classes:
-            found["classes"] = class_distance(outcome.logits, self.labels, settings.class_floor)
-        if settings.smoothness:
-            found["smoothness"] = (total_variation(outcome.view.images) - self.smoothness).abs()
-        return found
+        return found | self.class_terms(outcome, outcome.view.images)
