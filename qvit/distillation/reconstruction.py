@@ -29,12 +29,11 @@ from qvit.models.dense import Dense
 from qvit.models.floating import Float
 from qvit.models.relaxed import Relaxed, relax, settle
 from qvit.models.simulated import Simulated
+from qvit.models.streams import begin_stream, pass_stream
 from qvit.models.vit import Block, ViT
 from qvit.quant.relaxation import Relaxation
 from qvit.recipe import Reconstruction
 
-# Images in a pass without gradients: ViT-B keeps 40 MB of a block's intermediate values for one.
-_BATCH = 16
 # Errors below this share of the target's mean square are rounding noise of fp32, and no unit.
 _LEAST = 1e-10
 
@@ -82,10 +81,11 @@ def reconstruct(
             folded.load_state_dict(state["model"])
             found = state["found"]
     order = Order(torch.arange(len(pool)), min(settings.batch, len(pool)), seed)
-    inputs, targets = _begin(folded, pool, Simulated()), _begin(teacher, pool, Float())
+    inputs = begin_stream(folded, pool.images, Simulated())
+    targets = begin_stream(teacher, pool.images, Float())
     for i, block in enumerate(folded.blocks):
         assert isinstance(block, Block)
-        targets = _pass(teacher.blocks[i], targets, Float())
+        targets = pass_stream(teacher.blocks[i], targets, Float())
         if i == len(found):
             found.append(_reconstruct_block(block, inputs, targets, order, settings))
             if folder is not None:
@@ -93,7 +93,7 @@ def reconstruct(
                 save_state(folder, state)
             if done is not None:
                 done(f"block {i + 1}")
-        inputs = _pass(block, inputs, Simulated())
+        inputs = pass_stream(block, inputs, Simulated())
     return found
 
 
@@ -161,24 +161,9 @@ def exponent(step: int, settings: Reconstruction) -> float | None:
     return settings.beta_final + (settings.beta - settings.beta_final) * 0.5 * (1 + cos(pi * done))
 
 
-@torch.no_grad()
-def _begin(vit: ViT, pool: Pool, run: Simulated | Float) -> Tensor:
-    """The residual stream before the first block, of all images: [N, T, D]."""
-    device = vit.patch_embed.gain.device
-    return torch.cat(
-        [vit.begin(some.float().to(device), run) for some in pool.images.split(_BATCH)]
-    )
-
-
-@torch.no_grad()
-def _pass(block: torch.nn.Module, inputs: Tensor, run: Simulated | Float) -> Tensor:
-    """What a block makes of all images, [N, T, D]."""
-    return torch.cat([block(some, run) for some in inputs.split(_BATCH)])
-
-
 def _mean_error(block: Block, inputs: Tensor, targets: Tensor) -> float:
     """Of the weights as they are, over all images."""
-    return float(_error(_pass(block, inputs, Simulated()), targets))
+    return float(_error(pass_stream(block, inputs, Simulated()), targets))
 
 
 def _error(found: Tensor, target: Tensor) -> Tensor:

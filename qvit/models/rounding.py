@@ -11,12 +11,10 @@ from torch import Tensor
 
 from qvit.models.dense import Dense
 from qvit.models.simulated import Simulated
+from qvit.models.streams import begin_stream, pass_stream
 from qvit.models.vit import Block, ViT
 from qvit.quant.compensation import compensate
 from qvit_kernels.reference import Quantized
-
-# Images in a pass: ViT-B keeps 40 MB of a block's intermediate values for one.
-_BATCH = 16
 
 
 @torch.no_grad()
@@ -40,17 +38,14 @@ def round_weights(
     Returns:
         The model.
     """
-    batches = images.split(_BATCH)
-    run = Simulated()
-    streams = [folded.begin(batch, run) for batch in batches]
+    stream = begin_stream(folded, images, Simulated())
     for i, block in enumerate(folded.blocks):
         assert isinstance(block, Block)
         for dense in block.linears():
             moments = _Moments(dense)
-            for stream in streams:
-                block(stream, moments)
+            pass_stream(block, stream, moments)
             _round(dense, moments.total, damping)
-        streams = [block(stream, run) for stream in streams]
+        stream = pass_stream(block, stream, Simulated())
         if done is not None:
             done(f"block {i + 1}")
     return folded
