@@ -3,9 +3,10 @@
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -39,18 +40,21 @@ from qvit.zoo import Source
 
 # Per million float weights, from load to folder, on one core: 1 s for ViT-Tiny, 14 s for ViT-B at 4 bits.
 _SECONDS_PER_MILLION = 0.2
+# gptq, per image and million weights: 15 s for ViT-Tiny and 32 images.
+_ROUNDING_SECONDS = 0.08
 
 
 def quantize(
     source: Source, recipe: Recipe, out: Path, *, overwrite: bool = False, progress: bool = True
 ) -> dict[str, Any]:
-    """Quantize a float model without data and write the checkpoint folder `out`.
+    """Quantize a float model and write the checkpoint folder `out`; without data, unless the recipe names some.
 
-    With `recipe.synthesis`, images are made, into the folder beside `out` that `images_beside` names; with
-    `recipe.weights.rounding` = gptq or learned weights are rounded for them (learned keeps finished blocks in the
-    folder that `rounding_beside` names); and with `recipe.distillation` the low-bit model is trained on them, with
-    state and log in the folder that `training_beside` names; images that are made while it is trained lie there, too.
-    An interrupted run is continued. Images are no part of the checkpoint.
+    With `recipe.synthesis`, images are made, into the folder beside `out` that `images_beside` names if they are dear,
+    and into one that is gone afterwards if they are not, or are the user's; with `recipe.weights.rounding` = gptq or
+    learned weights are rounded for them (learned keeps finished blocks in the folder that `rounding_beside` names); and
+    with `recipe.distillation` the low-bit model is trained on them, with state and log in the folder that
+    `training_beside` names; images that are made while it is trained lie there, too. An interrupted run is continued.
+    Images are no part of the checkpoint.
 
     Returns the path, bytes, ratio to the fp32 weights, sha256 of model.safetensors and seconds of each stage.
     Raises UsageError for a model that is no plain ViT, a recipe whose quantizers are only simulated, or a target that
@@ -71,7 +75,8 @@ def quantize(
         simulated = fold(vit, scheme, seed=recipe.seed)
     with stages("ranges"):
         set_weight_ranges(simulated, recipe.weights.range)
-    learned = _learn(source, vit, simulated, recipe, out, stages)
+    with _images_folder(recipe, out) as images:
+        learned = _learn(source, vit, simulated, recipe, images, out, stages)
     with stages("pack"):
         integer = to_integers(simulated, scheme)
     with stages("write"), written_whole(out) as folder:
@@ -105,8 +110,24 @@ def _makes_images(recipe: Recipe) -> bool:
     return recipe.synthesis is not None and not makes_own_images(recipe)
 
 
+@contextmanager
+def _images_folder(recipe: Recipe, out: Path) -> Iterator[Path]:
+    """Where images are put: beside the model, if making them again would cost anything."""
+    if recipe.synthesis is None or recipe.synthesis.optimised:
+        yield images_beside(out)
+        return
+    with TemporaryDirectory(prefix="qvit-images-") as folder:
+        yield Path(folder) / out.name
+
+
 def _learn(
-    source: Source, vit: ViT, simulated: ViT, recipe: Recipe, out: Path, stages: "_Stages"
+    source: Source,
+    vit: ViT,
+    simulated: ViT,
+    recipe: Recipe,
+    images: Path,
+    out: Path,
+    stages: "_Stages",
 ) -> dict[str, Any]:
     """Make images, round for them and train on them, in place, as far as the recipe says so.
 
@@ -119,37 +140,46 @@ def _learn(
             found["images"] = synthesize(
                 source,
                 recipe.synthesis,
-                images_beside(out),
+                images,
                 seed=recipe.seed,
                 progress=stages.progress,
                 student=student,
             )
+        if not recipe.synthesis.optimised:
+            found["images"]["path"] = None  # gone when the model is written
     if recipe.weights.rounding != "nearest":
         with stages("rounding"):
-            blocks = _round(vit, simulated, recipe, out)
+            blocks = _round(vit, simulated, recipe, images, out, stages.note)
         if blocks:
             found["rounding"] = blocks
     if recipe.distillation is not None:
-        folders = images_beside(out), training_beside(out)
+        folder = training_beside(out)
         with stages("training"):
             found["training"] = train(
-                source, vit, student, recipe, *folders, progress=stages.progress
+                source, vit, student, recipe, images, folder, progress=stages.progress
             )
     return found
 
 
-def _round(vit: ViT, simulated: ViT, recipe: Recipe, out: Path) -> list[dict[str, float]]:
+def _round(
+    vit: ViT,
+    simulated: ViT,
+    recipe: Recipe,
+    images: Path,
+    out: Path,
+    done: Callable[[str], None],
+) -> list[dict[str, float]]:
     """Round the weights for the recipe's images, in place; what `reconstruct` says of the blocks, if it did that."""
-    pool, weights = Pool.read(images_beside(out)), recipe.weights
+    pool, weights = Pool.read(images), recipe.weights
     if weights.rounding == "gptq":
-        round_weights(simulated, pool.images.float(), weights.damping)
+        round_weights(simulated, pool.images.float(), weights.damping, done)
         return []
     settings, folder = weights.reconstruction, rounding_beside(out)
-    return reconstruct(vit, simulated, pool, settings, seed=recipe.seed, folder=folder)
+    return reconstruct(vit, simulated, pool, settings, seed=recipe.seed, folder=folder, done=done)
 
 
 def images_beside(out: Path) -> Path:
-    """Where the images of a model that is written to `out` are: out/deit_s-w4a4-images."""
+    """Where the optimised images of a model that is written to `out` are: out/deit_s-w4a4-images."""
     return out.with_name(f"{out.name}-images")
 
 
@@ -170,12 +200,12 @@ def _check_recipe(recipe: Recipe) -> None:
             "them, so there is nothing to write. --set static=none gives the same images and training to qvit's own "
             "quantizers; benchmarks/methods.py measures the publication's"
         )
-    if recipe.synthesis is not None and not recipe.synthesis.data_free:
+    images = recipe.synthesis
+    if images is not None and not images.data_free and not images.data:
         raise UsageError(
-            f"synthesis.method = {recipe.synthesis.method}: quantize reads no images, and says so in the model's card; "
-            "use `qvit synthesize` to prepare your own"
+            f"synthesis.method = {images.method} reads images: say which with --calib-data, or "
+            "--set synthesis.data=FOLDER"
         )
-
     if recipe.weights.rounding != "nearest" and makes_own_images(recipe):
         raise UsageError(
             f"weights.rounding = {recipe.weights.rounding} needs images before the student is trained, and this recipe "
@@ -203,6 +233,9 @@ def plan(
     learns = recipe.weights.rounding == "learned"
     steps = recipe.weights.reconstruction.steps
     rounding = {"blocks": config.depth, "steps": config.depth * steps} if learns else None
+    seconds = _SECONDS_PER_MILLION
+    if recipe.weights.rounding == "gptq" and recipe.synthesis is not None:
+        seconds += _ROUNDING_SECONDS * recipe.synthesis.images
     return {
         "model": source.timm_name,
         "scheme": recipe.scheme,
@@ -211,12 +244,18 @@ def plan(
         "parameters": parameters,
         "tensor_bytes": sum(t.numel() * t.element_size() for t in tensors),
         "fp32_bytes": 4 * parameters,
-        "estimated_seconds": round(5 + _SECONDS_PER_MILLION * parameters / 1e6),
-        "reads_images": False,
+        "estimated_seconds": round(5 + seconds * parameters / 1e6),
+        "reads_images": _images_read(recipe) > 0,
         **({} if recipe.synthesis is None else {"images": estimate(source, recipe.synthesis)}),
         **({} if rounding is None else {"rounding": rounding}),
         **({} if training is None else {"training": training}),
     }
+
+
+def _images_read(recipe: Recipe) -> int:
+    """How many of the user's images the model learns from."""
+    images = recipe.synthesis
+    return 0 if images is None or images.data_free else images.images
 
 
 class _Stages:
@@ -227,6 +266,10 @@ class _Stages:
         self.progress = progress
         self._bar = tqdm(total=count, unit="stage", leave=False, disable=None if progress else True)
 
+    def note(self, text: str) -> None:
+        """Show how far the present stage is."""
+        self._bar.set_postfix_str(text)
+
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         self._bar.set_description(name)
@@ -236,6 +279,7 @@ class _Stages:
         except BaseException:
             self._bar.close()
             raise
+        self._bar.set_postfix_str("")
         self.seconds[name] = time.perf_counter() - start
         self._bar.update()
         if self._bar.n == self._bar.total:
@@ -284,7 +328,7 @@ def _run_json(
         "versions": versions,
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "images_read": 0,
+        "images_read": _images_read(recipe),
         **learned,
     }
 

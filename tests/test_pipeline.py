@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from qvit.errors import UsageError
 from qvit.recipe import Recipe, load_recipe
 
 W4A4 = Recipe.preset("qvit", weight_bits=4, activation_bits=4)
+NEAREST = W4A4.override(["weights.rounding=nearest", "synthesis=none"])  # learns from no images
 
 
 def test_summary_says_what_was_written(tiny_model, tmp_path):
@@ -21,7 +23,9 @@ def test_summary_says_what_was_written(tiny_model, tmp_path):
     assert run["sha256"]["model.safetensors"] == summary["sha256"]
     assert run["source"]["weights"]["path"] == str(tiny_model / "model.safetensors")
     assert run["images_read"] == 0
-    assert set(run["seconds"]) == {"load", "fold", "ranges", "pack"}
+    assert set(run["seconds"]) == {"load", "fold", "ranges", "images", "rounding", "pack"}
+    assert run["images"] | {"fingerprint": ""} == {"path": None, "images": 60, "fingerprint": ""}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def test_plan_knows_the_bytes(tiny_model, tmp_path):
@@ -136,10 +140,10 @@ def test_links_are_followed_not_replaced(tiny_model, tmp_path):
 
 def test_images_lie_beside_the_model_and_change_nothing_in_it(tiny_model, tmp_path):
     source = zoo.resolve(str(tiny_model))
-    recipe = W4A4.override(
+    recipe = NEAREST.override(
         ["synthesis=psaq", "synthesis.images=3", "synthesis.iterations=2", "synthesis.batch=2"]
     )
-    plain = pipeline.quantize(source, W4A4, tmp_path / "plain", progress=False)
+    plain = pipeline.quantize(source, NEAREST, tmp_path / "plain", progress=False)
     found = pipeline.quantize(source, recipe, tmp_path / "out", progress=False)
     assert found["sha256"] == plain["sha256"]
     assert len(synthesis.open_images(tmp_path / "out-images")) == found["images"]["images"] == 3
@@ -154,7 +158,7 @@ def test_images_lie_beside_the_model_and_change_nothing_in_it(tiny_model, tmp_pa
 
 def test_weights_are_rounded_for_the_images(tiny_model, tmp_path):
     source = zoo.resolve(str(tiny_model))
-    noise = W4A4.override(["synthesis=noise", "synthesis.images=8", "synthesis.batch=4"])
+    noise = NEAREST.override(["synthesis=noise", "synthesis.images=8", "synthesis.batch=4"])
     plain = pipeline.quantize(source, noise, tmp_path / "plain", progress=False)
     recipe = noise.override(["weights.rounding=gptq"])
     found = pipeline.quantize(source, recipe, tmp_path / "out", progress=False)
@@ -168,7 +172,7 @@ def test_weights_are_rounded_for_the_images(tiny_model, tmp_path):
 
 def test_rounding_is_learned_for_the_images(tiny_model, tmp_path):
     source, out = zoo.resolve(str(tiny_model)), tmp_path / "out"
-    noise = W4A4.override(["synthesis=noise", "synthesis.images=8", "synthesis.batch=4"])
+    noise = NEAREST.override(["synthesis=noise", "synthesis.images=8", "synthesis.batch=4"])
     settings = ["steps=5", "batch=4", "lr=0.3"]
     recipe = noise.override(
         ["weights.rounding=learned", *(f"weights.reconstruction.{s}" for s in settings)]
@@ -194,7 +198,7 @@ def test_rounding_is_learned_for_the_images(tiny_model, tmp_path):
 @pytest.mark.parametrize("rounding", ["gptq", "learned"])
 def test_rounding_that_has_no_images_is_refused(tiny_model, tmp_path, rounding):
     with pytest.raises(UsageError, match="--set synthesis=METHOD"):
-        W4A4.override([f"weights.rounding={rounding}"])
+        NEAREST.override([f"weights.rounding={rounding}"])
     played = Recipe.preset(
         "paper-psaq-v2", weight_bits=4, activation_bits=4, budget="0.01"
     ).override(["static=none", f"weights.rounding={rounding}"])
@@ -202,14 +206,32 @@ def test_rounding_that_has_no_images_is_refused(tiny_model, tmp_path, rounding):
         pipeline.plan(zoo.resolve(str(tiny_model)), played)
 
 
-def test_the_users_images_are_no_part_of_a_data_free_model(tiny_model, tmp_path):
+def test_weights_are_rounded_for_the_users_images(tiny_model, tmp_path):
+    source = zoo.resolve(str(tiny_model))
+    images = synthesis.calibration_images("demo:24", source.pretrained_cfg, most=8)
+    assert (images.images, images.labelled) == (8, False)
+    recipe = replace(W4A4, synthesis=images)
+    assert pipeline.plan(source, recipe)["reads_images"] is True
+    assert pipeline.plan(source, W4A4)["reads_images"] is False
+    found = pipeline.quantize(source, recipe, tmp_path / "out", progress=False)
+    free = pipeline.quantize(source, W4A4, tmp_path / "free", progress=False)
+    assert found["sha256"] != free["sha256"]
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["images_read"] == run["images"]["images"] == 8
+    assert "on 8 images" in (tmp_path / "out" / "README.md").read_text()
+    assert "without any data" in (tmp_path / "free" / "README.md").read_text()
+    # nobody's pictures are left lying about
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["free", "out"]
+
+
+def test_images_that_nobody_named_are_refused(tiny_model, tmp_path):
     recipe = W4A4.override(["synthesis=folder"])
     for refuse in (pipeline.quantize, pipeline.plan):
-        with pytest.raises(UsageError, match="reads no images"):
+        with pytest.raises(UsageError, match="--calib-data"):
             refuse(zoo.resolve(str(tiny_model)), recipe, tmp_path / "out")
 
 
-TRAINED = W4A4.override(
+TRAINED = NEAREST.override(
     [
         "synthesis=noise", "synthesis.images=8", "synthesis.batch=4", "distillation=mimiq",
         "distillation.epochs=2", "distillation.batch=4",
@@ -219,7 +241,7 @@ TRAINED = W4A4.override(
 
 def test_a_trained_model_is_packed_and_says_so(tiny_model, tmp_path):
     source = zoo.resolve(str(tiny_model))
-    plain = pipeline.quantize(source, W4A4, tmp_path / "plain", progress=False)
+    plain = pipeline.quantize(source, NEAREST, tmp_path / "plain", progress=False)
     found = pipeline.quantize(source, TRAINED, tmp_path / "out", progress=False)
     assert found["sha256"] != plain["sha256"]
     expected = pipeline.plan(source, TRAINED)["training"]

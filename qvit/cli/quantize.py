@@ -1,5 +1,7 @@
 """`qvit quantize`: a pretrained model in, a folder with its low-bit version out."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import click
 from qvit.cli.session import Result, Session, outline, verb
 from qvit.cli.target import announce, name_folder
 from qvit.errors import UsageError
-from qvit.recipe import BUDGETS, load_recipe, preset_names
+from qvit.recipe import BUDGETS, Recipe, load_recipe, preset_names
 
 
 @verb("quantize")
@@ -41,10 +43,16 @@ from qvit.recipe import BUDGETS, load_recipe, preset_names
 @click.option(
     "--no-pretrained", is_flag=True, help="Random weights: for timing, downloads nothing."
 )
+@click.option(
+    "--calib-data", metavar="PATH",
+    help="Round weights for images of your own, 128 at most, in place of synthetic ones.",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 def command(session: Session, model: str, **options: Any) -> Result:
     """Make MODEL low-bit from its weights alone and write a folder that loads without them.
+
+    With --calib-data, weights are rounded for real images: any folder, .tar or hfds/NAME, no labels needed.
 
     MODEL is an alias (`qvit models` lists them), any timm name with or without tag,
     hf-hub:ORG/REPO, or a folder with config.json and model.safetensors.
@@ -57,11 +65,13 @@ def command(session: Session, model: str, **options: Any) -> Result:
         settings.append(f"seed={options['seed']}")
     bits = options["weight_bits"], options["act_bits"]
     recipe = load_recipe(options["recipe_name"], *bits, options["budget"])
-    recipe = recipe.override(settings)
 
     from qvit import pipeline, zoo
 
     source = zoo.resolve(model, weights=weights, pretrained=not no_pretrained)
+    if options["calib_data"] is not None:
+        recipe = _with_images(recipe, options["calib_data"], source.pretrained_cfg)
+    recipe = recipe.override(settings)
     if session.verbosity >= 0:
         announce(source)
     out = options["out"] or Path("out") / f"{name_folder(model)}-{recipe.scheme.lower()}"
@@ -76,3 +86,14 @@ def command(session: Session, model: str, **options: Any) -> Result:
         source, recipe, out, overwrite=options["overwrite"], progress=session.progress
     )
     return Result(summary, outline(summary))
+
+
+def _with_images(recipe: Recipe, data: str, cfg: Mapping[str, Any]) -> Recipe:
+    """The recipe with the user's images in place of its own. Raises UsageError where it learns from none."""
+    if recipe.synthesis is None:
+        raise UsageError(
+            f"--calib-data {data}: {recipe.name} at {recipe.scheme} learns from no images; leave it out"
+        )
+    from qvit.synthesis import calibration_images
+
+    return replace(recipe, synthesis=calibration_images(data, cfg))

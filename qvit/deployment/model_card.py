@@ -18,7 +18,10 @@ license: {{ license }}
 
 # {{ source.timm_name }}, {{ scheme }}
 
-A Vision Transformer quantized by qvit {{ version }} **without any data**:
+A Vision Transformer quantized by qvit {{ version }}
+{%- if recipe.synthesis and not recipe.synthesis.data_free %} on {{ recipe.synthesis.images }} images:
+{%- else %} **without any data**:
+{%- endif %}
 weights {{ recipe.weights.bits }} bits, activations {{ recipe.activations.bits }} bits, both attention products
 {{ recipe.attention.bits }} bits. Every Linear, the patch embedding and the head are integers.
 {%- if not source.pretrained %}

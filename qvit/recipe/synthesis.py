@@ -10,11 +10,12 @@ from typing import Any, Self
 from qvit.errors import UsageError
 from qvit.recipe.fields import Ranges, check_choice, check_ranges, fill_preset
 
-METHODS = ("noise", "psaq", "mimiq", "maskaq", "sardfq", "bns", "acq", "folder", "real")
+METHODS = ("noise", "leaves", "psaq", "mimiq", "maskaq", "sardfq", "bns", "acq", "folder", "real")
 OPTIMISED = ("psaq", "mimiq", "maskaq", "sardfq", "bns", "acq")
 ATTENTIVE = ("psaq", "mimiq", "maskaq", "sardfq")
 READING = ("folder", "real")
 PRECISIONS = ("float32", "bfloat16")
+STARTS = ("noise", "leaves")
 CONDITIONS = ("none", "label", "centre")
 
 
@@ -24,6 +25,7 @@ class Synthesis:
 
     Attributes:
         method: One of METHODS; `folder` and `real` are the same, the user's own images.
+        start: Where pixels that are optimised begin: "noise", or pictures of overlapping shapes ("leaves").
         images: How many.
         batch: Images optimised together; each batch has its own seed.
         iterations: Steps of a batch, over all rounds; of the generator that all batches are drawn from (acq).
@@ -62,9 +64,12 @@ class Synthesis:
         latent, width: Random numbers of an image, and channels of the generator's first block.
         retries: New seeds for a batch whose loss is not finite, before giving up.
         data, class_map: The user's images and the order of their classes (folder); "" for none.
+        labelled: Whether the folders of those images are the model's classes; if not, they may lie anyhow, and have
+            the label -1.
     """
 
     method: str = "noise"
+    start: str = "noise"
     images: int = 32
     batch: int = 32
     iterations: int = 0
@@ -113,9 +118,11 @@ class Synthesis:
     retries: int = 5
     data: str = ""
     class_map: str = ""
+    labelled: bool = True
 
     def __post_init__(self) -> None:
         check_choice("synthesis.method", self.method, METHODS)
+        check_choice("synthesis.start", self.start, STARTS)
         check_choice("synthesis.precision", self.precision, PRECISIONS)
         check_choice("synthesis.condition", self.condition, CONDITIONS)
         check_ranges("synthesis.", self, _RANGES)
@@ -123,6 +130,10 @@ class Synthesis:
             need = "at least 1" if self.optimised else "0, for nothing is optimised"
             raise UsageError(
                 f"synthesis.iterations = {self.iterations}: {self.method} needs {need}"
+            )
+        if self.start != "noise" and (self.generated or not self.optimised):
+            raise UsageError(
+                f"synthesis.start = {self.start}: {self.method} optimises no pixels; leave it out"
             )
         aims = ("attention", "statistics", "classes", "smoothness")
         if self.optimised and not any(getattr(self, name) for name in aims):
@@ -153,7 +164,7 @@ class Synthesis:
 
     @property
     def optimised(self) -> bool:
-        """Whether something is optimised; noise and the user's images are not."""
+        """Whether something is optimised; noise, leaves and the user's images are not."""
         return self.method in OPTIMISED
 
     @property
@@ -236,6 +247,7 @@ _MIMIQ: dict[str, Any] = {
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "noise": {},
+    "leaves": {},
     # Li et al., ECCV 2022: two rounds of 500, warm-up 100 each, TV drawn towards 2500..3000.
     "psaq": {
         "iterations": 1000, "rounds": 2, "lr": 0.2, "warmup": 0.2, "beta1": 0.5, "beta2": 0.9,

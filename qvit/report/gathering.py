@@ -48,8 +48,10 @@ def gather(
     with tqdm(total=3 + (real is not None), leave=False, disable=None if progress else True) as bar:
         bar.set_description("reading")
         pixels, classes = sample(images, limit)
-        # noise was given random labels, which nothing in it has to do with
-        wanted = None if images.manifest["method"] == "noise" else classes
+        # noise and leaves were given random labels, which nothing in them has to do with
+        settings = images.manifest["settings"]
+        labelled = settings["method"] not in ("noise", "leaves") and settings.get("labelled", True)
+        wanted = classes if labelled else None
         mine = open_real(real, source, len(pixels)) if real is not None else None
         teacher = read_model(zoo.load(source, seed=images.manifest["seed"]), source.pretrained_cfg)
         # The seed of the noise is nobody else's: the stages of a run have other names.

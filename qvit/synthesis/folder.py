@@ -1,4 +1,4 @@
-"""The user's own images: what every synthetic image is measured against. This stage is not data-free, and says so."""
+"""The user's own images: what every synthetic image is measured against. A model that saw them is not data-free."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +9,8 @@ from torch import Tensor
 from qvit.data import DataConfig, ImageFolder, fingerprint, open_images
 from qvit.errors import InputError, UsageError
 from qvit.recipe import Synthesis
+
+CALIBRATION = 128  # publications with real data calibrate on 32 to 1024 images
 
 
 class UserImages:
@@ -28,9 +30,10 @@ class UserImages:
             settings.data,
             DataConfig.from_pretrained_cfg(cfg),
             class_map=settings.class_map or None,
-            num_classes=classes or None,
+            num_classes=(classes or None) if settings.labelled else None,
             limit=settings.images,
         )
+        self._labelled = settings.labelled
         if len(self._images) < settings.images:
             raise InputError(
                 f"{settings.data} has {len(self._images)} images, and {settings.images} are wanted; "
@@ -48,4 +51,14 @@ class UserImages:
                 raise InputError(
                     f"{self._images.path(position)} cannot be read: {error}. Take it out of the folder"
                 ) from error
-        return torch.stack(images), torch.tensor([self._images.labels[p] for p in positions])
+        labels = [self._images.labels[p] if self._labelled else -1 for p in positions]
+        return torch.stack(images), torch.tensor(labels)
+
+
+def calibration_images(data: str, cfg: Mapping[str, Any], most: int = CALIBRATION) -> Synthesis:
+    """The settings that make a folder's images, `most` of them at most, those that weights are rounded for.
+
+    They need no labels, and may lie in one folder or in many. Raises what `open_images` does.
+    """
+    found = open_images(data, DataConfig.from_pretrained_cfg(cfg))
+    return Synthesis.preset("folder", images=min(most, len(found)), data=data, labelled=False)

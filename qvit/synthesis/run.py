@@ -19,6 +19,7 @@ from qvit.synthesis.acq import draw_images
 from qvit.synthesis.bns import StatisticsMatching
 from qvit.synthesis.distribution import Place, joined, processes_here
 from qvit.synthesis.generator import ImageGenerator
+from qvit.synthesis.leaves import draw_leaves
 from qvit.synthesis.loop import NotFiniteError, optimise
 from qvit.synthesis.maskaq import MaskedAlignment
 from qvit.synthesis.measures import measure, summarise
@@ -268,7 +269,8 @@ class _Work:
         if self.teacher.given is not None:
             images, labels = self.teacher.given.read(self.positions)
             return images.to(device), labels, None
-        start = draw_noise(self.batch).to(device)
+        leaves = "leaves" in (self.settings.method, self.settings.start)
+        start = (draw_leaves if leaves else draw_noise)(self.batch).to(device)
         if self.settings.generated:
             return start, draw_labels(self.batch), None
         if not self.settings.optimised:

@@ -48,6 +48,7 @@ def refuse(capsys, arguments, code, *words):
         (["quantize", "vit_t", "--set", "weights.bits"], ["key=value"]),
         (["quantize", "vit_t", "--recipe", "qvti"], ["did you mean qvit"]),
         (["quantize", "vit_t", "--weights", "x", "--no-pretrained"], ["--weights"]),
+        (["quantize", "vit_t", "--calib-data", "demo"], ["W8A8", "learns from no images"]),
         (["quantize", "diet_s"], ["deit_s"]),
         (["quantize", "google/vit-base-patch16-224"], ["hf-hub:"]),
         (["eval", "vit_t"], ["--data"]),
@@ -150,6 +151,9 @@ def test_data_folder_that_is_missing_or_empty(capsys, tiny_quantized, tmp_path):
     missing = tmp_path / "missing"
     refuse(capsys, ["eval", tiny_quantized, "--data", missing], 4, str(missing))
     refuse(capsys, ["eval", tiny_quantized, "--data", tmp_path], 4, str(tmp_path))
+    quantize = ["quantize", "demo_vit", "--w", "4", "-o", tmp_path / "out", "--calib-data"]
+    refuse(capsys, [*quantize, missing], 4, str(missing))
+    refuse(capsys, [*quantize, tmp_path], 4, str(tmp_path))
 
 
 def test_class_map_that_does_not_match(capsys, tiny_quantized, tiny_images, tmp_path):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import qvit
 from qvit.cli import run
 from qvit.cli.session import outline, tabulate
+from qvit.demo import dataset
 from tests.hub import serve, write_repository
 
 
@@ -59,8 +60,25 @@ def test_settings_reach_the_recipe(tiny_model, tmp_path, capsys):
     recipe = json.loads(capsys.readouterr().out)["recipe"]
     assert recipe["weights"]["bits"] == 4
     assert recipe["weights"]["group"] == 32
-    assert recipe["weights"]["rounding"] == "nearest"
+    assert recipe["weights"]["rounding"] == "gptq"
+    assert (recipe["synthesis"]["method"], recipe["synthesis"]["images"]) == ("leaves", 32)
     assert (recipe["transforms"]["fc2"], recipe["seed"], recipe["budget"]) == (16, 7, "quick")
+
+
+def test_real_images_take_the_place_of_synthetic_ones(tiny_model, tmp_path, capsys):
+    """They need neither labels nor folders of classes."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(3):
+        (photos / f"{i}.png").write_bytes(dataset.encode(i))
+    arguments = ["quantize", str(tiny_model), "--w", "4", "--calib-data", str(photos)]
+    assert run([*arguments, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["reads_images"], plan["images"]["images"]) == (True, 3)
+    out = tmp_path / "out"
+    assert run([*arguments, "-o", str(out), "-q", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"]["images_read"] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
 
 
 def test_dry_run_writes_nothing(tiny_model, tmp_path, capsys):

@@ -14,7 +14,7 @@ from qvit.synthesis import run as runs
 from qvit.synthesis.seeds import derive_seed
 from tests.synthesis.settings import demo, small
 
-METHODS = ("noise", "psaq", "mimiq", "sardfq", "folder")
+METHODS = ("noise", "leaves", "psaq", "mimiq", "sardfq", "folder")
 
 
 def make(out, method="psaq", *, seed=5, source=None, changes=None, **options):
