@@ -122,11 +122,12 @@ def code_range(bits: int) -> tuple[int, int]:
 def steps_of(bits: int) -> float:
     """Steps from zero to the largest magnitude of a row.
 
-    Below 8 bits half a step more than the largest code, so that both ends are rounded by about half a step, and a
-    little more: 7.504 for 4 bits. At 7.5 the extreme of every row would lie on a tie, where one unit in the last
-    place of anything decides its code. At 8 bits 127, where no value ever rounds out of the range.
+    Below 8 bits 2^(bits - 1), the magnitude of the most negative code: a positive extreme is cut to one code less, and
+    all other values gain a finer step. With half a step less the KL of a ViT-Tiny (gptq on leaves, 400 development
+    images, 2 seeds) is 2.00 and not 1.59 at W3A3, 0.194 and not 0.192 at W4A4; cutting off more gains nothing sure.
+    At 8 bits 127, where no value ever rounds out of the range.
     """
-    return 127.0 if bits == 8 else 2 ** (bits - 1) - 127 / 256
+    return 127.0 if bits == 8 else 2.0 ** (bits - 1)
 
 
 def largest_multiplier(bits: int) -> int:

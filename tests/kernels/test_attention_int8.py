@@ -2,8 +2,8 @@
 
 The codes of P come after an exponential and a sum whose last bits are the backend's own, so one code in 100,000 may be
 off by a step. Ties are where: the values of a row are integers times one factor, so that a ratio to the largest of them
-is often a tie (a 4-bit row's largest magnitude itself lies 7.5 steps from zero, and a third of it 2.5). There the last
-bit of the row decides between two codes, and either is right.
+is often a tie (a 4-bit row's largest magnitude lies 8 steps from zero, and a sixteenth of it half a step). There the
+last bit of the row decides between two codes, and either is right.
 """
 
 import math

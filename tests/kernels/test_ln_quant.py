@@ -90,8 +90,7 @@ def assert_rows_equal(
 def assert_norm_agrees(
     x: Tensor, signs: Tensor | None, block: int, bits: int, group: int, packed: bool
 ) -> None:
-    """Scales equal to some ulp, codes off by one step at most, and only where a value lies on a rounding boundary: with
-    less than 8 bits the largest of every negative extreme does, at -7.5 steps."""
+    """Scales equal to some ulp, codes off by one step at most, and only where a value lies on a rounding boundary."""
     k = x.shape[-1]
     norm = (torch.rand(k) + 0.5, torch.randn(k))
     codes, scale = run(x, norm, signs, block, bits, group, packed)
