@@ -357,13 +357,15 @@ def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
     # usual damping of 0.01 leaves gain nothing at W4A8 (0.099): more of it keeps weights from trusting them too much.
     # 64 and 128 leaves are no better, 0.079.
     group = 128 if activation_bits < 8 else 0
-    rounded = {"rounding": "gptq"} if weight_bits < 8 else {}
+    rounding = "gptq" if weight_bits < 8 else "nearest"
     return {
-        "weights": Weights(bits=weight_bits, group=32 if weight_bits <= 4 else 0, **rounded),
+        "weights": Weights(
+            bits=weight_bits, group=32 if weight_bits <= 4 else 0, rounding=rounding
+        ),
         "activations": Activations(bits=activation_bits, proj_group=group, fc2_group=group),
         "attention": Attention(),
         "transforms": Transforms(norm=64, fc2=32, qk=True, v=True),
-        **({"synthesis": Synthesis.preset("leaves", images=200)} if rounded else {}),
+        "synthesis": Synthesis.preset("leaves", images=200) if rounding == "gptq" else None,
     }
 
 
