@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from qvit_kernels import composed, fused_plans
-from qvit_kernels.composed import quantize_pixels  # a thousandth of a model: torch's own kernels do
 from qvit_kernels.fused_plans import Plan
 from qvit_kernels.launching import Launch
 from qvit_kernels.notices import warn_once
@@ -20,6 +19,7 @@ __all__ = [
     "attention",
     "layernorm_quantize",
     "linear",
+    "linear_embed",
     "linear_gelu_quantize",
     "linear_qkv",
     "linear_residual",
@@ -42,9 +42,11 @@ def _running(plan_op: Callable[..., Plan]) -> Callable[..., Any]:
 attention = _running(fused_plans.attention)
 layernorm_quantize = _running(fused_plans.layernorm_quantize)
 linear = _running(fused_plans.linear)
+linear_embed = _running(fused_plans.linear_embed)
 linear_gelu_quantize = _running(fused_plans.linear_gelu_quantize)
 linear_qkv = _running(fused_plans.linear_qkv)
 linear_residual = _running(fused_plans.linear_residual)
+quantize_pixels = _running(fused_plans.quantize_pixels)
 quantize_rows = _running(fused_plans.quantize_rows)
 
 

@@ -7,9 +7,10 @@ nothing: `fused` runs a plan, `routes` describes it, `benchmarks` compile and co
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from qvit_kernels import attention_int8, gemm_plans, ln_quant
+from qvit_kernels import attention_int8, gemm_plans, ln_quant, pixels
 from qvit_kernels.launching import Launch
 
 
@@ -82,9 +83,10 @@ def quantize_rows(
     return Plan((launch,), rows)
 
 
-def quantize_pixels(*arguments: Any) -> Plan:
-    """Nothing of ours: torch's own kernels do it."""
-    return Plan()
+def quantize_pixels(images: Tensor, gain: Tensor, offset: Tensor, height: int, width: int) -> Plan:
+    """Codes of the pixels, cut into patches: one launch."""
+    reason = pixels.supports(images, height, width)
+    return _one("quantize_pixels", reason, pixels.plan, (images, gain, offset, height, width))
 
 
 def linear(
@@ -98,6 +100,25 @@ def linear(
     """Matrix product with rescaling: one launch."""
     product = (x, x_scale, w, w_scale, multiplier, bias)
     return _one("linear", gemm_plans.supports(*product[:5]), gemm_plans.plan_linear, product)
+
+
+def linear_embed(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+    prefix: Tensor | None,
+    positions: Tensor | None,
+    dtype: torch.dtype,
+) -> Plan:
+    """Matrix product with rescaling of patches, between prefix tokens and position embeddings: one launch."""
+    product = (x, x_scale, w, w_scale, multiplier, bias)
+    before = 0 if prefix is None else prefix.shape[0]
+    reason = gemm_plans.supports(*product[:5], more_rows=before * x.shape[0])
+    places = (prefix, positions, dtype)
+    return _one("linear_embed", reason, gemm_plans.plan_embed, (*product, *places))
 
 
 def linear_residual(
@@ -208,6 +229,7 @@ _OPS: dict[str, Callable[..., Plan]] = {
     "attention": attention,
     "layernorm_quantize": layernorm_quantize,
     "linear": linear,
+    "linear_embed": linear_embed,
     "linear_gelu_quantize": linear_gelu_quantize,
     "linear_qkv": linear_qkv,
     "linear_residual": linear_residual,

@@ -26,6 +26,7 @@ SCHEMAS = {
     "quantize_pixels": "(Tensor images, Tensor gain, Tensor offset, int height, int width)"
     " -> Tensor",
     "linear": f"({_X}) -> Tensor",
+    "linear_embed": f"({_X}, Tensor? prefix, Tensor? positions, ScalarType dtype) -> Tensor",
     "linear_residual": f"({_X}, Tensor residual) -> Tensor",
     "linear_gelu_quantize": f"({_X}, str approximate, {_ROWS}) -> (Tensor, Tensor)",
     "linear_qkv": f"({_X}, int heads, int bits, Tensor[] norm, float eps, Tensor? signs, int block)"
@@ -97,6 +98,13 @@ def _fake_quantize_pixels(
 
 def _fake_linear(x: Tensor, x_scale: Tensor, w: Tensor, *rest: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], w.shape[0]), dtype=torch.float32)
+
+
+def _fake_linear_embed(x: Tensor, x_scale: Tensor, w: Tensor, *rest: Any) -> Tensor:
+    prefix, _, dtype = rest[-3:]
+    batch, patches, _ = x.shape
+    before = 0 if prefix is None else prefix.shape[0]
+    return x.new_empty((batch, before + patches, w.shape[0]), dtype=dtype)
 
 
 def _fake_linear_residual(x: Tensor, *rest: Any) -> Tensor:
