@@ -5,16 +5,16 @@ import io
 import pytest
 import torch
 
+from benchmarks.cases.kernels import GROUPED
 from qvit import pipeline, zoo
 from qvit.deployment import QuantViT
 from qvit.recipe import Recipe
-from tests.models.test_launches import GROUPED
 from tests.support import images_for
 
 # W8A8 of 8-bit codes, and packed codes with multipliers and transforms; one with the scales of a GPU.
 RECIPES = {
     "W8A8": Recipe.preset("qvit", weight_bits=8, activation_bits=8),
-    "W4A8, groups": Recipe.preset("qvit", weight_bits=4, activation_bits=8).override(GROUPED),
+    "W4A8, groups": Recipe.preset("qvit", weight_bits=4, activation_bits=8).override(list(GROUPED)),
     "W4A4": Recipe.preset("qvit", weight_bits=4, activation_bits=4),
 }
 
@@ -106,9 +106,11 @@ def test_an_exported_program_keeps_its_backend(demo):
     assert {node.kwargs.get("backend") for node in ops_in(program)} == {"triton"}
 
 
-# Inductor of torch 2.11 writes out, for an op that it meets for the first time, all that led to it, in a text that grows
-# twofold with every residual: for the head of a ViT without end. Later ones do so when somebody reads it.
-@pytest.mark.skipif(torch.__version__.startswith("2.11."), reason="Inductor of torch 2.11 never ends")
+# Inductor of torch 2.11 writes out, for an op that it meets for the first time, all that led to it, in a text that
+# doubles with every residual: for the head of a ViT without end. Later ones do so when somebody reads it.
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.11."), reason="Inductor of torch 2.11 never ends"
+)
 @pytest.mark.slow
 def test_inductor_gives_the_same_logits(demo):
     torch.compiler.reset()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.cases.kernels import SCHEMES, model_config
+from benchmarks.cases.kernels import GROUPED, SCHEMES, model_config
 from qvit import zoo
 from qvit.models.dense import IntegerDense
 from qvit.models.integer import Integer
@@ -15,7 +15,6 @@ from tests.dispatch_trace import counted, tracing
 from tests.executions import both
 from tests.support import float_vit, images_for
 
-GROUPED = ["activations.proj_group=128", "activations.fc2_group=128"]
 BLOCKS = 12
 
 # Launches of a block. With groups of 128, which is W4A4's default, seven: what a scale is shared by is in one program.
