@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvit_kernels import backends, composed, cpu
+from qvit_kernels import backends, composed, cpu, inductor
 from qvit_kernels.storage import empty_rows, empty_values
 
 _X = "Tensor x, Tensor x_scale, Tensor w, Tensor w_scale, Tensor? multiplier, Tensor? bias"
@@ -143,7 +143,11 @@ def _fake_attention(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _ignoring_backend(fake: Callable[..., object]) -> Callable[..., object]:
-    return lambda *arguments, backend=None: fake(*arguments)
+    def run(*arguments: Any, backend: str | None = None) -> object:
+        inductor.announce(f"qvit::{name}" for name in SCHEMAS)
+        return fake(*arguments)
+
+    return run
 
 
 _library = torch.library.Library("qvit", "DEF")
