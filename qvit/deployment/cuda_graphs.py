@@ -1,8 +1,8 @@
 """CUDA graphs of whole passes: one a batch size, in one pool of memory for all of a model.
 
 Within a graph nothing is launched from Python and nothing is allocated; activations lie where the capture put them. The
-pool is shared because the graphs of a model never run at once: what one holds between its kernels, another may use. They
-may run in any order, since nothing is to outlast a replay: images are copied in and logits out each time.
+pool is shared because the graphs of a model never run at once: what one holds between its kernels, another may use.
+They may run in any order, since nothing is to outlast a replay: images are copied in and logits out each time.
 """
 
 import threading
