@@ -2,6 +2,7 @@
 program.
 """
 
+import functools
 import json
 import os
 import random
@@ -46,6 +47,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU of capability 8.0 or newer"))
 
 
+def allocators() -> list[tuple[Any, str]]:
+    """Where torch makes memory whose contents are undefined."""
+    import torch
+
+    return [
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (torch.Tensor, "new_empty"),
+    ]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """Fresh memory holds NaN and 0x55 instead of whatever lay there, so that a value never written
@@ -58,12 +71,7 @@ def poisoned_memory() -> Iterator[None]:
     with torch.device("cpu"):  # torch lists its constructors at the first use of a device context:
         torch.empty(0)  # before the patch, or `with torch.device("meta")` would no longer see them
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in [
-            (torch, "empty"),
-            (torch, "empty_like"),
-            (torch, "empty_strided"),
-            (torch.Tensor, "new_empty"),
-        ]:
+        for owner, name in allocators():
             patch.setattr(owner, name, _poisoning(getattr(owner, name)))
         yield
 
@@ -71,6 +79,7 @@ def poisoned_memory() -> Iterator[None]:
 def _poisoning(allocate: Callable[..., Any]) -> Callable[..., Any]:
     import torch
 
+    @functools.wraps(allocate)
     def allocate_poisoned(*args: Any, **kwargs: Any) -> Any:
         tensor = allocate(*args, **kwargs)
         if torch.compiler.is_compiling() or tensor.is_meta or tensor.is_quantized:

@@ -22,6 +22,9 @@ from qvit_kernels.reference import Quantized, Weight
 
 TOKENS = 197
 MODELS = {"deit_t": (192, 3), "deit_s": (384, 6), "deit_b": (768, 12)}  # width, heads
+# Timed as a whole only.
+LARGE = {"vit_l": (1024, 16)}
+_DEPTHS = {"vit_l": 24}
 # A model that an interpreter gets through: 5 tokens, of the width that int4 blocks ask for.
 TINY = {"tiny": (64, 2)}
 BATCHES = (1, 8, 64, 256)
@@ -32,17 +35,29 @@ KERNELS = ("fc1", "qkv", "attention", "fc2", "proj", "ln_quant", "product")
 Call = Callable[[str], object]  # of the backend
 
 
-def model_config(model: str, depth: int = 12) -> ViTConfig:
-    """The shape of a DeiT, or of the tiny stand-in of a dry run."""
-    width, heads = (MODELS | TINY)[model]
-    size = 224 if model in MODELS else 32
+# How proj's and fc2's inputs are quantized: as the default recipe has it, by tokens where they have 8 bits; or by
+# groups of 128 columns, the form of seven launches a block.
+GROUPED = ("activations.proj_group=128", "activations.fc2_group=128")
+FORMS = {"default": (), "groups of 128": GROUPED}
+
+
+def depth_of(model: str) -> int:
+    """Blocks of a whole model."""
+    return _DEPTHS.get(model, 12)
+
+
+def model_config(model: str, depth: int | None = None) -> ViTConfig:
+    """The shape of a DeiT, of ViT-L, or of the tiny stand-in of a dry run. depth: None for all of its blocks."""
+    width, heads = (MODELS | LARGE | TINY)[model]
+    size = 32 if model in TINY else 224
+    depth = depth_of(model) if depth is None else depth
     return ViTConfig(
         image_size=(size, size),
         patch_size=(16, 16),
         in_chans=3,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        num_classes=1000 if model in MODELS else 8,
+        num_classes=8 if model in TINY else 1000,
         embed_dim=width,
         depth=depth,
         num_heads=heads,
@@ -65,11 +80,13 @@ def model_config(model: str, depth: int = 12) -> ViTConfig:
 
 
 @lru_cache(maxsize=64)
-def scheme_of(model: str, scheme: str, depth: int = 12) -> ModelScheme:
-    """The default recipe of a scheme, resolved for a model; with groups in proj and fc2, the form of seven launches."""
+def scheme_of(
+    model: str, scheme: str, depth: int | None = None, form: str = "groups of 128"
+) -> ModelScheme:
+    """The default recipe of a scheme in one of FORMS, resolved for a model."""
     weight_bits, activation_bits = SCHEMES[scheme]
     recipe = Recipe.preset("qvit", weight_bits=weight_bits, activation_bits=activation_bits)
-    recipe = recipe.override(["activations.proj_group=128", "activations.fc2_group=128"])
+    recipe = recipe.override(list(FORMS[form]))
     return plan_scheme(model_config(model, depth), recipe)
 
 

@@ -1,4 +1,4 @@
-"""DeiT in integers with random weights: the values do not change the time."""
+"""DeiT and ViT-L in integers with random weights: the values do not change the time."""
 
 import torch
 from torch import nn
@@ -9,10 +9,20 @@ from qvit.models.vit import ViT
 from qvit_kernels.reference import code_range, largest_multiplier
 
 
-def random_vit(model: str, scheme: str, device: torch.device, *, depth: int = 12) -> ViT:
-    """Weights of the scheme's bits, all codes alike often; activations keep the size they have in a trained model."""
+def random_vit(
+    model: str,
+    scheme: str,
+    device: torch.device,
+    *,
+    depth: int | None = None,
+    form: str = "groups of 128",
+) -> ViT:
+    """Weights of the scheme's bits, all codes alike often; activations keep the size they have in a trained model.
+
+    depth: None for all blocks of the model.
+    """
     torch.manual_seed(0)
-    vit = ViT(model_config(model, depth), scheme_of(model, scheme, depth), IntegerDense)
+    vit = ViT(model_config(model, depth), scheme_of(model, scheme, depth, form), IntegerDense)
     with torch.no_grad():
         for module in vit.modules():
             if isinstance(module, IntegerDense):

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from benchmarks.cases.kernels import BATCHES, KERNELS, MODELS, SCHEMES, Case
 from benchmarks.checks.checking import Check, Make
 from benchmarks.checks.heads import attention_checks, head_checks, pixel_checks
-from benchmarks.checks.products import gelu_checks, product_checks, residual_checks
+from benchmarks.checks.products import embed_checks, gelu_checks, product_checks, residual_checks
 from benchmarks.checks.rows import norm_checks, row_checks
 
 _FAMILIES = (
     row_checks,
     norm_checks,
     product_checks,
+    embed_checks,
     residual_checks,
     gelu_checks,
     head_checks,

@@ -91,7 +91,7 @@ def pixel_checks() -> Iterator[Check]:
     ):  # fmt: skip
         call = _patches(batch, height, width, patch)
         name = f"quantize_pixels/{batch} of {height}x{width} by {patch}"
-        yield Check(name, call, fused=False, dry=dry)
+        yield Check(name, call, dry=dry)
 
 
 def _patches(batch: int, height: int, width: int, patch: int) -> Make:

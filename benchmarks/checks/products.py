@@ -80,6 +80,36 @@ def _residual(m: int, n: int, k: int, kind: str, dtype: torch.dtype, groups: int
     return make
 
 
+def _embed(
+    batch: int, patches: int, n: int, k: int, kind: str, prefix: int, dtype: torch.dtype
+) -> Make:
+    def make(operands: Operands) -> Call:
+        x, weight = (
+            input_of(operands, (batch, patches, k), kind, 1),
+            weight_of(operands, n, k, kind),
+        )
+        x = Quantized(x.codes, operands.scales(1, 1))
+        bias, positions = operands.floats(n), operands.floats(prefix + patches, n)
+        first = operands.floats(prefix, n) if prefix else None
+        return lambda backend: ops.linear_embed(
+            x, weight, bias, first, positions, dtype, backend=backend
+        )
+
+    return make
+
+
+def embed_checks() -> Iterator[Check]:
+    """Of linear_embed."""
+    op = "linear_embed"
+    for i, (batch, patches, n, k, kind, prefix) in enumerate((
+        (2, 4, 64, 192, "w8a8", 1), (1, 196, 384, 768, "w8a8", 1), (64, 196, 192, 768, "w4a8 group 32", 1),
+        (3, 256, 96, 588, "w8a8", 5), (2, 49, 96, 96, "w4a8", 0), (0, 196, 384, 768, "w8a8", 2),
+    )):  # fmt: skip
+        call = _embed(batch, patches, n, k, kind, prefix, FLOATS[i % 3])
+        name = f"{op}/{prefix} and {patches} tokens of {batch} n{n} k{k} {kind}"
+        yield Check(name, call, dry=i == 0)
+
+
 def residual_checks() -> Iterator[Check]:
     """Of linear_residual."""
     op = "linear_residual"

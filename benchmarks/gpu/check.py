@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.cases.kernels import SCHEMES
 from benchmarks.checks import agreement
+from benchmarks.checks import graphs as graph_check
 from benchmarks.checks import models as model_check
 from benchmarks.checks.cases import Check, checks
 from benchmarks.checks.guarded_memory import guarded_memory
@@ -23,6 +24,7 @@ from benchmarks.gpu.session import DONE, FAILED, UNFINISHED, Session, Work
 SUITE = "gpu-check"
 _IMAGES = 512
 _DRY_IMAGES = 1
+_GRAPHS = (("W8A8", "default"), ("W8A8", "groups of 128"), ("W4A4", "default"))
 
 
 def run(session: Session) -> int:
@@ -56,6 +58,12 @@ def cells(session: Session) -> Iterator[tuple[str, Work]]:
     images = _DRY_IMAGES if session.dry else _IMAGES
     for scheme in ("W4A4",) if session.dry else SCHEMES:
         yield f"model/demo_vit {scheme}", lambda s=scheme: _examine_model(s, images, session)
+    for scheme, form in (("W4A4", "default"),) if session.dry else _GRAPHS:
+        name = f"graphs/deit_t {scheme}, {form}"
+        yield (
+            name,
+            lambda s=scheme, f=form: graph_check.examine(s, f, session.device, dry=session.dry),
+        )
 
 
 def examine(check: Check, device: torch.device) -> dict[str, Any]:

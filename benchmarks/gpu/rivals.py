@@ -129,14 +129,16 @@ def _without_gradient(call: Call) -> Call:
     return run
 
 
-def compiled(model: nn.Module, *, dry: bool) -> Any:
+def compiled(model: nn.Module, *, dry: bool, mode: str | None = None) -> Any:
     """torch.compile for one shape; whatever was compiled before is forgotten.
 
     Kept, the ninth shape of one module's code would silently run eager: that is where Dynamo stops. A dry run traces
     and generates no code, which would take a compiler and a minute.
     """
     torch.compiler.reset()
-    return torch.compile(model, dynamic=False, backend="eager" if dry else "inductor")
+    if dry:
+        return torch.compile(model, dynamic=False, backend="eager")
+    return torch.compile(model, dynamic=False, mode=mode)
 
 
 def block_rivals(case: Case, device: torch.device, *, dry: bool) -> dict[str, Call]:

@@ -84,6 +84,38 @@ def time_candidates(
     return found, left_out
 
 
+def time_passes(
+    whole: Mapping[str, Call],
+    graphable: Mapping[str, Call],
+    device: torch.device,
+    *,
+    dry: bool,
+    rounds: int = ROUNDS,
+) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Time whole models in turns, called from Python; `graphable` ones also in a CUDA graph, as "<name> graph".
+
+    Also which could not run or be captured, and why.
+    """
+    calls = {**whole, **graphable}
+    left_out: dict[str, str] = {}
+    working: dict[str, Call] = {}
+    for name, call in calls.items():
+        try:
+            call()
+            _synchronize(device)
+            working[name] = call
+        except Exception as error:  # noqa: BLE001 - as in time_candidates
+            left_out[name] = first_line(error)
+    if dry:
+        return {name: _time_once(call).best for name, call in working.items()}, left_out
+    graphs, counts, reasons = _capture_all({n: c for n, c in working.items() if n in graphable})
+    left_out |= {f"{name} graph": reason for name, reason in reasons.items()}
+    working |= {f"{name} graph": replay for name, replay in graphs.items()}
+    times = {f"{name} graph": count for name, count in counts.items()}
+    taken = measure(working, rounds=rounds, warmup=2, device="cuda")
+    return {name: _divide(timing, times.get(name, 1)) for name, timing in taken.items()}, left_out
+
+
 def _time_once(call: Call) -> Measured:
     begun = time.perf_counter()
     call()

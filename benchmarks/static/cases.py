@@ -47,7 +47,11 @@ def signature_of(launch: Launch) -> Hashable:
 
 def kernel_file(launch: Launch) -> str:
     """The kernel file that a launch is counted for."""
-    files = {"quantize_rows_kernel": "ln_quant", "attention_kernel": "attention_int8"}
+    files = {
+        "quantize_rows_kernel": "ln_quant",
+        "attention_kernel": "attention_int8",
+        "quantize_pixels_kernel": "pixels",
+    }
     of_product = "gemm_int4" if launch.arguments.get("W4") else "gemm_int8"
     return files.get(launch.kernel.fn.__name__, of_product)
 
@@ -81,6 +85,19 @@ def _ln_quant(module: Any) -> Iterator[Case]:
                 f"{rows}x{k}-{str(dtype)[6:]}-hadamard{block}-bits{bits}-group{group}",
                 lambda _, launch=launch: launch,
                 sample=(rows, k, block, bits, dtype) == (many, 384, 64, 8, torch.float32),
+            )
+
+
+def _pixels(module: Any) -> Iterator[Case]:
+    gain = on_meta(3)
+    for size, patch in ((224, 16), (224, 14), (64, 8), (224, 32)):
+        for dtype in (torch.float32, torch.bfloat16):
+            images = on_meta(64, 3, size, size, dtype=dtype)
+            launch, _ = module.plan(images, gain, gain, patch, patch)
+            yield Case(
+                f"{size}-by-{patch}-{str(dtype)[6:]}",
+                lambda _, launch=launch: launch,
+                sample=(patch, dtype) == (16, torch.float32),
             )
 
 
@@ -188,6 +205,7 @@ def _attention_with_pairs(module: Any) -> Case:
 # By kernel file: the module that plans its launches, and what makes cases of it.
 FAMILIES: dict[str, tuple[str, Callable[[Any], Iterator[Case]]]] = {
     "ln_quant": ("ln_quant", _ln_quant),
+    "pixels": ("pixels", _pixels),
     "gemm_int8": ("gemm_plans", _gemm_int8),
     "gemm_int4": ("gemm_plans", _gemm_int4),
     "attention_int8": ("attention_int8", _attention_int8),

@@ -4,6 +4,8 @@ The arguments are those of the registered ops, flat tensors and numbers, already
 are the definition that the other backends are tested against.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -74,6 +76,30 @@ def linear(
     return reference.linear(
         Quantized(codes.float(), x_scale), Weight(weight.float(), w_scale, levels), bias, _BOUND
     ).contiguous()
+
+
+def embedding_of(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`linear_embed` out of a backend's `linear`."""
+
+    def linear_embed(
+        x: Tensor,
+        x_scale: Tensor,
+        w: Tensor,
+        w_scale: Tensor,
+        multiplier: Tensor | None,
+        bias: Tensor | None,
+        prefix: Tensor | None,
+        positions: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Matrix product with rescaling of patches, prefix tokens before them, positions added."""
+        patches = linear(x, x_scale, w, w_scale, multiplier, bias)
+        return reference.place_tokens(patches, prefix, positions).to(dtype)
+
+    return linear_embed
+
+
+linear_embed = embedding_of(linear)
 
 
 def linear_residual(

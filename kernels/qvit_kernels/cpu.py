@@ -25,6 +25,7 @@ __all__ = [
     "int8_matmul_is_exact",
     "layernorm_quantize",
     "linear",
+    "linear_embed",
     "linear_gelu_quantize",
     "linear_qkv",
     "linear_residual",
@@ -32,9 +33,8 @@ __all__ = [
     "quantize_rows",
 ]
 
-# Values of an fp32 intermediate that a thread handles at a time: 2 MiB. DeiT-S at batch 8 on two
-# cores of 1 MiB L2 each took 1.10 times as long with half as much, since every torch call is a
-# fork and a join of the threads, and 1.02 times with three times as much.
+# Values of an fp32 intermediate that a thread handles at a time: 2 MiB. DeiT-S at batch 8 on two cores of 1 MiB L2 each
+# took 1.10 times as long with half as much (a torch call is a fork and a join), 1.02 times with three times as much.
 _BLOCK = 512 * 1024
 
 
@@ -102,6 +102,9 @@ def linear(
     for span in _spans(rows.shape[0], w.shape[0]):
         product.write(span, rows[span])
     return out
+
+
+linear_embed = composed.embedding_of(linear)
 
 
 def linear_residual(
@@ -347,8 +350,7 @@ class _Rows:
 
 
 def _in_float(sums: Tensor) -> Tensor:
-    """The int32 sums as fp32, in the same memory: half the traffic of a copy, 7.6 against 14.3 us
-    for 768 KiB."""
+    """The int32 sums as fp32, in the same memory: half the traffic of a copy, 7.6 against 14.3 us for 768 KiB."""
     return sums.view(torch.float32).copy_(sums)
 
 

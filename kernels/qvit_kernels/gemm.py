@@ -173,6 +173,43 @@ def linear_kernel(
 
 
 @_of_any_batch
+def embed_kernel(
+    x_ptr, x_scale_ptr, w_ptr, m_ptr, w_scale_ptr, bias_ptr, prefix_ptr, positions_ptr, y_ptr,
+    M, T, BEFORE, SKIPPED, N, K, GROUPS, x_scale_pitch,
+    W4: tl.constexpr, X4: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
+    STEPS: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPREAD: tl.constexpr,
+):  # fmt: skip
+    """y [M, N] of images of T tokens: BEFORE of them from prefix [BEFORE, N], the others products of rows of x; then
+    positions [T - SKIPPED, N] added to all but the first SKIPPED in fp32, and rounded to the dtype of y.
+    """
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    n = tl.program_id(0) * BN
+    valid_m = tl.minimum(m, M - 1)
+    token = valid_m % T
+    rows = valid_m // T * (T - BEFORE) + tl.maximum(token - BEFORE, 0)
+    w_rows = tl.minimum(n + column_order(BN, SPREAD), N - 1)
+    total = multiply(
+        x_ptr, x_scale_ptr, x_scale_pitch, w_ptr, m_ptr, rows, w_rows, K, GROUPS,
+        W4, X4, WIDTH, SPAN, STEPS, EVEN, SWAP, ROWS, BM, BN, BK, SPREAD,
+    )  # fmt: skip
+    columns = n + tl.arange(0, BN)
+    valid = tl.minimum(columns, N - 1)
+    y = epilogues.finish_product(total, w_scale_ptr, bias_ptr, valid)
+    if prefix_ptr is not None:
+        first = (token < BEFORE)[:, None]
+        given = tl.load(prefix_ptr + token[:, None] * N + valid[None, :], mask=first, other=0.0)
+        y = tl.where(first, given, y)
+    if positions_ptr is not None:
+        at = token - SKIPPED
+        placed = (at >= 0)[:, None]
+        y += tl.load(positions_ptr + at[:, None] * N + valid[None, :], mask=placed, other=0.0)
+    place = m.to(tl.int64)[:, None] * N + columns[None, :]
+    inside = (m < M)[:, None] & (columns < N)[None, :]
+    tl.store(y_ptr + place, arithmetic.round_to(y, y_ptr.dtype.element_ty), mask=inside)
+
+
+@_of_any_batch
 def gelu_quantize_kernel(
     x_ptr, x_scale_ptr, w_ptr, m_ptr, w_scale_ptr, bias_ptr, signs_ptr, static_ptr, codes_ptr, scale_ptr,
     M, N, K, GROUPS, x_scale_pitch,

@@ -26,13 +26,19 @@ _MOST_ROWS = 65_535 * 16
 
 
 def supports(
-    x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, multiplier: Tensor | None
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    multiplier: Tensor | None,
+    more_rows: int = 0,
 ) -> str | None:
-    """Why the kernels cannot take these operands of a product; None if they can."""
+    """Why the kernels cannot take these operands of a product; None if they can. more_rows: of the result than of x."""
     k = x.shape[-1] * (2 if x.dtype == torch.uint8 else 1)
     groups = x_scale.shape[-1]
-    if x.numel() > _MOST_ROWS * x.shape[-1]:
-        return f"{x.numel() // x.shape[-1]} rows are more than {_MOST_ROWS}, which is what a grid holds"
+    rows = x.numel() // x.shape[-1] + more_rows
+    if rows > _MOST_ROWS:
+        return f"{rows} rows are more than {_MOST_ROWS}, which is what a grid holds"
     if groups > 1 and k // groups % 64:
         return f"its x scales are for {k // groups} columns each, which is not a multiple of 64"
     if x.dtype == torch.uint8 and (w.dtype != torch.uint8 or k % 64):
@@ -112,6 +118,41 @@ def plan_linear(
         "TANH": approximate == "tanh",
     }
     return product.launch(gemm.linear_kernel, arguments, columns), y
+
+
+def plan_embed(
+    x: Tensor,
+    x_scale: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+    prefix: Tensor | None,
+    positions: Tensor | None,
+    dtype: torch.dtype,
+    *,
+    capability: int = 0,
+    tile: Tile | None = None,
+) -> tuple[Launch, Tensor]:
+    """`composed.linear_embed`: tokens [B, n + P, N] of patches [B, P, K]."""
+    n = w.shape[0]
+    batch, patches, _ = x.shape
+    before = 0 if prefix is None else prefix.shape[0]
+    tokens = before + patches
+    product = _Product("embed", x, x_scale, w, w_scale, multiplier, bias, n, 1, capability, tile)
+    product.rows = batch * tokens  # of the result: those of x and the prefixes
+    y = torch.empty((batch, tokens, n), dtype=dtype, device=x.device)
+    arguments = product.arguments | {
+        "prefix_ptr": None if prefix is None else prefix.contiguous(),
+        "positions_ptr": None if positions is None else positions.contiguous(),
+        "y_ptr": y,
+        "M": product.rows,
+        "T": tokens,
+        "BEFORE": before,
+        "SKIPPED": 0 if positions is None else tokens - positions.shape[0],
+        "N": n,
+    }
+    return product.launch(gemm.embed_kernel, arguments, math.ceil(n / product.tile.block_n)), y
 
 
 def plan_gelu_quantize(
@@ -251,7 +292,7 @@ class _Product:
         self._device = x.device
         form = choose_form(
             capability, self.tile,
-            w4=w4, over_rows=kind != "linear", groups=groups > 1,
+            w4=w4, over_rows=kind in ("gelu", "qkv"), groups=groups > 1,
         )  # fmt: skip
         self.arguments: dict[str, Any] = {
             "x_ptr": _bytes(x.reshape(self.rows, x.shape[-1])),

@@ -26,6 +26,7 @@ from qvit_kernels.argument_checks import (
     check_float,
     check_grid,
     check_logits,
+    check_places,
     check_product,
     check_vector,
     shape_of,
@@ -45,6 +46,7 @@ __all__ = [
     "backend",
     "layernorm_quantize",
     "linear",
+    "linear_embed",
     "linear_gelu_quantize",
     "linear_qkv",
     "linear_residual",
@@ -139,12 +141,37 @@ def quantize_pixels(
 def linear(
     x: Quantized, weight: Weight, bias: Tensor | None, *, backend: str | None = None
 ) -> Tensor:
-    """Integer matrix product with rescaling and bias: the head, the patch embedding.
+    """Integer matrix product with rescaling and bias: the head.
 
     x: [..., K]; weight: [N, K]; bias: fp32 [N] or None. Returns fp32 [..., N].
     """
     check_product(x, weight, bias)
     return torch.ops.qvit.linear.default(*x, *weight, bias, backend=backend)
+
+
+def linear_embed(
+    x: Quantized,
+    weight: Weight,
+    bias: Tensor | None,
+    prefix: Tensor | None,
+    positions: Tensor | None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """`linear` of patches, prefix tokens before those of each image, then position embeddings added, in fp32: all that
+    the first block reads.
+
+    x: [B, P, K]; prefix: fp32 [n, N], or None for n = 0; positions: fp32 [n + P, N], or [P, N] for patches alone, or
+    None; dtype: fp32, bf16 or fp16, what the sum is rounded to. Returns [B, n + P, N] in it.
+    """
+    check_product(x, weight, bias)
+    check_places(x, weight.codes.shape[0], prefix, positions)
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype must be {' or '.join(map(str, FLOATS))}, got {dtype}")
+    return torch.ops.qvit.linear_embed.default(
+        *x, *weight, bias, prefix, positions, dtype, backend=backend
+    )
 
 
 def linear_residual(

@@ -331,6 +331,17 @@ def quantize_pixels(images: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
     return round_half_even((images * gain.view(shape) + offset.view(shape)).clamp(-128, 127))
 
 
+def place_tokens(patches: Tensor, prefix: Tensor | None, positions: Tensor | None) -> Tensor:
+    """Tokens [B, n + P, D] of patches [B, P, D]: prefix tokens [n, D] before those of each image, then positions added,
+    [n + P, D], or [P, D] for patches alone.
+    """
+    if positions is not None and positions.shape[0] == patches.shape[1]:
+        patches, positions = patches + positions, None
+    if prefix is not None:
+        patches = torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1)
+    return patches if positions is None else patches + positions
+
+
 def unfold_patches(images: Tensor, patch: tuple[int, int]) -> Tensor:
     """[B, C, H, W] -> [B, (H//ph)*(W//pw), C*ph*pw], columns in the order of a convolution weight.
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvit_kernels import backends, composed, cpu
+from qvit_kernels import backends, composed, cpu, inductor
 from qvit_kernels.storage import empty_rows, empty_values
 
 _X = "Tensor x, Tensor x_scale, Tensor w, Tensor w_scale, Tensor? multiplier, Tensor? bias"
@@ -26,6 +26,7 @@ SCHEMAS = {
     "quantize_pixels": "(Tensor images, Tensor gain, Tensor offset, int height, int width)"
     " -> Tensor",
     "linear": f"({_X}) -> Tensor",
+    "linear_embed": f"({_X}, Tensor? prefix, Tensor? positions, ScalarType dtype) -> Tensor",
     "linear_residual": f"({_X}, Tensor residual) -> Tensor",
     "linear_gelu_quantize": f"({_X}, str approximate, {_ROWS}) -> (Tensor, Tensor)",
     "linear_qkv": f"({_X}, int heads, int bits, Tensor[] norm, float eps, Tensor? signs, int block)"
@@ -99,6 +100,13 @@ def _fake_linear(x: Tensor, x_scale: Tensor, w: Tensor, *rest: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], w.shape[0]), dtype=torch.float32)
 
 
+def _fake_linear_embed(x: Tensor, x_scale: Tensor, w: Tensor, *rest: Any) -> Tensor:
+    prefix, _, dtype = rest[-3:]
+    batch, patches, _ = x.shape
+    before = 0 if prefix is None else prefix.shape[0]
+    return x.new_empty((batch, before + patches, w.shape[0]), dtype=dtype)
+
+
 def _fake_linear_residual(x: Tensor, *rest: Any) -> Tensor:
     residual: Tensor = rest[-1]
     return residual.new_empty(residual.shape)
@@ -135,7 +143,11 @@ def _fake_attention(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _ignoring_backend(fake: Callable[..., object]) -> Callable[..., object]:
-    return lambda *arguments, backend=None: fake(*arguments)
+    def run(*arguments: Any, backend: str | None = None) -> object:
+        inductor.announce(f"qvit::{name}" for name in SCHEMAS)
+        return fake(*arguments)
+
+    return run
 
 
 _library = torch.library.Library("qvit", "DEF")

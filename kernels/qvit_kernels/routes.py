@@ -16,7 +16,8 @@ class Route:
 
     Attributes:
         backend: Which computes it: "reference" also where "triton" has no kernel for the shapes.
-        kernels: Names of the Triton kernels it launches, in order; none where torch's own kernels compute it.
+        kernels: Names of the Triton kernels it launches, in order; none where torch's own kernels compute it. With a
+            reason beside them, what comes after the last of them falls back.
         tiles: How each of them is cut into programs.
         computes_in: "int8" or "float", which its matrix products are made in, exactly either way; None if it has none.
         reason: Why the fast way was not taken; None where it was, or the slow one was asked for.
@@ -46,15 +47,16 @@ def find_route(op: str, arguments: tuple[Any, ...], backend: str | None = None) 
         reason = backends.no_triton(device) if name == "auto" else None
         return Route(chosen, (), (), _dtype("float", products), reason)
     # not imported before: Triton takes a second, and may not be installed
-    fused_launches = import_module("qvit_kernels.fused_launches")
-    launches = fused_launches.launches_of(op, arguments)
-    if isinstance(launches, str):
-        return Route("reference", (), (), _dtype("float", products), launches)
-    described = [fused_launches.describe(launch) for launch in launches]
+    fused_plans = import_module("qvit_kernels.fused_plans")
+    plan = fused_plans.plan_of(op, arguments)
+    described = [fused_plans.describe(launch) for launch in plan.launches]
     kernels, tiles = (
         (tuple(part) for part in zip(*described, strict=True)) if described else ((), ())
     )
-    return Route(chosen, kernels, tiles, _dtype("int8", products), None)
+    reason = None if plan.rest is None else plan.rest.reason
+    if reason and not kernels:
+        return Route("reference", (), (), _dtype("float", products), reason)
+    return Route(chosen, kernels, tiles, _dtype("int8", products), reason)
 
 
 def _dtype(name: str, products: bool) -> str | None:

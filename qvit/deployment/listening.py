@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qvit.deployment.explanation import Layer, MachineRates
 from qvit.models.dense import IntegerDense
 from qvit.models.integer import Integer
-from qvit.models.vit import Attention, Mlp, PatchEmbed, ViT
+from qvit.models.vit import Attention, Mlp, ViT
 from qvit_kernels.reference import Quantized
 from qvit_kernels.routes import find_route
 
@@ -61,10 +61,10 @@ class _Named(Integer):
     def _enter(self, module: nn.Module) -> None:
         self.layer = self._names[module]
 
-    def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
+    def tokens(self, images: Tensor, vit: ViT) -> Tensor:
         """See Execution."""
-        self._enter(embed.proj)
-        return super().embed(images, embed)
+        self._enter(vit.patch_embed.proj)
+        return super().tokens(images, vit)
 
     def norm(self, x: Tensor, norm: nn.LayerNorm, to: IntegerDense) -> Quantized:
         """See Execution."""
@@ -95,6 +95,11 @@ class _Named(Integer):
         """See Execution."""
         self._enter(dense)
         return super().head(x, dense)
+
+    def logits(self, h: Quantized, dense: IntegerDense) -> Tensor:
+        """See Execution."""
+        self._enter(dense)
+        return super().logits(h, dense)
 
 
 def _describe(

@@ -1,6 +1,7 @@
 """QuantViT: a quantized Vision Transformer that computes in integers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,17 +11,19 @@ from torch import Tensor, nn
 from qvit import zoo
 from qvit.data import DataConfig
 from qvit.deployment import checkpoint
+from qvit.deployment.cuda_graphs import GraphRecorder
 from qvit.deployment.explanation import Explanation, MachineRates
 from qvit.deployment.listening import listen
 from qvit.deployment.placement import require_device
 from qvit.deployment.provenance import architecture_of
-from qvit.errors import UsageError
+from qvit.deployment.recorded_passes import RecordedPasses
+from qvit.errors import QvitError, UsageError
 from qvit.models.adaptation import drop_head, resize
 from qvit.models.integer import Integer
 from qvit.models.timm_export import write_model
 from qvit.models.unfolding import unfold
 from qvit.models.vit import ViT
-from qvit_kernels import ops
+from qvit_kernels import backends, ops
 
 
 class QuantViT(nn.Module):
@@ -45,6 +48,7 @@ class QuantViT(nn.Module):
         self.config = config
         self.backend = backend
         self.dtype = torch.float32
+        self._recorded = RecordedPasses()
         self.eval()
 
     @classmethod
@@ -117,6 +121,10 @@ class QuantViT(nn.Module):
         computed.
         """
         self._check(images)
+        if not torch.compiler.is_compiling() and self._recorded:
+            logits = self._recorded.replay(images, self._place, self.dtype)
+            if logits is not None:
+                return logits
         with torch.no_grad():  # not inference_mode: its tensors could not enter a trained head
             return self.vit(images, self._execution).to(self.dtype)
 
@@ -125,6 +133,45 @@ class QuantViT(nn.Module):
         self._check(images)
         with torch.no_grad():
             return self.vit.forward_features(images, self._execution).to(self.dtype)
+
+    def warmup(self, batch_sizes: Sequence[int] = (1, 8)) -> None:
+        """Pay now what the first passes of these batch sizes would pay, and on a GPU record those passes.
+
+        With backend "triton" on a CUDA device the pass of each batch size becomes a CUDA graph, which `forward` replays
+        from then on for batches of exactly this size; other sizes, and `forward_features`, run as before. A replay
+        launches nothing from Python, allocates nothing but the logits that it returns, which no later call changes, and
+        never waits for the device. All graphs of a model share one memory, and a lock: threads may call at once, on
+        streams of their own, and their replays follow each other on the device. On a CPU each size runs once.
+
+        Moving the model, another dtype, image size or head, and loading a state_dict give the graphs up: warm up again.
+        Under another backend they wait. Copies, pickles and state_dicts carry none; under torch.compile and within a
+        CUDA graph of your own none is used.
+
+        Raises UsageError for batch sizes that are none, QvitError where a pass cannot be recorded: the message says
+        why, and the model works as before.
+        """
+        for batch_size in _checked_batch_sizes(batch_sizes):
+            images = self._blank(batch_size)
+            if not self._can_record:
+                self._prepare(images)
+                continue
+            run = partial(self.vit, run=self._execution)
+            weights = (*self.vit.parameters(), *self.vit.buffers())
+            try:
+                self._recorded.record(
+                    lambda: GraphRecorder(self.device), run, images, self._place, weights
+                )
+            except Exception as error:  # torch, CUDA and Triton have no kind of error in common
+                reason = (str(error).splitlines() or [""])[0]
+                raise QvitError(
+                    f"batch size {batch_size} was not recorded as a CUDA graph: {type(error).__name__}: {reason}. The "
+                    "model works without it, with a launch from Python for every kernel. Out of memory: record fewer "
+                    "or smaller batch sizes. Anything else: model.explain() shows which steps have no kernel here"
+                ) from error
+
+    def _prepare(self, images: Tensor) -> None:
+        """What a processor needs before its first pass of images like these: so far, that pass."""
+        self.forward(images)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Take images of another size, (height, width), from now on, as timm's method of this name.
@@ -137,6 +184,7 @@ class QuantViT(nn.Module):
             raise UsageError(
                 f"img_size must be a positive number of pixels or (height, width), got {img_size!r}"
             )
+        self._recorded.drop()
         try:
             resize(self.vit, (size[0], size[1]))
         except ValueError as error:
@@ -155,6 +203,7 @@ class QuantViT(nn.Module):
                 f"a classifier of {num_classes} classes would have to be trained, and this one has "
                 f"{self.num_classes}; reset_classifier(0) gives features for a head of your own"
             )
+        self._recorded.drop()
         drop_head(self.vit)
         self.config = checkpoint.adapt_config(self.config, self.vit.config)
 
@@ -172,8 +221,7 @@ class QuantViT(nn.Module):
         """
         if type(batch_size) is not int or batch_size < 1:
             raise UsageError(f"batch_size must be a whole number from 1 on, got {batch_size!r}")
-        config = self.vit.config
-        images = torch.zeros(batch_size, config.in_chans, *config.image_size, device=self.device)
+        images = self._blank(batch_size)
         return Explanation(
             scheme=self.scheme,
             device=str(self.device),
@@ -211,6 +259,21 @@ class QuantViT(nn.Module):
         return None if self.backend == "auto" else self.backend
 
     @property
+    def _place(self) -> tuple[torch.device, str]:
+        """The device, and the backend that computes there now."""
+        return self.device, backends.resolve(self.device, self._backend)
+
+    @property
+    def _can_record(self) -> bool:
+        """Whether passes can be CUDA graphs: the reference waits for the device, and a processor has none."""
+        device, backend = self._place
+        return device.type == "cuda" and backend == "triton"
+
+    def _blank(self, batch_size: int) -> Tensor:
+        config = self.vit.config
+        return torch.zeros(batch_size, config.in_chans, *config.image_size, device=self.device)
+
+    @property
     def _execution(self) -> Integer:
         return Integer(self._backend)
 
@@ -221,9 +284,15 @@ class QuantViT(nn.Module):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
+        self._recorded.drop()
         # A tensor of the present dtype tells a conversion from a move, which leaves it as it is.
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.device)).dtype
         return super()._apply(keep_dtype, recurse)
+
+    def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
+        """As torch's; with assign=True other memory takes the weights' place."""
+        self._recorded.drop()
+        super()._load_from_state_dict(*arguments, **named)
 
     def _check(self, images: Tensor) -> None:
         config = self.vit.config
@@ -254,6 +323,16 @@ class QuantViT(nn.Module):
                 f"images are on {images.device}, the model is on {self.device}; move them with "
                 "images.to(model.device), or the model with model.to(images.device)"
             )
+
+
+def _checked_batch_sizes(batch_sizes: object) -> list[int]:
+    """Raises UsageError for what are no batch sizes."""
+    given = list(batch_sizes) if isinstance(batch_sizes, Iterable) else []
+    if not given or not all(type(size) is int and size > 0 for size in given):
+        raise UsageError(
+            f"batch_sizes must be whole numbers from 1 on, such as (1, 8), got {batch_sizes!r}"
+        )
+    return list(dict.fromkeys(given))
 
 
 def _is_size(size: object) -> bool:

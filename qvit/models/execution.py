@@ -12,8 +12,10 @@ from torch import Tensor
 class Execution(Protocol):
     """The steps of a model; parameters come from the containers in dense.py and vit.py."""
 
-    def embed(self, images: Tensor, embed: Any) -> Tensor:
-        """Normalised images [B, C, H, W] to patch tokens fp32 [B, P, D]."""
+    def tokens(self, images: Tensor, vit: Any) -> Tensor:
+        """Normalised images [B, C, H, W] to prefix and patch tokens with position embeddings: [B, T, D] in
+        the model's `token_dtype`.
+        """
         ...
 
     def norm(self, x: Tensor, norm: Any, to: Any) -> Any:
@@ -38,4 +40,8 @@ class Execution(Protocol):
 
     def head(self, x: Tensor, dense: Any) -> Tensor:
         """Linear of pooled float features [B, D]: logits fp32 [B, N]."""
+        ...
+
+    def logits(self, h: Any, dense: Any) -> Tensor:
+        """The same of what `norm` made of them."""
         ...

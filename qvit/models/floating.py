@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qvit.models.dense import Dense
-from qvit.models.vit import Attention, Mlp, PatchEmbed
+from qvit.models.vit import Attention, Mlp, PatchEmbed, ViT
 from qvit_kernels.reference import (
     block_transform,
     gelu,
@@ -21,14 +21,18 @@ class Float:
     """fp32, through torch's own operations."""
 
     def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
-        """See Execution."""
+        """Patch tokens, fp32 [B, P, D]."""
         if embed.proj.scheme is not None:
             images = images * embed.gain.view(-1, 1, 1) + embed.offset.view(-1, 1, 1)
         return _linear(unfold_patches(images, embed.patch), embed.proj)
 
+    def tokens(self, images: Tensor, vit: ViT) -> Tensor:
+        """See Execution."""
+        return vit.place(self.embed(images, vit.patch_embed))
+
     def norm(self, x: Tensor, norm: nn.LayerNorm, to: Dense) -> Tensor:
         """See Execution."""
-        return block_transform(norm(x), to.transform)
+        return block_transform(norm(x.float()), to.transform)
 
     def qkv(self, h: Tensor, attn: Attention) -> tuple[Tensor, Tensor, Tensor]:
         """See Execution."""
@@ -56,7 +60,11 @@ class Float:
 
     def head(self, x: Tensor, dense: Dense) -> Tensor:
         """See Execution."""
-        return _linear(block_transform(x, dense.transform), dense)
+        return self.logits(block_transform(x, dense.transform), dense)
+
+    def logits(self, h: Tensor, dense: Dense) -> Tensor:
+        """See Execution."""
+        return _linear(h, dense)
 
 
 def _linear(x: Tensor, dense: Dense) -> Tensor:

@@ -3,8 +3,9 @@
 from torch import Tensor, nn
 
 from qvit.models.dense import IntegerDense
-from qvit.models.vit import Attention, Mlp, PatchEmbed
+from qvit.models.vit import Attention, Mlp, ViT
 from qvit_kernels import ops
+from qvit_kernels.argument_checks import FLOATS
 from qvit_kernels.reference import Quantized
 
 
@@ -14,14 +15,24 @@ class Integer:
     def __init__(self, backend: str | None = None) -> None:
         self._backend = backend
 
-    def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
+    def tokens(self, images: Tensor, vit: ViT) -> Tensor:
         """See Execution."""
+        embed = vit.patch_embed
         patches = ops.quantize_pixels(
-            images.float(), embed.gain, embed.offset, embed.patch, backend=self._backend
+            images if images.dtype in FLOATS else images.float(),
+            embed.gain,
+            embed.offset,
+            embed.patch,
+            backend=self._backend,
         )
-        unit = embed.gain.new_ones(1, 1)
-        return ops.linear(
-            Quantized(patches, unit), embed.proj.stored, embed.proj.bias, backend=self._backend
+        return ops.linear_embed(
+            Quantized(patches, embed.unit),
+            embed.proj.stored,
+            embed.proj.bias,
+            vit.prefix,
+            vit.positions,
+            vit.token_dtype,
+            backend=self._backend,
         )
 
     def norm(self, x: Tensor, norm: nn.LayerNorm, to: IntegerDense) -> Quantized:
@@ -99,7 +110,11 @@ class Integer:
             packed=self._packs(dense, x),
             backend=self._backend,
         )
-        return ops.linear(codes, dense.stored, dense.bias, backend=self._backend)
+        return self.logits(codes, dense)
+
+    def logits(self, h: Quantized, dense: IntegerDense) -> Tensor:
+        """See Execution."""
+        return ops.linear(h, dense.stored, dense.bias, backend=self._backend)
 
     def _packs(self, to: IntegerDense, x: Tensor) -> bool:
         """Whether the input of `to` travels as two 4-bit codes a byte: for the GPU kernels, which unpack in registers.

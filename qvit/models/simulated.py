@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from qvit.models.dense import Dense
-from qvit.models.vit import Attention, Mlp, PatchEmbed
+from qvit.models.vit import Attention, Mlp, PatchEmbed, ViT
 from qvit_kernels import reference
 from qvit_kernels.reference import Quantized, Weight
 
@@ -12,12 +12,15 @@ class Simulated:
     """Fake quantization: what the integer execution computes, with straight-through gradients."""
 
     def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
-        """See Execution."""
+        """Patch tokens, fp32 [B, P, D]."""
         codes = reference.quantize_pixels(images, embed.gain, embed.offset)
         patches = reference.unfold_patches(codes, embed.patch)
         weight = self.weight_of(embed.proj)
-        unit = patches.new_ones(1, 1)
-        return reference.linear(Quantized(patches, unit), weight, embed.proj.bias, 128 * 127)
+        return reference.linear(Quantized(patches, embed.unit), weight, embed.proj.bias, 128 * 127)
+
+    def tokens(self, images: Tensor, vit: ViT) -> Tensor:
+        """See Execution."""
+        return vit.place(self.embed(images, vit.patch_embed))
 
     def norm(self, x: Tensor, norm: nn.LayerNorm, to: Dense) -> Quantized:
         """See Execution."""
@@ -51,7 +54,11 @@ class Simulated:
 
     def head(self, x: Tensor, dense: Dense) -> Tensor:
         """See Execution."""
-        return self.product(_quantize(x, dense), dense)
+        return self.logits(_quantize(x, dense), dense)
+
+    def logits(self, h: Quantized, dense: Dense) -> Tensor:
+        """See Execution."""
+        return self.product(h, dense)
 
     def product(self, x: Quantized, dense: Dense) -> Tensor:
         """The Linear of every step but the patch embedding: fp32 [..., N]."""

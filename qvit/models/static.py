@@ -82,8 +82,12 @@ class Static:
     """Fake quantization by the modules of a model from `with_static_quantizers`."""
 
     def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
-        """See Execution."""
+        """Patch tokens, fp32 [B, P, D]."""
         return embed.proj(unfold_patches(images, embed.patch)).float()
+
+    def tokens(self, images: Tensor, vit: ViT) -> Tensor:
+        """See Execution."""
+        return vit.place(self.embed(images, vit.patch_embed))
 
     def norm(self, x: Tensor, norm: nn.LayerNorm, to: StaticDense) -> Tensor:
         """See Execution."""
@@ -118,7 +122,11 @@ class Static:
 
     def head(self, x: Tensor, dense: StaticDense) -> Tensor:
         """See Execution."""
-        return dense(_input(x, dense)).float()
+        return self.logits(_input(x, dense), dense)
+
+    def logits(self, h: Tensor, dense: StaticDense) -> Tensor:
+        """See Execution."""
+        return dense(h).float()
 
 
 def _input(x: Tensor, to: StaticDense) -> Tensor:

@@ -4,7 +4,7 @@ A block is seven steps, and on a GPU seven launches: each step ends by writing w
 integers where there are integers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qvit.models.config import ViTConfig
 from qvit.models.execution import Execution
 from qvit.quant.schemes import AttentionScheme, ModelScheme
-from qvit_kernels.reference import BlockTransform, QKNorm, block_transform
+from qvit_kernels.reference import BlockTransform, QKNorm, block_transform, place_tokens
 
 # Dense takes a scheme or none, IntegerDense needs one; which of them fills a model is its maker's
 # choice, and each execution knows the container it was written for.
@@ -24,11 +24,13 @@ class PatchEmbed(nn.Module):
     """The patch projection, and the affine map from normalised pixels to signed 8-bit codes.
 
     gain, offset: fp32 [C]; code = x * gain + offset undoes the normalisation, so 8-bit pixels lose nothing.
+    unit: fp32 [1, 1], the scale of such codes: one for all, since gain and offset are folded into the weight.
     """
 
     proj: Any
     gain: Tensor
     offset: Tensor
+    unit: Tensor
 
     def __init__(self, config: ViTConfig, proj: nn.Module) -> None:
         super().__init__()
@@ -37,6 +39,7 @@ class PatchEmbed(nn.Module):
         mean, std = (torch.tensor(v, dtype=torch.float32) for v in (config.mean, config.std))
         self.register_buffer("gain", 255 * std, persistent=False)
         self.register_buffer("offset", 255 * mean - 128, persistent=False)
+        self.register_buffer("unit", torch.ones(1, 1), persistent=False)
 
 
 class Attention(nn.Module):
@@ -162,20 +165,23 @@ class ViT(nn.Module):
 
         kept: int64 [B, K], the patches to look at; None for all of them.
         """
-        return self.forward_head(self.forward_features(images, run, kept), run)
+        return self.classify(self._through_blocks(images, run, kept), run)
 
     def forward_features(
         self, images: Tensor, run: Execution, kept: Tensor | None = None
     ) -> Tensor:
         """Tokens after the last block and the final norm: fp32 [B, T, D]; T counts the kept patches only."""
+        return self.finish(self._through_blocks(images, run, kept))
+
+    def _through_blocks(self, images: Tensor, run: Execution, kept: Tensor | None) -> Tensor:
         x = self.begin(images, run, kept)
         for block in self.blocks:
             x = block(x, run)
-        return self.finish(x)
+        return x
 
     def begin(self, images: Tensor, run: Execution, kept: Tensor | None = None) -> Tensor:
         """The residual stream as the first block reads it: [B, T, D] in its dtype."""
-        x = self._with_prefix(run.embed(images, self.patch_embed))
+        x = run.tokens(images, self)
         if kept is not None:
             x = _keep(x, kept, self.config.num_prefix_tokens)
         if self.norm_pre is not None:
@@ -189,20 +195,48 @@ class ViT(nn.Module):
 
     def forward_head(self, tokens: Tensor, run: Execution) -> Tensor:
         """Pool tokens [B, T, D] and classify; without a head (num_classes = 0) the pooled features."""
-        if self.config.dist_token:
-            first = _classify(tokens[:, 0], self.head, run)
-            return (first + _classify(tokens[:, 1], self.head_dist, run)) / 2
-        x = _pool(tokens, self.config)
-        return _classify(x if self.fc_norm is None else self.fc_norm(x), self.head, run)
+        return self._classify(tokens, (self.fc_norm,), run)
 
-    def _with_prefix(self, patches: Tensor) -> Tensor:
+    def classify(self, x: Tensor, run: Execution) -> Tensor:
+        """What `forward_head` makes of `finish(x)`, with less work: tokens that nobody reads are not normalised, and
+        the last norm quantizes for the head. x: the residual stream behind the last block, [B, T, D].
+        """
+        if self.config.dist_token or self.config.global_pool == "token":
+            return self._classify(x, (self.norm, self.fc_norm), run)
+        return self._classify(self.finish(x), (self.fc_norm,), run)
+
+    def _classify(
+        self, tokens: Tensor, norms: Sequence[nn.LayerNorm | None], run: Execution
+    ) -> Tensor:
+        """Logits of tokens [B, T, D] that are normalised once they are pooled."""
+        if self.config.dist_token:
+            norms = norms[:-1]  # timm's distilled models know no fc_norm
+            first = _logits(tokens[:, 0], norms, self.head, run)
+            return (first + _logits(tokens[:, 1], norms, self.head_dist, run)) / 2
+        return _logits(_pool(tokens, self.config), norms, self.head, run)
+
+    @property
+    def prefix(self) -> Tensor | None:
+        """Class, distillation and register tokens, fp32 [n, D], if there are any."""
         tokens = (self.cls_token, self.dist_token, self.reg_token)
-        prefix = [t.expand(patches.shape[0], -1, -1) for t in tokens if t is not None]
-        if self.pos_embed is None:
-            return torch.cat([*prefix, patches], dim=1)
-        if self.config.no_embed_class:
-            return torch.cat([*prefix, patches + self.pos_embed], dim=1)
-        return torch.cat([*prefix, patches], dim=1) + self.pos_embed
+        found = [token[0] for token in tokens if token is not None]
+        if len(found) < 2:
+            return found[0] if found else None
+        return torch.cat(found)
+
+    @property
+    def positions(self) -> Tensor | None:
+        """Position embeddings, fp32 [T, D] or for patches alone [P, D], if there are any."""
+        return None if self.pos_embed is None else self.pos_embed[0]
+
+    def place(self, patches: Tensor) -> Tensor:
+        """Tokens [B, T, D] in `token_dtype` of patch tokens [B, P, D]."""
+        return place_tokens(patches, self.prefix, self.positions).to(self.token_dtype)
+
+    @property
+    def token_dtype(self) -> torch.dtype:
+        """Of the tokens that an execution begins with: the residual stream's, or fp32 for a norm that comes first."""
+        return self.residual_dtype if self.norm_pre is None else torch.float32
 
 
 def _keep(x: Tensor, kept: Tensor, prefix: int) -> Tensor:
@@ -211,8 +245,15 @@ def _keep(x: Tensor, kept: Tensor, prefix: int) -> Tensor:
     return torch.cat([x[:, :prefix], patches], dim=1)
 
 
-def _classify(x: Tensor, head: Any, run: Execution) -> Tensor:
-    return x if head is None else run.head(x, head)
+def _logits(x: Tensor, norms: Sequence[nn.LayerNorm | None], head: Any, run: Execution) -> Tensor:
+    """Norms, then the head, where they are there: fp32 of pooled tokens [B, D]."""
+    present = [norm for norm in norms if norm is not None]
+    last = present.pop() if present and head is not None else None
+    for norm in present:
+        x = norm(x.float())
+    if last is not None:
+        return run.logits(run.norm(x, last, to=head), head)
+    return x.float() if head is None else run.head(x.float(), head)
 
 
 def _pool(tokens: Tensor, config: ViTConfig) -> Tensor:

@@ -41,10 +41,10 @@ class RangeRecorder(Float):
         self._note(h, mlp.fc1)
         return super().gelu(h, mlp)
 
-    def head(self, x: Tensor, dense: Any) -> Tensor:
+    def logits(self, h: Tensor, dense: Any) -> Tensor:
         """See Execution."""
-        self._note(x, dense)
-        return super().head(x, dense)
+        self._note(h, dense)
+        return super().logits(h, dense)
 
     def _note(self, values: Tensor, dense: nn.Module) -> None:
         low, high = values.detach().float().flatten(0, -2).aminmax(dim=0)

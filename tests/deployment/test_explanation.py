@@ -40,11 +40,11 @@ def test_every_operation_that_runs_has_a_row(model, monkeypatch):
             monkeypatch.setitem(implementations, name, spy)
     model(images_for(model.vit, 1))
     assert [layer.op for layer in found.layers] == ran
-    names = [("patch_embed.proj", "quantize_pixels"), ("patch_embed.proj", "linear")]
+    names = [("patch_embed.proj", "quantize_pixels"), ("patch_embed.proj", "linear_embed")]
     names += [
         (f"blocks.{i}.{name}", op) for i in range(model.vit.config.depth) for name, op in BLOCK
     ]
-    names += [("head", "quantize_rows"), ("head", "linear")]
+    names += [("norm", "layernorm_quantize"), ("head", "linear")]
     assert [(layer.name, layer.op) for layer in found.layers] == names
 
 

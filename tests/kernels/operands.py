@@ -47,6 +47,14 @@ CALLS: dict[str, Callable[[], object]] = {
     "linear": lambda: ops.linear(
         rows(2, 5, 32), weight(24, 32, groups=2, packed=True), torch.randn(24)
     ),
+    "linear_embed": lambda: ops.linear_embed(
+        rows(2, 6, 32),
+        weight(24, 32),
+        torch.randn(24),
+        torch.randn(2, 24),
+        torch.randn(8, 24),
+        torch.bfloat16,
+    ),
     "linear_residual": lambda: ops.linear_residual(
         rows(2, 5, 32, groups=2), weight(24, 32), None, torch.randn(2, 5, 24).bfloat16()
     ),

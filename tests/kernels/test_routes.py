@@ -3,11 +3,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qvit_kernels import backends, composed, fused, integer_matmul, ops, routes
-from qvit_kernels.fused_launches import describe
+from qvit_kernels.fused_plans import describe
 from qvit_kernels.routes import find_route
 from tests.kernels.operands import CALLS, STATIC_CALLS, heads, rows, transform, weight
 
-# Shapes that no kernel takes, and one that takes two launches.
+# Shapes that no kernel takes, and some that take two launches.
 ODD_CALLS = {
     "attention": lambda: ops.attention(*heads(1, 1, 3, 160), 0.1, 8, 8),
     "layernorm_quantize": lambda: ops.layernorm_quantize(
@@ -17,6 +17,10 @@ ODD_CALLS = {
     "linear_qkv": lambda: ops.linear_qkv(rows(1, 3, 32), weight(3 * 160, 32), None, 1, 8),
     "linear_gelu_quantize": lambda: ops.linear_gelu_quantize(
         rows(2, 5, 32), weight(72, 32), None, "none", None, 8
+    ),
+    # of two launches the second has no kernel
+    "linear_gelu_quantize alone": lambda: ops.linear_gelu_quantize(
+        rows(2, 5, 32), weight(72, 32), None, "none", transform(72, 12), 8
     ),
 }
 
@@ -64,7 +68,7 @@ def test_route_is_the_one_that_is_taken(case, monkeypatch):
     assert case.startswith(op)
     assert [describe(launch) for launch in ran] == [*zip(route.kernels, route.tiles, strict=True)]
     assert [route.reason] == (reasons or [None])
-    assert route.backend == ("reference" if reasons else "triton")
+    assert route.backend == ("reference" if reasons and not ran else "triton")
 
 
 def test_words_of_a_route():
@@ -75,6 +79,9 @@ def test_words_of_a_route():
     assert route.computes_in == "int8"
     two = called(ODD_CALLS["linear_gelu_quantize"])
     assert find_route(*two, "triton").kernels == ("linear_kernel", "quantize_rows_kernel")
+    half = find_route(*called(ODD_CALLS["linear_gelu_quantize alone"]), "triton")
+    assert (half.backend, half.kernels) == ("triton", ("linear_kernel",))
+    assert "not a power of two" in half.reason
     assert "wider than 128" in find_route(*called(ODD_CALLS["linear_qkv"]), "triton").reason
 
 

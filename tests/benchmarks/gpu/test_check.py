@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from benchmarks.checks import cases as check_cases
+from benchmarks.checks import graphs
 from benchmarks.gpu import check as gpu_check
+from qvit.deployment import QuantViT
 from qvit_kernels import composed, fused
 from tests.conftest import ROOT
 
@@ -44,7 +46,7 @@ def test_dry_run_is_green(child_environment, tmp_path):
     found = summary(tmp_path)
     assert found["passed"] is True
     assert found["dry"] is True
-    assert {"linear", "attention", "model", "quantize_pixels"} <= found["ops"].keys()
+    assert {"linear", "attention", "model", "graphs", "quantize_pixels"} <= found["ops"].keys()
     assert "dry run" in done.stdout.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["gpu-check.json"]
 
@@ -100,6 +102,18 @@ def test_a_write_beside_the_result_is_named(monkeypatch):
     monkeypatch.setattr(fused, "linear", careless)
     check = next(c for c in check_cases.checks(dry=True) if c.op == "linear")
     assert "wrote beside 1" in gpu_check.examine(check, torch.device("cpu"))["fault"]
+
+
+def test_a_replay_that_differs_is_a_fault(monkeypatch):
+    calls = []
+
+    def fickle(model, images):
+        calls.append(len(images))
+        return torch.full((1,), float(len(calls) > 5))
+
+    monkeypatch.setattr(QuantViT, "forward", fickle)
+    found = graphs.examine("W4A4", "default", torch.device("cpu"), dry=True)
+    assert found["fault"] == "8 replays differ from the pass"
 
 
 def test_cases_cover_what_the_contract_names():

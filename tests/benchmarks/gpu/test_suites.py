@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from benchmarks.cases import kernels as kernel_cases
-from benchmarks.gpu import compiling_ahead, tuner
+from benchmarks.gpu import compiling_ahead, model_targets, tuner
+from benchmarks.gpu import models as gpu_models
 from benchmarks.gpu import targets as kernel_targets
 from benchmarks.gpu import timing as gpu_timing
 from benchmarks.gpu.ledger import Ledger
 from qvit_kernels import fused, tiles
 from qvit_kernels.tiles import Tile
 from tests.conftest import ROOT
+from tests.dispatch_trace import tracing
 
 SMALL, OTHER = Tile(16, 64, 64, 4, 3), Tile(32, 64, 64, 4, 3)
 
@@ -72,6 +74,61 @@ def test_targets_take_the_worst_cell(tmp_path):
     assert [cell.strip() for cell in share[:4]] == ["product-deit_b-b64", "0.60", "0.65", "yes"]
     assert [cell.strip() for cell in over[:4]] == ["product-deit_b-b64", "1.60", "1.50", "no"]
     assert [cell.strip() for cell in small[:4]] == ["block-deit_b-b1", "1.20", "1.30", "yes"]
+
+
+def test_whole_models_are_timed_in_both_forms_beside_every_rival(green):
+    session = green()
+    assert gpu_models.run(session) == 0
+    cells = json.loads((session.folder / "gpu-models.json").read_text())["cells"]
+    assert list(cells) == ["tiny-b1", "tiny-b1 max-autotune", "tiny-b1 torchao"]
+    plain, tuned, torchao = cells.values()
+    rivals = {"fp16", "bf16", "bf16 compiled"}
+    assert set(plain["rows"]) == {*gpu_models.OURS, *rivals}
+    assert set(tuned["rows"]) == {*gpu_models.OURS, "bf16 max-autotune"}
+    assert all(set(plain["rows"][ours]["speedup_over"]) == rivals for ours in gpu_models.OURS)
+    assert set(torchao["rows"]) | set(torchao["left_out"]) >= {"torchao int8", "torchao fp8"}
+
+
+def test_both_forms_are_what_their_names_say():
+    def launches(name):
+        model = gpu_models._quantized("deit_b", name, torch.device("cpu"), 1)
+        with tracing(execute=False) as trace:
+            model(torch.zeros(1, 3, 224, 224))
+        return len(trace.launches)
+
+    assert {name: launches(name) for name in gpu_models.OURS} == {
+        "W8A8": 4 + 9, "W8A8 g128": 4 + 7, "W4A8": 4 + 9, "W4A8 g128": 4 + 7, "W4A4": 4 + 7
+    }  # fmt: skip
+
+
+def test_every_model_and_batch_has_its_turn_and_the_long_ones_are_last(dry_session):
+    session = dry_session()
+    session.dry = False
+    names = [name for name, _ in gpu_models.cells(session)]
+    models = ("deit_t", "deit_s", "deit_b", "vit_l")
+    assert set(names[:16]) == {f"{model}-b{batch}" for model in models for batch in (1, 8, 64, 256)}
+    assert names[:3] == ["deit_b-b1", "deit_b-b64", "deit_b-b256"]
+    assert names[16:] == [
+        f"deit_b-b{batch} {what}" for batch in (64, 1) for what in ("max-autotune", "torchao")
+    ]
+
+
+def test_targets_of_models_are_over_the_strongest_rival_of_any_cell(tmp_path):
+    ledger = Ledger(tmp_path / "x.json", {})
+    ledger.add("deit_b-b1", {"rows": {"W8A8": row(1.0, bf16=2.0), "W4A8": row(1.0, bf16=2.5)}})
+    ledger.add(
+        "deit_b-b1 max-autotune",
+        {"rows": {"W8A8": row(1.0, max_autotune=1.4), "W4A8": row(1.0, max_autotune=1.2)}},
+    )
+    ledger.add("deit_b-b64", {"rows": {"W8A8": row(1.0, bf16=1.7)}})
+    ledger.add("deit_s-b256", {"rows": {"W8A8": row(1.0, bf16=9.0)}})
+    assert model_targets.best_of(ledger, "deit_b-b1") == (1.4, "W8A8", "max autotune")
+    lines = [line.split(" | ") for line in model_targets.targets_table(ledger).splitlines()[2:]]
+    assert [[cell.strip("| ") for cell in line] for line in lines] == [
+        ["deit_b-b1", "1.30", "1.40", "W8A8", "max autotune", "yes"],
+        ["deit_b-b64", "1.80", "1.70", "W8A8", "bf16", "no"],
+        ["deit_b-b256", "1.80", "not measured", "-", "-", "-"],
+    ]
 
 
 def test_a_roofline_is_the_larger_of_two_times():
