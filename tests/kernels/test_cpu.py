@@ -70,7 +70,7 @@ def test_more_rows_than_one_block():
     """1000 rows of 1536 values are four blocks, and no block may see another's rows."""
     x, w = rows(5, 200, 64), weight(1536, 64)
     assert_equal(lambda: ops.linear(x, w, torch.randn(1536, generator=torch.manual_seed(1))))
-    assert_equal(lambda: ops.linear_gelu_quantize(x, w, None, "none", None, 8, 128))
+    assert_one_step_at_most(lambda: ops.linear_gelu_quantize(x, w, None, "none", None, 8, 128))
 
 
 @pytest.mark.parametrize("k", [9, 65, 1535])
