@@ -29,22 +29,22 @@ inline __mmask16 first(int64_t count) {
 
 inline Floats magnitude(Floats x) { return _mm512_abs_ps(x); }
 
-// rint: half to even.
-inline Floats nearest(Floats x) {
-    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-
-// 2^x by the polynomial of Cephes' exp2f, of degree 6 on [-0.5, 0.5]; 0 below the smallest exponent.
+// 2^x by the polynomial of Cephes' exp2f, of degree 6 on [-0.5, 0.5]; x is held at -126 and must be below 127.
+//
+// Adding 1.5 * 2^23 leaves rint(x) in the low bits of the sum, from where a shift takes it to the exponent.
 inline Floats exp2(Floats x) {
-    const Floats whole = nearest(x);
-    const Floats f = _mm512_sub_ps(x, whole);
+    const Floats magic = all(12582912.0f);
+    const Floats held = _mm512_max_ps(x, all(-126.0f));
+    const Floats sum = _mm512_add_ps(held, magic);
+    const Floats f = _mm512_sub_ps(held, _mm512_sub_ps(sum, magic));
     Floats p = _mm512_fmadd_ps(all(1.535336188319500e-4f), f, all(1.339887440266574e-3f));
     p = _mm512_fmadd_ps(p, f, all(9.618437357674640e-3f));
     p = _mm512_fmadd_ps(p, f, all(5.550332471162809e-2f));
     p = _mm512_fmadd_ps(p, f, all(2.402264791363012e-1f));
     p = _mm512_fmadd_ps(p, f, all(6.931472028550421e-1f));
     p = _mm512_fmadd_ps(p, f, all(1.0f));
-    return _mm512_scalef_ps(p, whole);
+    const Ints exponent = _mm512_slli_epi32(_mm512_castps_si512(sum), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
 }
 
 // 1 / x, x normal: the estimate of 14 bits and one Newton step.

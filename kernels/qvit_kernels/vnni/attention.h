@@ -86,12 +86,10 @@ inline void multiply_panel(int64_t vectors, const uint8_t* a, int64_t pitch, con
     multiply<TILE_ROWS, 1>(a, pitch, b, steps, start, out);
 }
 
-// Turn a row of logits into the codes of its numerators; returns row scale / divisor.
-inline float softmax_row(const Step& s, float* row, const float* v_scale, uint8_t* codes, int64_t pitch) {
+// Turn a row of logits, the largest of which is in `top`, into the codes of its numerators; returns row scale / divisor. Up to 12 bytes behind the codes
+// are written to: a masked store could not be forwarded to the loads of the product that follows.
+inline float softmax_row(const Step& s, float* row, Floats top, const float* v_scale, uint8_t* codes, int64_t pitch) {
     const int64_t tokens = s.tokens;
-    Floats top = all(-INFINITY);
-    for (int64_t t = 0; t < tokens; t += LANES)
-        top = _mm512_mask_max_ps(top, first(tokens - t), top, _mm512_loadu_ps(row + t));
     const Floats most = all(_mm512_reduce_max_ps(top));
     Floats sum = _mm512_setzero_ps(), peak = _mm512_setzero_ps();
     for (int64_t t = 0; t < tokens; t += LANES) {
@@ -108,7 +106,8 @@ inline float softmax_row(const Step& s, float* row, const float* v_scale, uint8_
     const Floats inverse = all(1.0f / scale);
     for (int64_t t = 0; t < pitch; t += LANES) {
         const Floats weighted = _mm512_maskz_loadu_ps(first(tokens - t), row + t);
-        _mm_mask_storeu_epi8(codes + t, first(pitch - t), _mm512_cvtepi32_epi8(codes_of(weighted, inverse, grid)));
+        const __m128i q = _mm512_cvtepi32_epi8(codes_of(weighted, inverse, grid));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + t), q);
     }
     return scale / _mm512_reduce_add_ps(sum);
 }
@@ -121,20 +120,25 @@ inline void attend(const Step& s, int64_t b, int64_t h, int64_t begin, int64_t e
     for (int64_t t = begin; t < end; t += TILE_ROWS) {
         const int64_t rows = std::min<int64_t>(TILE_ROWS, end - t);
         offset_rows(s.q + (at + t) * s.width, rows, s.width, head.queries, s.width);
-        Floats of_query[TILE_ROWS];
-        for (int64_t m = 0; m < TILE_ROWS; ++m) of_query[m] = all(m < rows ? s.q_scale[at + t + m] * factor : 0);
+        Floats of_query[TILE_ROWS], top[TILE_ROWS];
+        for (int64_t m = 0; m < TILE_ROWS; ++m) {
+            of_query[m] = all(m < rows ? s.q_scale[at + t + m] * factor : 0);
+            top[m] = all(-INFINITY);
+        }
         for (int64_t c = 0; c < s.tokens; c += PANEL) {
             const int64_t left = s.tokens - c;
             multiply_panel((left + LANES - 1) / LANES, head.queries, s.width, head.keys + c * s.width, s.width / 4,
                            head.starts + c, [&](int m, int v, Ints sums) {
-                const Floats scale = _mm512_maskz_loadu_ps(first(left - v * LANES), k_scale + c + v * LANES);
+                const __mmask16 there = first(left - v * LANES);
+                const Floats scale = _mm512_maskz_loadu_ps(there, k_scale + c + v * LANES);
                 const Floats y = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), of_query[m]), scale);
+                top[m] = _mm512_mask_max_ps(top[m], there, top[m], y);
                 _mm512_storeu_ps(head.logits + m * head.padded + c + v * LANES, y);
             });
         }
         Floats ratio[TILE_ROWS];
         for (int64_t m = 0; m < rows; ++m)
-            ratio[m] = all(softmax_row(s, head.logits + m * head.padded, v_scale, head.numerators + m * pitch, pitch));
+            ratio[m] = all(softmax_row(s, head.logits + m * head.padded, top[m], v_scale, head.numerators + m * pitch, pitch));
         float* const out = s.out + ((b * s.tokens + t) * s.heads + h) * s.width;
         for (int64_t c = 0; c < s.width; c += PANEL)
             multiply_panel((s.width - c) / LANES, head.numerators, pitch, head.values + c * head.steps * 4,

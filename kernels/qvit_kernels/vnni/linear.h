@@ -30,6 +30,14 @@ inline Floats rescaled(const Sums& to, int m, Ints sums) {
     return _mm512_mul_ps(_mm512_cvtepi32_ps(sums), all(to.x_scale[m * to.s->x_pitch]));
 }
 
+// Masked stores are slow on some processors, and only the last panel needs them.
+inline void store(float* place, __mmask16 mask, Floats y) {
+    if (mask == 0xFFFF)
+        _mm512_storeu_ps(place, y);
+    else
+        _mm512_mask_storeu_ps(place, mask, y);
+}
+
 template <int ROWS>
 inline void accumulate(const Sums& to, const uint8_t* a, int64_t pitch, const int8_t* b, int64_t steps,
                        const int32_t* start, bool begins) {
@@ -38,7 +46,7 @@ inline void accumulate(const Sums& to, const uint8_t* a, int64_t pitch, const in
         float* const place = to.y + m * to.pitch + v * LANES;
         Floats y = m < to.rows ? rescaled(to, m, sums) : _mm512_setzero_ps();
         if (!begins) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, place), y);
-        _mm512_mask_storeu_ps(place, mask, y);
+        store(place, mask, y);
     });
 }
 
@@ -56,7 +64,7 @@ inline void finish(const Sums& to, const uint8_t* a, int64_t pitch, const int8_t
         if (RESIDUAL) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to.residual + m * to.pitch + v * LANES), y);
         if (ACTIVATION == GELU_ERF) y = gelu_erf(y);
         if (ACTIVATION == GELU_TANH) y = gelu_tanh(y);
-        _mm512_mask_storeu_ps(place, mask, y);
+        store(place, mask, y);
     });
 }
 
