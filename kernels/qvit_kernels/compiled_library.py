@@ -100,7 +100,7 @@ def _open(path: Path) -> ctypes.CDLL:
         raise CompiledLibraryError(f"{path} cannot be loaded: {error}") from error
     whole, pointer = ctypes.c_int64, ctypes.c_void_p
     library.qvit_size_of_step.restype = whole
-    library.qvit_run.argtypes = [pointer, whole, whole, pointer]
+    library.qvit_run.argtypes = [pointer, whole, whole, whole, pointer]
     library.qvit_run.restype = None
     library.qvit_pack_weight.argtypes = [pointer, whole, whole, whole, pointer, pointer]
     library.qvit_pack_weight.restype = None

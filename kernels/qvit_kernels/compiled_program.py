@@ -20,7 +20,7 @@ ACTIVATIONS = {None: 0, "none": 1, "tanh": 2}
 
 # Members of `Step` in vnni/step.h, in its order: i whole number, f double, p address.
 _MEMBERS = (
-    "kind:i together:i rows:i x:p x_scale:p x_pitch:i groups:i k:i n:i norm_weight:p norm_bias:p k_weight:p k_bias:p "
+    "kind:i together:i rows:i x_image:i out_image:i x:p x_scale:p x_pitch:i groups:i k:i n:i norm_weight:p norm_bias:p k_weight:p k_bias:p "
     "eps:f panels:p starts:p w_scale:p bias:p residual:p activation:i signs:p block:i block_norm:f group:i given:p "
     "steps:f low:f high:f codes:p scales:p out:p heads:i tokens:i width:i q:p key:p v:p q_scale:p k_scale:p v_scale:p "
     "v_image:i v_head:i v_token:i v_channel:i softmax_scale:f softmax_max:f channels:i image_height:i image_width:i "
@@ -109,29 +109,56 @@ def values(v: Tensor) -> Members:
 
 
 class Program:
-    """Operations in their order. Not for two threads at a time: they would write to the same memory."""
+    """Operations in their order, for one image or for all of an op. Not for two callers at a time: what it writes to is
+    its own.
 
-    def __init__(self, steps: Sequence[Members]) -> None:
+    steps: one list for each thread that may take an image alone, alike but for the memory that they write to.
+    """
+
+    def __init__(self, *steps: Sequence[Members]) -> None:
         library = compiled_library.loaded()
         assert library is not None
         assert library.qvit_size_of_step() == ctypes.sizeof(_Step)
         self._library = library
-        self._kept = [value for step in steps for value in step.values() if isinstance(value, Tensor)]
-        self._steps = (_Step * len(steps))(*[_step(members) for members in steps])
-        self._address = ctypes.addressof(self._steps)
+        self._kept = [[tuple(step.values()) for step in of_thread] for of_thread in steps]
+        self._arrays = [(_Step * len(s))(*map(_step, s)) for s in steps]
+        self._addresses = (ctypes.c_void_p * len(steps))(*map(ctypes.addressof, self._arrays))
 
-    def run(self, threads: int | None = None) -> None:
-        """Compute; threads None: as many as torch takes."""
-        count = len(self._steps)
-        self._library.qvit_run(self._address, count, threads or torch.get_num_threads(), None)
+    @property
+    def threads(self) -> int:
+        """How many threads may take images alone."""
+        return len(self._arrays)
 
-    def time(self, threads: int | None = None) -> list[float]:
-        """Compute, and return the seconds that each step took."""
-        count = len(self._steps)
-        seconds = (ctypes.c_double * count)()
-        at = ctypes.addressof(seconds)
-        self._library.qvit_run(self._address, count, threads or torch.get_num_threads(), at)
-        return list(seconds)
+    def point(self, index: int, **addresses: Tensor) -> None:
+        """Let a step of every thread read from, or write to, other memory; it must be alive when the program runs."""
+        for array in self._arrays:
+            for name, tensor in addresses.items():
+                setattr(array[index], name, tensor.data_ptr())
+
+    def stride(self, index: int, **strides: int) -> None:
+        """How far a step's operand (`x_image`) or result (`out_image`) lies from that of the next image, in bytes."""
+        for array in self._arrays:
+            for name, value in strides.items():
+                setattr(array[index], name, value)
+
+    def run(self, batch: int = 1) -> None:
+        """Compute, with torch's number of threads, or one where a batch has more images than this has lists of steps."""
+        self._run(batch, None)
+
+    def time(self, batch: int = 1) -> list[float]:
+        """Compute; return the seconds that each step took the first thread, a mean over the images it had a part in."""
+        count = len(self._arrays[0])
+        seconds = (ctypes.c_double * (count + 1))()
+        self._run(batch, ctypes.addressof(seconds))
+        return [taken / seconds[count] for taken in seconds[:count]]
+
+    def _run(self, batch: int, seconds: int | None) -> None:
+        threads = torch.get_num_threads()
+        if batch >= threads > self.threads:
+            threads = self.threads
+        self._library.qvit_run(
+            ctypes.addressof(self._addresses), len(self._arrays[0]), threads, batch, seconds
+        )
 
 
 def _step(members: Members) -> _Step:

@@ -175,7 +175,7 @@ class ViT(nn.Module):
 
     def begin(self, images: Tensor, run: Execution, kept: Tensor | None = None) -> Tensor:
         """The residual stream as the first block reads it: [B, T, D] in its dtype."""
-        x = self._with_prefix(run.embed(images, self.patch_embed))
+        x = self.with_prefix(run.embed(images, self.patch_embed))
         if kept is not None:
             x = _keep(x, kept, self.config.num_prefix_tokens)
         if self.norm_pre is not None:
@@ -195,7 +195,8 @@ class ViT(nn.Module):
         x = _pool(tokens, self.config)
         return _classify(x if self.fc_norm is None else self.fc_norm(x), self.head, run)
 
-    def _with_prefix(self, patches: Tensor) -> Tensor:
+    def with_prefix(self, patches: Tensor) -> Tensor:
+        """Embedded patches [B, P, D] with class, distillation and register tokens before them, and positions added."""
         tokens = (self.cls_token, self.dist_token, self.reg_token)
         prefix = [t.expand(patches.shape[0], -1, -1) for t in tokens if t is not None]
         if self.pos_embed is None:

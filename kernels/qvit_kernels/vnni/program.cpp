@@ -1,8 +1,13 @@
-// The steps of a program, one after the other: one call, one team of threads, which meet only where they must.
+// A program is what happens to one image; a batch is run by one call and one team of threads.
 //
-// Threads share the rows of a step evenly and always alike, so what a thread reads of the step before it wrote itself;
-// only attention reads the rows of others, and what follows it reads all heads of a row.
+// While there are as many images as threads, each thread takes one through the whole program, on memory of its own: no
+// thread waits for another, and the activations stay in a cache (DeiT-S at batch 8, two threads: layer by layer over
+// the batch took 1.2 times as long in fc2, 1.8 times in proj). The images left over are shared: threads take the rows of
+// a step evenly and always alike, so what a thread reads of the step before it wrote itself; only where a step says
+// `together` they wait for each other.
 #include <omp.h>
+
+#include <atomic>
 
 #include "attention.h"
 
@@ -50,6 +55,29 @@ inline void run_step(const Step& s, int64_t thread, int64_t threads, Arena& aren
     run_linear(s, begin, end, arena);
 }
 
+// A thread's part of a program for one image. seconds: null, or what the steps took so far.
+inline void run_image(const Step* steps, int64_t count, int64_t image, int64_t thread, int64_t threads, Arena& arena,
+                      double* seconds) {
+    for (int64_t i = 0; i < count; ++i) {
+        if (threads > 1 && (steps[i].together || seconds)) {
+#pragma omp barrier
+        }
+        const double begin = seconds ? omp_get_wtime() : 0;
+        if (image && (steps[i].x_image || steps[i].out_image)) {
+            Step s = steps[i];
+            s.x = static_cast<const char*>(s.x) + image * s.x_image;
+            s.out = reinterpret_cast<float*>(reinterpret_cast<char*>(s.out) + image * s.out_image);
+            run_step(s, thread, threads, arena);
+        } else {
+            run_step(steps[i], thread, threads, arena);
+        }
+        if (threads > 1 && seconds) {
+#pragma omp barrier
+        }
+        if (seconds && thread == 0) seconds[i] += omp_get_wtime() - begin;
+    }
+}
+
 }  // namespace qvit
 
 extern "C" {
@@ -60,22 +88,24 @@ void qvit_pack_weight(const int8_t* w, int64_t n, int64_t k, int64_t groups, int
     qvit::pack_weight(w, n, k, groups, panels, starts);
 }
 
-// seconds: null, or room for one time a step, of the first thread, which then waits for the others after each.
-void qvit_run(const qvit::Step* steps, int64_t count, int64_t threads, double* seconds) {
+// programs: the same for every thread, [threads][count], each with memory of its own. seconds: null, or [count + 1]: what
+// each step took the first thread, and how many images that had a part in.
+void qvit_run(const qvit::Step* const* programs, int64_t count, int64_t threads, int64_t batch, double* seconds) {
+    std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(static_cast<int>(threads))
     {
         thread_local qvit::Arena arena;
         const int64_t thread = omp_get_thread_num(), all = omp_get_num_threads();
-        for (int64_t i = 0; i < count; ++i) {
-            if (steps[i].together || seconds) {
+        const int64_t alone = batch / all * all;
+        double* const mine = thread == 0 ? seconds : nullptr;
+        for (int64_t image = next++; image < alone; image = next++) {
+            qvit::run_image(programs[thread], count, image, 0, 1, arena, mine);
+            if (mine) ++mine[count];
+        }
+        for (int64_t image = alone; image < batch; ++image) {
 #pragma omp barrier
-            }
-            const double begin = seconds ? omp_get_wtime() : 0;
-            qvit::run_step(steps[i], thread, all, arena);
-            if (seconds) {
-#pragma omp barrier
-                if (thread == 0) seconds[i] = omp_get_wtime() - begin;
-            }
+            qvit::run_image(programs[0], count, image, thread, all, arena, seconds);
+            if (mine) ++mine[count];
         }
     }
 }

@@ -12,6 +12,7 @@ struct Step {
     int64_t kind;
     int64_t together;  // threads wait for each other before it: it reads what others wrote
     int64_t rows;      // of the result; ATTENTION: images, PIXELS: rows of patches
+    int64_t x_image, out_image;  // bytes by which x and out advance from image to image of a batch
 
     // operand: fp32 rows (ROWS, PIXELS) or codes with scales (the others)
     const void* x;
