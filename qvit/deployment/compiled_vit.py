@@ -29,13 +29,16 @@ class CompiledViT:
         self._logits = None
         if _ends_simply(vit):
             self._logits = Program(*(m.embedding() + m.blocks() + m.head() for m in memories))
+        self._config = vit.config  # not the model: it is what these programs are kept by
         self._held = list(_held(vit))
 
-    def fits(self, threads: int) -> bool:
-        """Whether it has memory for so many threads, and no parameter was replaced or written to since it was made."""
-        if threads > self._features.threads:
+    def fits(self, vit: ViT, threads: int) -> bool:
+        """Whether it has memory for so many threads, and the model is as it was: no module or parameter was replaced,
+        none written to.
+        """
+        if threads > self._features.threads or vit.config is not self._config:
             return False
-        return all(place.get(name) is t and t._version == v for place, name, t, v in self._held)
+        return all(place.get(name) is t and _writes(t) == n for place, name, t, n in self._held)
 
     def features(self, images: Tensor) -> Tensor:
         """images: fp32 [B, C, H, W], contiguous. Returns what the last block leaves, fp32 [B, T, D]."""
@@ -83,6 +86,8 @@ def _ends_simply(vit: ViT) -> bool:
 def _check(vit: ViT) -> None:
     """ValueError for a model that is not made of multiples of 16, powers of two and an fp32 stream."""
     config = vit.config
+    if any(tensor.is_inference() for tensor in vit.state_dict().values()):
+        raise ValueError("it was loaded under torch.inference_mode(), where writes to a weight cannot be noticed")
     if vit.residual_dtype != torch.float32:
         raise ValueError(f"its residual stream is {vit.residual_dtype}, and must be torch.float32")
     if vit.norm_pre is not None or not len(vit.blocks):
@@ -104,13 +109,17 @@ def _check(vit: ViT) -> None:
             raise ValueError(f"it rotates heads of {rotation.block} channels, which is no power of two")
 
 
-def _held(vit: ViT) -> Iterator[tuple[dict[str, Any], str, Tensor, int]]:
-    """Every parameter: where it is found, and how often it was written to.
+def _held(vit: ViT) -> Iterator[tuple[dict[str, Any], str, Any, int]]:
+    """Every module and parameter: where it is found, and how often it was written to.
 
     Steps hold addresses, and weights and positions are copied into another form.
     """
     for module in vit.modules():
-        for place in (module._parameters, module._buffers):
-            for name, tensor in place.items():
-                if tensor is not None:
-                    yield place, name, tensor, tensor._version
+        for place in (module._parameters, module._buffers, module._modules):
+            for name, held in place.items():
+                if held is not None:
+                    yield place, name, held, _writes(held)
+
+
+def _writes(held: Any) -> int:
+    return held._version if isinstance(held, Tensor) else 0

@@ -1,6 +1,6 @@
 """QuantViT: a quantized Vision Transformer that computes in integers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qvit import zoo
 from qvit.data import DataConfig
-from qvit.deployment import checkpoint
+from qvit.deployment import checkpoint, cpu_preparation
 from qvit.deployment.explanation import Explanation, MachineRates
 from qvit.deployment.listening import listen
 from qvit.deployment.placement import require_device
@@ -21,6 +21,7 @@ from qvit.models.timm_export import write_model
 from qvit.models.unfolding import unfold
 from qvit.models.vit import ViT
 from qvit_kernels import ops
+from qvit_kernels.backends import resolve
 
 
 class QuantViT(nn.Module):
@@ -118,13 +119,32 @@ class QuantViT(nn.Module):
         """
         self._check(images)
         with torch.no_grad():  # not inference_mode: its tensors could not enter a trained head
-            return self.vit(images, self._execution).to(self.dtype)
+            logits = cpu_preparation.logits(self.vit, images) if self._on_cpu else None
+            if logits is None:
+                logits = self._head(images)
+            return logits.to(self.dtype)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalised images, float [B, 3, H, W], to tokens after the final norm, [B, T, D]; raises as `forward`."""
         self._check(images)
         with torch.no_grad():
-            return self.vit.forward_features(images, self._execution).to(self.dtype)
+            return self._tokens(images).to(self.dtype)
+
+    def warmup(self, batch_sizes: Sequence[int] = (1,)) -> None:
+        """Do now what the first passes would take time for, for batches of these sizes.
+
+        On a CPU with AVX512-VNNI and a C++ compiler that builds the compiled path (about three seconds, once on a
+        machine), which every QuantViT of the process then takes; the integers are the same. A RuntimeWarning says why
+        where it cannot be. Raises UsageError for a batch size that is none.
+        """
+        for size in batch_sizes:
+            if type(size) is not int or size < 1:
+                raise UsageError(f"batch sizes must be whole numbers from 1 on, got {size!r}")
+        if self._on_cpu:
+            cpu_preparation.prepare(self.vit)
+        config = self.vit.config
+        for size in batch_sizes:
+            self(torch.zeros(size, config.in_chans, *config.image_size, device=self.device))
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Take images of another size, (height, width), from now on, as timm's method of this name.
@@ -209,6 +229,20 @@ class QuantViT(nn.Module):
     def _backend(self) -> str | None:
         """As the operations take it: None follows the present choice."""
         return None if self.backend == "auto" else self.backend
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.device.type == "cpu" and resolve(self.device, self._backend) == "cpu"
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        """Tokens after the final norm, fp32 [B, T, D]."""
+        stream = cpu_preparation.features(self.vit, images) if self._on_cpu else None
+        if stream is None:
+            return self.vit.forward_features(images, self._execution)
+        return self.vit.finish(stream)
+
+    def _head(self, images: Tensor) -> Tensor:
+        return self.vit.forward_head(self._tokens(images), self._execution)
 
     @property
     def _execution(self) -> Integer:
