@@ -184,7 +184,7 @@ def linear_qkv(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Matrix product, split by head, each token of each head quantized."""
     width = w.shape[0] // (3 * heads)
-    if not _takes_product(x, x_scale) or not _takes_heads(width, block):
+    if not _takes_product(x, x_scale) or not _takes_heads(heads, width, block):
         return cpu.linear_qkv(x, x_scale, w, w_scale, multiplier, bias, heads, bits, norm, eps, signs, block)
     batch, tokens, _ = x.shape
     shape = (batch, heads, tokens)
@@ -223,7 +223,7 @@ def attention(
     """Softmax attention, its output quantized."""
     batch, heads, tokens, width = q.shape
     plain = bias is None and mask is None and q.numel() > 0
-    if not plain or not _takes_heads(width, 0) or not _takes_rows(heads * width, group, 0):
+    if not plain or not _takes_heads(heads, width, 0) or not _takes_rows(heads * width, group, 0):
         return cpu.attention(
             q, q_scale, k, k_scale, v, v_scale, bias, mask, softmax_scale, softmax_bits, bits, group, packed, static_scale
         )  # fmt: skip
@@ -314,8 +314,9 @@ def _columns(x: Tensor) -> int:
     return x.shape[-1] if x.dtype == torch.int8 else 2 * x.shape[-1]
 
 
-def _takes_heads(width: int, block: int) -> bool:
-    return loaded() is not None and width % 16 == 0 and width <= 256 and block & (block - 1) == 0
+def _takes_heads(heads: int, width: int, block: int) -> bool:
+    fits = width % 16 == 0 and width <= 256 and 3 * heads <= 256
+    return loaded() is not None and fits and block & (block - 1) == 0
 
 
 def _contiguous(signs: Tensor | None, block: int) -> reference.BlockTransform | None:

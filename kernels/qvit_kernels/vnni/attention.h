@@ -86,30 +86,47 @@ inline void multiply_panel(int64_t vectors, const uint8_t* a, int64_t pitch, con
     multiply<TILE_ROWS, 1>(a, pitch, b, steps, start, out);
 }
 
-// Turn a row of logits, the largest of which is in `top`, into the codes of its numerators; returns row scale / divisor. Up to 12 bytes behind the codes
-// are written to: a masked store could not be forwarded to the loads of the product that follows.
-inline float softmax_row(const Step& s, float* row, Floats top, const float* v_scale, uint8_t* codes, int64_t pitch) {
-    const int64_t tokens = s.tokens;
-    const Floats most = all(_mm512_reduce_max_ps(top));
-    Floats sum = _mm512_setzero_ps(), peak = _mm512_setzero_ps();
-    for (int64_t t = 0; t < tokens; t += LANES) {
-        const __mmask16 mask = first(tokens - t);
-        const Floats e = exp2(_mm512_sub_ps(_mm512_loadu_ps(row + t), most));
-        sum = _mm512_mask_add_ps(sum, mask, sum, e);
-        const Floats weighted = _mm512_mul_ps(e, _mm512_maskz_loadu_ps(mask, v_scale + t));
-        peak = _mm512_max_ps(peak, weighted);
-        _mm512_storeu_ps(row + t, weighted);
+// Calls step(t, lanes there are) for each 16 of `tokens`; the mask of all but the last call is a constant.
+template <class Body>
+inline __attribute__((always_inline)) void by_lanes(int64_t tokens, Body&& body) {
+    int64_t t = 0;
+    for (; t + LANES <= tokens; t += LANES) body(t, static_cast<__mmask16>(0xFFFF));
+    if (t < tokens) body(t, first(tokens - t));
+}
+
+// Turn rows of logits, the largest of which are in `top`, into the codes of their numerators, [rows][pitch]; returns row
+// scale / divisor in `ratio`. Up to 12 bytes behind the codes are written to: a masked store could not be forwarded to the
+// loads of the product that follows. The rows go through each stage together, so that none waits for another's division.
+inline void softmax(const Step& s, int64_t rows, float* logits, int64_t l_pitch, const Floats* top,
+                    const float* v_scale, uint8_t* codes, int64_t pitch, Floats* ratio) {
+    Floats sum[TILE_ROWS], peak[TILE_ROWS], inverse[TILE_ROWS];
+    for (int64_t m = 0; m < rows; ++m) {
+        const Floats most = all(_mm512_reduce_max_ps(top[m]));
+        float* const row = logits + m * l_pitch;
+        Floats total = _mm512_setzero_ps(), high = _mm512_setzero_ps();
+        by_lanes(s.tokens, [&](int64_t t, __mmask16 there) {
+            const Floats e = exp2(_mm512_sub_ps(_mm512_loadu_ps(row + t), most));
+            total = _mm512_mask_add_ps(total, there, total, e);
+            const Floats weighted = _mm512_mul_ps(e, _mm512_maskz_loadu_ps(there, v_scale + t));
+            high = _mm512_max_ps(high, weighted);
+            _mm512_storeu_ps(row + t, weighted);
+        });
+        sum[m] = total;
+        peak[m] = high;
     }
     const float high = static_cast<float>(s.softmax_max);
-    const float scale = scale_of(_mm512_reduce_max_ps(peak), high);
-    const Grid grid{high, 0.0f, high};
-    const Floats inverse = all(1.0f / scale);
-    for (int64_t t = 0; t < pitch; t += LANES) {
-        const Floats weighted = _mm512_maskz_loadu_ps(first(tokens - t), row + t);
-        const __m128i q = _mm512_cvtepi32_epi8(codes_of(weighted, inverse, grid));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + t), q);
+    for (int64_t m = 0; m < rows; ++m) {
+        const float scale = scale_of(_mm512_reduce_max_ps(peak[m]), high);
+        inverse[m] = all(1.0f / scale);
+        ratio[m] = all(scale / _mm512_reduce_add_ps(sum[m]));
     }
-    return scale / _mm512_reduce_add_ps(sum);
+    const Grid grid{high, 0.0f, high, false};  // dynamic, and no numerator is negative
+    for (int64_t m = 0; m < rows; ++m)
+        by_lanes(s.tokens, [&](int64_t t, __mmask16 there) {
+            const Floats weighted = _mm512_maskz_loadu_ps(there, logits + m * l_pitch + t);
+            const __m128i q = _mm512_cvtepi32_epi8(codes_of(weighted, inverse[m], grid));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + m * pitch + t), q);
+        });
 }
 
 // Queries begin..end of head h of image b.
@@ -125,20 +142,25 @@ inline void attend(const Step& s, int64_t b, int64_t h, int64_t begin, int64_t e
             of_query[m] = all(m < rows ? s.q_scale[at + t + m] * factor : 0);
             top[m] = all(-INFINITY);
         }
+        const auto write = [&](int64_t c, int m, int v, Ints sums, __mmask16 there) {
+            const Floats scale = _mm512_maskz_loadu_ps(there, k_scale + c + v * LANES);
+            const Floats y = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), of_query[m]), scale);
+            top[m] = _mm512_mask_max_ps(top[m], there, top[m], y);
+            _mm512_storeu_ps(head.logits + m * head.padded + c + v * LANES, y);
+        };
         for (int64_t c = 0; c < s.tokens; c += PANEL) {
-            const int64_t left = s.tokens - c;
-            multiply_panel((left + LANES - 1) / LANES, head.queries, s.width, head.keys + c * s.width, s.width / 4,
-                           head.starts + c, [&](int m, int v, Ints sums) {
-                const __mmask16 there = first(left - v * LANES);
-                const Floats scale = _mm512_maskz_loadu_ps(there, k_scale + c + v * LANES);
-                const Floats y = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), of_query[m]), scale);
-                top[m] = _mm512_mask_max_ps(top[m], there, top[m], y);
-                _mm512_storeu_ps(head.logits + m * head.padded + c + v * LANES, y);
-            });
+            const int64_t left = s.tokens - c, steps = s.width / 4;
+            const int8_t* const keys = head.keys + c * s.width;
+            const int32_t* const starts = head.starts + c;
+            if (left >= PANEL)
+                multiply<TILE_ROWS, 4>(head.queries, s.width, keys, steps, starts,
+                                       [&](int m, int v, Ints sums) { write(c, m, v, sums, 0xFFFF); });
+            else
+                multiply_panel((left + LANES - 1) / LANES, head.queries, s.width, keys, steps, starts,
+                               [&](int m, int v, Ints sums) { write(c, m, v, sums, first(left - v * LANES)); });
         }
         Floats ratio[TILE_ROWS];
-        for (int64_t m = 0; m < rows; ++m)
-            ratio[m] = all(softmax_row(s, head.logits + m * head.padded, top[m], v_scale, head.numerators + m * pitch, pitch));
+        softmax(s, rows, head.logits, head.padded, top, v_scale, head.numerators, pitch, ratio);
         float* const out = s.out + ((b * s.tokens + t) * s.heads + h) * s.width;
         for (int64_t c = 0; c < s.width; c += PANEL)
             multiply_panel((s.width - c) / LANES, head.numerators, pitch, head.values + c * head.steps * 4,

@@ -30,7 +30,12 @@ inline Floats rescaled(const Sums& to, int m, Ints sums) {
     return _mm512_mul_ps(_mm512_cvtepi32_ps(sums), all(to.x_scale[m * to.s->x_pitch]));
 }
 
-// Masked stores are slow on some processors, and only the last panel needs them.
+// Only the last panel of a weight needs masks, without which a load is part of the instruction that takes the value.
+template <bool WHOLE>
+inline Floats load(__mmask16 mask, const float* place) {
+    return WHOLE ? _mm512_loadu_ps(place) : _mm512_maskz_loadu_ps(mask, place);
+}
+
 inline void store(float* place, __mmask16 mask, Floats y) {
     if (mask == 0xFFFF)
         _mm512_storeu_ps(place, y);
@@ -50,18 +55,18 @@ inline void accumulate(const Sums& to, const uint8_t* a, int64_t pitch, const in
     });
 }
 
-template <int ROWS, int ACTIVATION, bool RESIDUAL>
+template <int ROWS, int ACTIVATION, bool RESIDUAL, bool WHOLE>
 inline void finish(const Sums& to, const uint8_t* a, int64_t pitch, const int8_t* b, int64_t steps,
                    const int32_t* start, const float* w_scale, const float* bias, bool begins) {
     multiply<ROWS, 4>(a, pitch, b, steps, start, [&](int m, int v, Ints sums) {
         if (m >= to.rows) return;
-        const __mmask16 mask = first(to.columns - v * LANES);
+        const __mmask16 mask = WHOLE ? 0xFFFF : first(to.columns - v * LANES);
         float* const place = to.y + m * to.pitch + v * LANES;
         Floats y = rescaled(to, m, sums);
-        if (!begins) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, place), y);
-        y = _mm512_mul_ps(y, _mm512_maskz_loadu_ps(mask, w_scale + v * LANES));
-        if (bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, bias + v * LANES));
-        if (RESIDUAL) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to.residual + m * to.pitch + v * LANES), y);
+        if (!begins) y = _mm512_add_ps(load<WHOLE>(mask, place), y);
+        y = _mm512_mul_ps(y, load<WHOLE>(mask, w_scale + v * LANES));
+        if (bias) y = _mm512_add_ps(y, load<WHOLE>(mask, bias + v * LANES));
+        if (RESIDUAL) y = _mm512_add_ps(load<WHOLE>(mask, to.residual + m * to.pitch + v * LANES), y);
         if (ACTIVATION == GELU_ERF) y = gelu_erf(y);
         if (ACTIVATION == GELU_TANH) y = gelu_tanh(y);
         store(place, mask, y);
@@ -83,7 +88,11 @@ void multiply_tile(Sums to, const uint8_t* a, int64_t pitch, int64_t column) {
         ++to.x_scale;
     }
     const float* const bias = s.bias ? s.bias + column : nullptr;
-    finish<ROWS, ACTIVATION, RESIDUAL>(to, a, pitch, b, part, start, s.w_scale + column, bias, s.groups == 1);
+    const float* const scale = s.w_scale + column;
+    if (to.columns >= PANEL)
+        finish<ROWS, ACTIVATION, RESIDUAL, true>(to, a, pitch, b, part, start, scale, bias, s.groups == 1);
+    else
+        finish<ROWS, ACTIVATION, RESIDUAL, false>(to, a, pitch, b, part, start, scale, bias, s.groups == 1);
 }
 
 // y[rows][pitch] = the Linear of `rows` rows from row `begin` on. a: their codes + 128, padded to whole tiles.
@@ -112,43 +121,50 @@ inline void multiply_rows(const Step& s, int64_t begin, int64_t rows, const uint
 }
 
 inline Grid grid_of(const Step& s) {
-    return {static_cast<float>(s.steps), static_cast<float>(s.low), static_cast<float>(s.high)};
+    const bool clamps = s.given || s.low > -127;
+    return {static_cast<float>(s.steps), static_cast<float>(s.low), static_cast<float>(s.high), clamps};
 }
 
 inline Transform transform_of(const Step& s) {
     return {s.signs, s.block, static_cast<float>(s.block_norm)};
 }
 
-// A finished row of Q, K and V, fp32 [3][heads][width], into codes by head.
-inline void write_heads(const Step& s, int64_t row, float* y) {
-    const int64_t image = row / s.tokens, token = row % s.tokens;
+constexpr int64_t MOST_PARTS = 256;  // heads of Q, K and V that are scaled together
+
+// A finished row of Q, K and V, fp32 [3][heads][width]: LayerNorm and rotation of the heads of Q and K.
+inline void normalize_heads(const Step& s, float* y) {
+    for (int64_t i = 0; i < 2 * s.heads; ++i, y += s.width) {
+        const bool query = i < s.heads;
+        const Norm norm{query ? s.norm_weight : s.k_weight, query ? s.norm_bias : s.k_bias, static_cast<float>(s.eps)};
+        layer_norm(y, s.width, norm, y);
+        if (s.block) block_transform(y, s.width, transform_of(s), y);
+    }
+}
+
+// Codes of a head of V, to wherever its memory has them.
+inline void write_value(const Step& s, int64_t image, int64_t token, int64_t head, const float* y, float scale) {
+    int8_t* const codes = s.v + image * s.v_image + head * s.v_head + token * s.v_token;
+    if (s.v_channel == 1) return write_codes(y, s.width, scale, grid_of(s), codes);
+    int8_t line[256];
+    write_codes(y, s.width, scale, grid_of(s), line);
+    for (int64_t c = 0; c < s.width; ++c) codes[c * s.v_channel] = line[c];
+}
+
+// A finished row of Q, K and V into codes by head. All scales come first: none waits for another's division.
+inline void write_heads(const Step& s, int64_t image, int64_t token, float* y) {
     const Grid grid = grid_of(s);
-    for (int64_t part = 0; part < 3; ++part) {
-        float* const scales = part == 0 ? s.q_scale : part == 1 ? s.k_scale : s.v_scale;
-        for (int64_t h = 0; h < s.heads; ++h, y += s.width) {
-            if (part < 2 && s.norm_weight) {
-                const Norm norm = part == 0 ? Norm{s.norm_weight, s.norm_bias, static_cast<float>(s.eps)}
-                                            : Norm{s.k_weight, s.k_bias, static_cast<float>(s.eps)};
-                layer_norm(y, s.width, norm, y);
-                if (s.block) block_transform(y, s.width, transform_of(s), y);
-            }
-            const int64_t at = (image * s.heads + h) * s.tokens + token;
-            const float scale = scale_of(largest_magnitude(y, s.width), grid.steps);
-            scales[at] = scale;
-            int8_t* codes = (part == 0 ? s.q : s.key) + at * s.width;
-            if (part < 2) {
-                write_codes(y, s.width, scale, grid, codes);
-                continue;
-            }
-            codes = s.v + image * s.v_image + h * s.v_head + token * s.v_token;
-            if (s.v_channel == 1) {
-                write_codes(y, s.width, scale, grid, codes);
-                continue;
-            }
-            int8_t line[256];
-            write_codes(y, s.width, scale, grid, line);
-            for (int64_t c = 0; c < s.width; ++c) codes[c * s.v_channel] = line[c];
-        }
+    float scale[MOST_PARTS];
+    if (s.norm_weight) normalize_heads(s, y);
+    for (int64_t i = 0; i < 3 * s.heads; ++i)
+        scale[i] = scale_of(largest_magnitude(y + i * s.width, s.width), grid.steps);
+    for (int64_t i = 0; i < 3 * s.heads; ++i, y += s.width) {
+        const int64_t part = i / s.heads, head = i % s.heads;
+        const int64_t at = (image * s.heads + head) * s.tokens + token;
+        (part == 0 ? s.q_scale : part == 1 ? s.k_scale : s.v_scale)[at] = scale[i];
+        if (part == 2)
+            write_value(s, image, token, head, y, scale[i]);
+        else
+            write_codes(y, s.width, scale[i], grid, (part == 0 ? s.q : s.key) + at * s.width);
     }
 }
 
@@ -171,7 +187,7 @@ inline void run_linear(const Step& s, int64_t begin, int64_t end, Arena& arena) 
         for (int64_t m = 0; m < rows; ++m) {
             float* const y = kept + m * y_pitch;
             if (s.kind == QKV) {
-                write_heads(s, row + m, y);
+                write_heads(s, (row + m) / s.tokens, (row + m) % s.tokens, y);
                 continue;
             }
             if (s.block) block_transform(y, s.n, transform_of(s), y);

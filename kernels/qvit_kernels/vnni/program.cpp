@@ -17,8 +17,14 @@ inline void run_rows(const Step& s, int64_t begin, int64_t end, Arena& arena) {
     arena.reset(s.k * 4 + 64);
     float* const y = arena.take<float>(s.k);
     const Norm norm{s.norm_weight, s.norm_bias, static_cast<float>(s.eps)};
+    const bool at_once = norm.weight && !s.block && s.group == s.k && !s.given;
     for (int64_t row = begin; row < end; ++row) {
         const float* source = static_cast<const float*>(s.x) + row * s.k;
+        if (at_once) {
+            const float scale = s.scales[row] = scale_of(layer_norm(source, s.k, norm, y), grid_of(s).steps);
+            write_codes(y, s.k, scale, grid_of(s), s.codes + row * s.k);
+            continue;
+        }
         if (norm.weight) layer_norm(source, s.k, norm, y), source = y;
         if (s.block) block_transform(source, s.k, transform_of(s), y), source = y;
         quantize_row(source, s.k, s.group, grid_of(s), s.given, s.codes + row * s.k, s.scales + row * (s.k / s.group));
@@ -28,7 +34,7 @@ inline void run_rows(const Step& s, int64_t begin, int64_t end, Arena& arena) {
 // Rows of patches: codes of the pixels, rint(x * gain + offset), in the order of a convolution weight.
 inline void run_pixels(const Step& s, int64_t begin, int64_t end) {
     const int64_t down = s.image_height / s.patch_height, values = s.channels * s.patch_height * s.patch_width;
-    const Grid grid{1.0f, -128.0f, 127.0f};
+    const Grid grid{1.0f, -128.0f, 127.0f, true};
     for (int64_t row = begin; row < end; ++row) {
         const int64_t image = row / down, top = row % down * s.patch_height;
         for (int64_t c = 0; c < s.channels; ++c)

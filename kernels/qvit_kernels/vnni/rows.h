@@ -17,8 +17,8 @@ struct Transform {
     float norm;  // 1 / sqrt(block)
 };
 
-// y may be x.
-inline void layer_norm(const float* x, int64_t width, const Norm& norm, float* y) {
+// y may be x. Returns the largest magnitude of y.
+inline float layer_norm(const float* x, int64_t width, const Norm& norm, float* y) {
     Floats sum = _mm512_setzero_ps();
     for (int64_t k = 0; k < width; k += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + k));
     const float mean = _mm512_reduce_add_ps(sum) / static_cast<float>(width);
@@ -29,11 +29,15 @@ inline void layer_norm(const float* x, int64_t width, const Norm& norm, float* y
     }
     const float variance = _mm512_reduce_add_ps(squares) / static_cast<float>(width);
     const Floats inverse = all(1.0f / std::sqrt(variance + norm.eps));
+    Floats top = _mm512_setzero_ps();
     for (int64_t k = 0; k < width; k += LANES) {
         const Floats d = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + k), all(mean)), inverse);
         const Floats scaled = _mm512_mul_ps(d, _mm512_loadu_ps(norm.weight + k));
-        _mm512_storeu_ps(y + k, _mm512_add_ps(scaled, _mm512_loadu_ps(norm.bias + k)));
+        const Floats shifted = _mm512_add_ps(scaled, _mm512_loadu_ps(norm.bias + k));
+        top = _mm512_max_ps(magnitude(shifted), top);
+        _mm512_storeu_ps(y + k, shifted);
     }
+    return _mm512_reduce_max_ps(top);
 }
 
 // One butterfly among the 16 lanes: lane i meets lane i ^ STEP. The upper of two is subtracted from the lower, which
@@ -79,6 +83,7 @@ inline float largest_magnitude(const float* x, int64_t width) {
 
 inline void write_codes(const float* x, int64_t width, float scale, const Grid& grid, int8_t* codes) {
     const Floats inverse = all(1.0f / scale);
+#pragma GCC unroll 2
     for (int64_t k = 0; k < width; k += LANES) {
         const Ints q = codes_of(_mm512_loadu_ps(x + k), inverse, grid);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + k), _mm512_cvtsepi32_epi8(q));
