@@ -94,7 +94,9 @@ def _rivals(source: Any, images: Any, left_out: dict[str, str]) -> dict[str, Cal
         if reason is None:
             try:
                 with torch.inference_mode(False), torch.no_grad():
-                    calls[name] = cpu_rivals.build(name, zoo.load(source, seed=0).eval(), images.clone())
+                    calls[name] = cpu_rivals.build(
+                        name, zoo.load(source, seed=0).eval(), images.clone()
+                    )
                 calls[name]()
             except Exception as error:  # noqa: BLE001 - whatever a rival dislikes, the others can still be timed
                 calls.pop(name, None)
@@ -105,20 +107,26 @@ def _rivals(source: Any, images: Any, left_out: dict[str, str]) -> dict[str, Cal
 
 
 def _ours(source: Any, images: Any) -> dict[str, Callable[[], object]]:
+    calls: dict[str, Callable[[], object]] = {}
+    for w, a in SCHEMES:
+        model = load_quantized(source, w, a, images.shape[0])
+        calls[f"qvit-w{w}a{a}"] = lambda model=model: model(images)
+    return calls
+
+
+def load_quantized(source: Any, weight_bits: int, activation_bits: int, batch: int) -> Any:
+    """A QuantViT of random weights, warmed up for a batch size."""
     import torch
 
     from qvit.deployment import QuantViT
 
-    calls: dict[str, Callable[[], object]] = {}
-    for w, a in SCHEMES:
-        recipe = Recipe.preset("qvit", weight_bits=w, activation_bits=a)
-        with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
-            out = Path(folder) / "model"
-            pipeline.quantize(source, recipe, out, progress=False)
-            model = QuantViT.from_pretrained(out)
-            model.warmup((images.shape[0],))
-        calls[f"qvit-w{w}a{a}"] = lambda model=model: model(images)
-    return calls
+    recipe = Recipe.preset("qvit", weight_bits=weight_bits, activation_bits=activation_bits)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
+        out = Path(folder) / "model"
+        pipeline.quantize(source, recipe, out, progress=False)
+        model = QuantViT.from_pretrained(out)
+    model.warmup((batch,))
+    return model
 
 
 def table(found: list[dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ Calibration images are random: they set scales, which do not change the time.
 
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,11 @@ def build(name: str, model: nn.Module, images: Tensor) -> Call:
 
 def _openvino(name: str, model: nn.Module, images: Tensor) -> Call:
     """NNCF's post-training quantization with its transformer preset; OpenVINO's latency mode."""
-    import nncf
-    import openvino
-
+    nncf, openvino = import_module("nncf"), import_module("openvino")
     converted = openvino.convert_model(model, example_input=images, input=[tuple(images.shape)])
-    calibration = nncf.Dataset([torch.randn_like(images).numpy() for _ in range(_CALIBRATION_IMAGES)])
+    calibration = nncf.Dataset(
+        [torch.randn_like(images).numpy() for _ in range(_CALIBRATION_IMAGES)]
+    )
     quantized = nncf.quantize(converted, calibration, model_type=nncf.ModelType.TRANSFORMER)
     compiled = openvino.Core().compile_model(
         quantized,
@@ -54,20 +55,25 @@ def _openvino(name: str, model: nn.Module, images: Tensor) -> Call:
 
 def _onnx(name: str, model: nn.Module, images: Tensor) -> Call:
     """ONNX Runtime's own quantizers: weights only stored, activations at run time, or both by calibration (QDQ)."""
-    import onnxruntime as ort
-    from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
+    ort = import_module("onnxruntime")
+    quantization = import_module("onnxruntime.quantization")
+    preparation = import_module("onnxruntime.quantization.shape_inference")
     with tempfile.TemporaryDirectory() as folder:
-        exported, prepared, path = (str(Path(folder) / f"{n}.onnx") for n in ("float", "prepared", "int8"))
-        torch.onnx.export(model, (images,), exported, input_names=["images"], dynamo=True, external_data=False)
-        quant_pre_process(exported, prepared)
+        exported, prepared, path = (
+            str(Path(folder) / f"{n}.onnx") for n in ("float", "prepared", "int8")
+        )
+        torch.onnx.export(
+            model, (images,), exported, input_names=["images"], dynamo=True, external_data=False
+        )
+        preparation.quant_pre_process(exported, prepared)
         if name == "onnxruntime-dynamic":
-            quantize_dynamic(prepared, path, weight_type=QuantType.QInt8, per_channel=True)
+            quantization.quantize_dynamic(
+                prepared, path, weight_type=quantization.QuantType.QInt8, per_channel=True
+            )
         else:
-            quantize_static(
+            quantization.quantize_static(
                 prepared, path, _Calibration(images), per_channel=True,
-                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
             )  # fmt: skip
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -80,7 +86,9 @@ class _Calibration:
     """What `quantize_static` reads: random images, one batch at a time."""
 
     def __init__(self, images: Tensor) -> None:
-        self._left = [{"images": torch.randn_like(images).numpy()} for _ in range(_CALIBRATION_IMAGES)]
+        self._left = [
+            {"images": torch.randn_like(images).numpy()} for _ in range(_CALIBRATION_IMAGES)
+        ]
 
     def get_next(self) -> dict[str, Any] | None:
         return self._left.pop() if self._left else None

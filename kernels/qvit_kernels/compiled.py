@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from qvit_kernels import composed, cpu, reference
 from qvit_kernels import compiled_program as program
+from qvit_kernels import composed, cpu, reference
 from qvit_kernels.compiled_library import loaded
 from qvit_kernels.compiled_program import ACTIVATIONS, Panels, Program
 from qvit_kernels.integer_matmul import integers_of
@@ -30,7 +30,13 @@ def quantize_pixels(
     batch, channels, rows, columns = images.shape
     count = (rows // height) * (columns // width)
     codes = torch.empty((batch, count, channels * height * width), dtype=torch.int8)
-    Program([pixels_step(images.contiguous(), gain.contiguous(), offset.contiguous(), (height, width), codes)]).run()
+    Program(
+        [
+            pixels_step(
+                images.contiguous(), gain.contiguous(), offset.contiguous(), (height, width), codes
+            )
+        ]
+    ).run()
     return codes
 
 
@@ -61,7 +67,9 @@ def layernorm_quantize(
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm, block transform, quantization."""
     if not _takes_rows(x.shape[-1], group, block) or x.dtype != torch.float32:
-        return cpu.layernorm_quantize(x, weight, bias, eps, signs, block, bits, group, packed, static_scale)
+        return cpu.layernorm_quantize(
+            x, weight, bias, eps, signs, block, bits, group, packed, static_scale
+        )
     norm = {"norm_weight": weight.contiguous(), "norm_bias": bias.contiguous(), "eps": eps}
     return _quantize(x, norm, signs, block, bits, group, packed, static_scale)
 
@@ -158,7 +166,9 @@ def linear_gelu_quantize(
         return cpu.linear_gelu_quantize(
             x, x_scale, w, w_scale, multiplier, bias, approximate, signs, block, bits, group, packed, static_scale
         )  # fmt: skip
-    codes, scale = empty_rows(x.shape[:-1], width, group, False, _CPU, static=static_scale is not None)
+    codes, scale = empty_rows(
+        x.shape[:-1], width, group, False, _CPU, static=static_scale is not None
+    )
     rest = {
         "activation": ACTIVATIONS[approximate], "codes": codes, "scales": scale,
         **program.transform(_contiguous(signs, block)),
@@ -185,7 +195,9 @@ def linear_qkv(
     """Matrix product, split by head, each token of each head quantized."""
     width = w.shape[0] // (3 * heads)
     if not _takes_product(x, x_scale) or not _takes_heads(heads, width, block):
-        return cpu.linear_qkv(x, x_scale, w, w_scale, multiplier, bias, heads, bits, norm, eps, signs, block)
+        return cpu.linear_qkv(
+            x, x_scale, w, w_scale, multiplier, bias, heads, bits, norm, eps, signs, block
+        )
     batch, tokens, _ = x.shape
     shape = (batch, heads, tokens)
     q, k = (torch.empty((*shape, width), dtype=torch.int8) for _ in range(2))
@@ -225,10 +237,13 @@ def attention(
     plain = bias is None and mask is None and q.numel() > 0
     if not plain or not _takes_heads(heads, width, 0) or not _takes_rows(heads * width, group, 0):
         return cpu.attention(
-            q, q_scale, k, k_scale, v, v_scale, bias, mask, softmax_scale, softmax_bits, bits, group, packed, static_scale
+            q, q_scale, k, k_scale, v, v_scale, bias, mask, softmax_scale, softmax_bits,
+            bits, group, packed, static_scale,
         )  # fmt: skip
     out = torch.empty((batch, tokens, heads * width), dtype=torch.float32)
-    codes, scale = empty_rows(out.shape[:-1], heads * width, group, False, _CPU, static=static_scale is not None)
+    codes, scale = empty_rows(
+        out.shape[:-1], heads * width, group, False, _CPU, static=static_scale is not None
+    )
     parts = {"q": q, "key": k, "q_scale": q_scale, "k_scale": k_scale, "v_scale": v_scale}
     attend = {
         "kind": "attention", "rows": batch, "heads": heads, "tokens": tokens, "width": width, "out": out,

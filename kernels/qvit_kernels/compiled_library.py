@@ -52,9 +52,13 @@ def load(compiler: str | None, cache: Path | None = None) -> ctypes.CDLL:
     with _State.lock:
         if _State.library is None:
             if "avx512_vnni" not in _cpu_flags():
-                raise CompiledLibraryError("it is written for AVX512-VNNI, which this processor lacks")
+                raise CompiledLibraryError(
+                    "it is written for AVX512-VNNI, which this processor lacks"
+                )
             if compiler is None:
-                raise CompiledLibraryError("it needs a C++ compiler (CXX, c++, g++ or clang++), and none was found")
+                raise CompiledLibraryError(
+                    "it needs a C++ compiler (CXX, c++, g++ or clang++), and none was found"
+                )
             _State.library = _open(_built(compiler, cache or _cache_folder()))
         return _State.library
 

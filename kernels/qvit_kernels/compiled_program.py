@@ -20,11 +20,13 @@ ACTIVATIONS = {None: 0, "none": 1, "tanh": 2}
 
 # Members of `Step` in vnni/step.h, in its order: i whole number, f double, p address.
 _MEMBERS = (
-    "kind:i together:i rows:i x_image:i out_image:i x:p x_scale:p x_pitch:i groups:i k:i n:i norm_weight:p norm_bias:p k_weight:p k_bias:p "
-    "eps:f panels:p starts:p w_scale:p bias:p residual:p activation:i signs:p block:i block_norm:f group:i given:p "
-    "steps:f low:f high:f codes:p scales:p out:p heads:i tokens:i width:i q:p key:p v:p q_scale:p k_scale:p v_scale:p "
-    "v_image:i v_head:i v_token:i v_channel:i softmax_scale:f softmax_max:f channels:i image_height:i image_width:i "
-    "patch_height:i patch_width:i patch_columns:i"
+    "kind:i together:i rows:i x_image:i out_image:i x:p x_scale:p x_pitch:i groups:i k:i n:i "
+    "norm_weight:p norm_bias:p k_weight:p k_bias:p eps:f "
+    "panels:p starts:p w_scale:p bias:p residual:p activation:i "
+    "signs:p block:i block_norm:f group:i given:p steps:f low:f high:f codes:p scales:p out:p "
+    "heads:i tokens:i width:i q:p key:p v:p q_scale:p k_scale:p v_scale:p "
+    "v_image:i v_head:i v_token:i v_channel:i softmax_scale:f softmax_max:f "
+    "channels:i image_height:i image_width:i patch_height:i patch_width:i patch_columns:i"
 )
 _TYPES = {"i": ctypes.c_int64, "f": ctypes.c_double, "p": ctypes.c_void_p}
 
@@ -62,7 +64,9 @@ def pack_weight(integers: Tensor, groups: int) -> Panels:
     with torch.inference_mode(False):
         panels = torch.empty(padded * (-(-k // 4) * 4), dtype=torch.int8)
         starts = torch.empty((groups, padded), dtype=torch.int32)
-    library.qvit_pack_weight(integers.data_ptr(), n, k, groups, panels.data_ptr(), starts.data_ptr())
+    library.qvit_pack_weight(
+        integers.data_ptr(), n, k, groups, panels.data_ptr(), starts.data_ptr()
+    )
     return Panels(panels, starts, n, k)
 
 
@@ -142,7 +146,7 @@ class Program:
                 setattr(array[index], name, value)
 
     def run(self, batch: int = 1) -> None:
-        """Compute, with torch's number of threads, or one where a batch has more images than this has lists of steps."""
+        """Compute with as many threads as torch takes, no more than have lists of steps where a batch has as many."""
         self._run(batch, None)
 
     def time(self, batch: int = 1) -> list[float]:
@@ -162,9 +166,8 @@ class Program:
 
 
 def _step(members: Members) -> _Step:
-    plain = {
-        name: value.data_ptr() if isinstance(value, Tensor) else value
-        for name, value in members.items()
-    }
-    plain["kind"] = _KINDS[plain["kind"]]
-    return _Step(**plain)
+    step = _Step(kind=_KINDS[members["kind"]])
+    for name, value in members.items():
+        if name != "kind" and value is not None:
+            setattr(step, name, value.data_ptr() if isinstance(value, Tensor) else value)
+    return step

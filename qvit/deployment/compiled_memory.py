@@ -102,8 +102,12 @@ class ImageMemory:
 
     def _qkv(self, block: Block) -> Members:
         attn = block.attn
-        step = self._linear(attn.qkv, self._normed, self.tokens) | {"kind": "qkv"} | self._heads(attn.heads)
-        step |= program.grid(attn.scheme.qkv.bits, step["width"], 0, None)
+        step = (
+            self._linear(attn.qkv, self._normed, self.tokens)
+            | {"kind": "qkv"}
+            | self._heads(attn.heads)
+        )
+        step |= program.grid(attn.scheme.qkv.bits, self._queries[0][0].shape[-1], 0, None)
         if attn.norm is not None:
             names = ("norm_weight", "norm_bias", "k_weight", "k_bias", "eps")
             step |= dict(zip(names, attn.norm, strict=True)) | program.transform(attn.rotation)

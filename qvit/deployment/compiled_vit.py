@@ -87,15 +87,20 @@ def _check(vit: ViT) -> None:
     """ValueError for a model that is not made of multiples of 16, powers of two and an fp32 stream."""
     config = vit.config
     if any(tensor.is_inference() for tensor in vit.state_dict().values()):
-        raise ValueError("it was loaded under torch.inference_mode(), where writes to a weight cannot be noticed")
+        raise ValueError(
+            "it was loaded under torch.inference_mode(), where writes to a weight cannot be noticed"
+        )
     if vit.residual_dtype != torch.float32:
         raise ValueError(f"its residual stream is {vit.residual_dtype}, and must be torch.float32")
     if vit.norm_pre is not None or not len(vit.blocks):
         raise ValueError("it has a norm before the first block, or no block")
     if config.head_dim % 16 or config.head_dim > 256:
-        raise ValueError(f"its heads have {config.head_dim} channels: no multiple of 16, or too many")
+        raise ValueError(
+            f"its heads have {config.head_dim} channels: no multiple of 16, or too many"
+        )
+    blocks: Any = vit.blocks
     heads = [] if vit.head is None else [vit.head]
-    for dense in [dense for block in vit.blocks for dense in block.linears()] + heads:  # pyright: ignore
+    for dense in [dense for block in blocks for dense in block.linears()] + heads:
         scheme = dense.scheme
         sizes = (dense.in_features, scheme.input.group)
         if any(size % 16 for size in sizes) or scheme.transform & (scheme.transform - 1):
@@ -103,10 +108,12 @@ def _check(vit: ViT) -> None:
                 f"a Linear takes {sizes[0]} channels in groups of {sizes[1]} and transforms of {scheme.transform}: "
                 "they must be multiples of 16 and powers of two"
             )
-    for block in vit.blocks:
-        rotation: Any = block.attn.rotation  # pyright: ignore
+    for block in blocks:
+        rotation = block.attn.rotation
         if rotation is not None and rotation.block & (rotation.block - 1):
-            raise ValueError(f"it rotates heads of {rotation.block} channels, which is no power of two")
+            raise ValueError(
+                f"it rotates heads of {rotation.block} channels, which is no power of two"
+            )
 
 
 def _held(vit: ViT) -> Iterator[tuple[dict[str, Any], str, Any, int]]:

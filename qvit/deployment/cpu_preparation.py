@@ -40,13 +40,15 @@ def prepare(vit: ViT) -> str | None:
         _give_back(vit, CompiledViT(vit, torch.get_num_threads()))
     except (CompiledLibraryError, ValueError) as error:
         reason = str(error)
-        warnings.warn(f"this model runs without the compiled CPU path: {reason}", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"this model runs without the compiled CPU path: {reason}", RuntimeWarning, stacklevel=3
+        )
         return reason
     return None
 
 
 def logits(vit: ViT, images: Tensor) -> Tensor | None:
-    """images: float [B, C, H, W] on the CPU. Returns logits fp32 [B, classes], or None where no program computes them."""
+    """images: float [B, C, H, W] on the CPU. Returns fp32 [B, classes], or None where no program does it."""
     return _run(vit, images, CompiledViT.logits)
 
 
@@ -60,7 +62,9 @@ def _run(
 ) -> Tensor | None:
     if compiled_library.loaded() is None or torch.compiler.is_compiling():
         return None
-    if type(images) is not Tensor or not images.shape[0]:  # a tensor of another kind may have no memory
+    if (
+        type(images) is not Tensor or not images.shape[0]
+    ):  # a tensor of another kind may have no memory
         return None
     program = _take(vit)
     if program is None:

@@ -20,6 +20,7 @@ from tests.support import SHAPES, float_vit, images_for
 REFUSED = {
     "odd widths": "heads have 20 channels",
     "pre-norm, no patch bias": "a norm before the first block",
+    "three heads": "transforms of 48",
 }
 SCHEMES = {
     "W8A8": Recipe.preset("qvit", weight_bits=8),
@@ -73,7 +74,9 @@ def by_operations(vit, x):
 def test_a_program_computes_what_the_operations_do(shape, scheme, compiled_path):
     vit = both(float_vit(shape), SCHEMES[scheme])[1]
     x = images_for(vit, 3)
-    if shape in REFUSED:
+    if shape in REFUSED and not (
+        shape == "three heads" and scheme == "W8A8"
+    ):  # which has no transforms
         with pytest.raises(ValueError, match=REFUSED[shape]):
             CompiledViT(vit, 1)
         return
@@ -140,7 +143,7 @@ def test_a_program_goes_with_its_model(model, made):
 CHANGES = {
     "a weight is written to": lambda vit: vit.blocks[0].mlp.fc1.codes.zero_(),
     "a bias is replaced": lambda vit: setattr(vit.blocks[1].mlp.fc2, "bias", torch.ones(64)),
-    "positions are written to": lambda vit: vit.pos_embed.data.add_(1) and vit.pos_embed.add_(0),
+    "positions are written to": lambda vit: vit.pos_embed.mul_(2),
     "a head is written to": lambda vit: vit.head.weight_scale.mul_(2),
     "a norm is replaced": lambda vit: setattr(vit, "norm", torch.nn.LayerNorm(64, eps=0.5)),
 }
@@ -154,7 +157,9 @@ def test_changes_of_the_model_are_noticed(model, change):
         CHANGES[change](model.vit)
         after = model(x)
         assert not torch.equal(after, before)
-        assert torch.allclose(after, by_operations(model.vit, x)[0], rtol=0, atol=0.02 * after.abs().max())
+        assert torch.allclose(
+            after, by_operations(model.vit, x)[0], rtol=0, atol=0.02 * after.abs().max()
+        )
 
 
 def test_other_sizes_and_no_head(model):

@@ -17,7 +17,7 @@ def test_nothing_is_loaded_before_it_is_asked_for():
 
 def test_a_build_is_kept(compiled_path, compiled_cache, monkeypatch):
     (built,) = compiled_cache.glob("*.so")
-    monkeypatch.setattr(compiled_library.os, "close", None)  # whatever builds closes a file
+    monkeypatch.setattr(compiled_library.tempfile, "mkstemp", None)  # what a build begins with
     assert compiled_library._built(machine.find_compiler(), compiled_cache) == built
 
 
