@@ -79,6 +79,7 @@ def compare_folder(folder: Path, request: Request, *, progress: bool = True) -> 
     wanted = request.backends if "qvit" in request.variants else ()
     for backend in dict.fromkeys(resolve_backend(b, request.device) for b in wanted):
         model = QuantViT.from_pretrained(folder, device=request.device, backend=backend)
+        model.warmup(request.batches)
         built[_variant_name(model)] = model
     source = read_architecture(folder)
     result = _compare(source, built, request, progress)
