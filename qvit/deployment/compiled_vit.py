@@ -30,7 +30,8 @@ class CompiledViT:
         if _ends_simply(vit):
             self._logits = Program(*(m.embedding() + m.blocks() + m.head() for m in memories))
         self._config = vit.config  # not the model: it is what these programs are kept by
-        self._held = list(_held(vit))
+        self._modules = list(_modules(vit))
+        self._tensors = list(_tensors(vit))
 
     def fits(self, vit: ViT, threads: int) -> bool:
         """Whether it has memory for so many threads, and the model is as it was: no module or parameter was replaced,
@@ -38,7 +39,13 @@ class CompiledViT:
         """
         if threads > self._features.threads or vit.config is not self._config:
             return False
-        return all(place.get(name) is t and _writes(t) == n for place, name, t, n in self._held)
+        if any(place.get(name) is not module for place, name, module in self._modules):
+            return False
+        # a loop and not a generator: 20 instead of 40 us for DeiT-S, of 2 ms that a pass of ViT-T takes
+        for place, name, tensor, writes in self._tensors:
+            if place.get(name) is not tensor or tensor._version != writes:
+                return False
+        return True
 
     def features(self, images: Tensor) -> Tensor:
         """images: fp32 [B, C, H, W], contiguous. Returns what the last block leaves, fp32 [B, T, D]."""
@@ -116,17 +123,21 @@ def _check(vit: ViT) -> None:
             )
 
 
-def _held(vit: ViT) -> Iterator[tuple[dict[str, Any], str, Any, int]]:
-    """Every module and parameter: where it is found, and how often it was written to.
+def _modules(vit: ViT) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Every module, and where it is found."""
+    for module in vit.modules():
+        for name, child in module._modules.items():
+            if child is not None:
+                yield module._modules, name, child
+
+
+def _tensors(vit: ViT) -> Iterator[tuple[dict[str, Any], str, Tensor, int]]:
+    """Every parameter and buffer: where it is found, and how often it was written to.
 
     Steps hold addresses, and weights and positions are copied into another form.
     """
     for module in vit.modules():
-        for place in (module._parameters, module._buffers, module._modules):
-            for name, held in place.items():
-                if held is not None:
-                    yield place, name, held, _writes(held)
-
-
-def _writes(held: Any) -> int:
-    return held._version if isinstance(held, Tensor) else 0
+        for place in (module._parameters, module._buffers):
+            for name, tensor in place.items():
+                if tensor is not None:
+                    yield place, name, tensor, tensor._version
