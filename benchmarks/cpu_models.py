@@ -15,7 +15,7 @@ from qvit.recipe import Recipe
 MODELS = ("vit_t", "deit_s")
 BATCHES = (1, 8)
 SCHEMES = ((8, 8), (4, 8), (4, 4))
-ROUNDS = 15
+ROUNDS = 11
 # Whose times ours are divided into: each alone, and the better of the two in bf16.
 BASES = {
     "fp32": ("fp32",),
