@@ -108,6 +108,34 @@ def seeds() -> None:
 
 
 @pytest.fixture(scope="session")
+def compiled_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this session keeps the compiled CPU path."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture
+def compiled_path(compiled_cache: Path) -> Iterator[None]:
+    """The `cpu` backend with its compiled path; skipped on a machine that has none."""
+    from qvit import machine
+    from qvit_kernels import compiled_library
+
+    try:
+        compiled_library.load(machine.find_compiler(), compiled_cache)
+    except compiled_library.CompiledLibraryError as error:
+        pytest.skip(str(error))
+    yield
+    compiled_library.unload()
+
+
+@pytest.fixture(autouse=True)
+def without_compiled_path() -> Iterator[None]:
+    """A test that warms a model up leaves nothing to the next one."""
+    yield
+    if library := sys.modules.get("qvit_kernels.compiled_library"):
+        library.unload()
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real weights and images beside the project; the test is skipped where it is
     absent.

@@ -78,16 +78,17 @@ class _Int8Weights:
     def get(self, w: Tensor, k: int, multiplier: Tensor | None) -> Tensor:
         if w.is_inference() or (multiplier is not None and multiplier.is_inference()):
             # An inference tensor counts no writes, so a stale copy could not be noticed.
-            return _integers(w, k, multiplier)
+            return integers_of(w, k, multiplier)
         state = (k, *(None if t is None else (t._version, t.data_ptr()) for t in (w, multiplier)))
         held = self._held.get(w)
         if held is None or held[0] != state:
-            held = (state, _integers(w, k, multiplier))
+            held = (state, integers_of(w, k, multiplier))
             self._held[w] = held
         return held[1]
 
 
-def _integers(w: Tensor, k: int, multiplier: Tensor | None) -> Tensor:
+def integers_of(w: Tensor, k: int, multiplier: Tensor | None) -> Tensor:
+    """codes * multiplier as int8 [N, k], computed anew."""
     codes = unpack_int4(w, k) if w.dtype == torch.uint8 else w
     return Weight(codes, codes, multiplier).integers()
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvit_kernels import backends, composed, cpu, inductor
+from qvit_kernels import backends, compiled, composed, inductor
 from qvit_kernels.storage import empty_rows, empty_values
 
 _X = "Tensor x, Tensor x_scale, Tensor w, Tensor w_scale, Tensor? multiplier, Tensor? bias"
@@ -50,7 +50,7 @@ def _fused(name: str) -> Callable[..., object]:
 # op -> backend -> function
 IMPLEMENTATIONS: dict[str, dict[str, Callable[..., object]]] = {
     name: {
-        "cpu": getattr(cpu, name),
+        "cpu": getattr(compiled, name),
         "reference": getattr(composed, name),
         "triton": _fused(name),
     }

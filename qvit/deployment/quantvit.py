@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qvit import zoo
 from qvit.data import DataConfig
-from qvit.deployment import checkpoint
+from qvit.deployment import checkpoint, cpu_preparation
 from qvit.deployment.cuda_graphs import GraphRecorder
 from qvit.deployment.explanation import Explanation, MachineRates
 from qvit.deployment.listening import listen
@@ -126,13 +126,16 @@ class QuantViT(nn.Module):
             if logits is not None:
                 return logits
         with torch.no_grad():  # not inference_mode: its tensors could not enter a trained head
-            return self.vit(images, self._execution).to(self.dtype)
+            return self._logits(images).to(self.dtype)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalised images, float [B, 3, H, W], to tokens after the final norm, [B, T, D]; raises as `forward`."""
         self._check(images)
         with torch.no_grad():
-            return self.vit.forward_features(images, self._execution).to(self.dtype)
+            stream = self._stream(images)
+            if stream is None:
+                return self.vit.forward_features(images, self._execution).to(self.dtype)
+            return self.vit.finish(stream).to(self.dtype)
 
     def warmup(self, batch_sizes: Sequence[int] = (1, 8)) -> None:
         """Pay now what the first passes of these batch sizes would pay, and on a GPU record those passes.
@@ -141,7 +144,11 @@ class QuantViT(nn.Module):
         from then on for batches of exactly this size; other sizes, and `forward_features`, run as before. A replay
         launches nothing from Python, allocates nothing but the logits that it returns, which no later call changes, and
         never waits for the device. All graphs of a model share one memory, and a lock: threads may call at once, on
-        streams of their own, and their replays follow each other on the device. On a CPU each size runs once.
+        streams of their own, and their replays follow each other on the device.
+
+        On a CPU with AVX512-VNNI and a C++ compiler the compiled path is built (about three seconds, once on a
+        machine), which every QuantViT of the process then takes; the integers are the same. A RuntimeWarning says why
+        where it cannot be. Then each size runs once.
 
         Moving the model, another dtype, image size or head, and loading a state_dict give the graphs up: warm up again.
         Under another backend they wait. Copies, pickles and state_dicts carry none; under torch.compile and within a
@@ -150,10 +157,13 @@ class QuantViT(nn.Module):
         Raises UsageError for batch sizes that are none, QvitError where a pass cannot be recorded: the message says
         why, and the model works as before.
         """
-        for batch_size in _checked_batch_sizes(batch_sizes):
+        batch_sizes = _checked_batch_sizes(batch_sizes)
+        if self._on_cpu and not self._can_record:
+            cpu_preparation.prepare(self.vit)
+        for batch_size in batch_sizes:
             images = self._blank(batch_size)
             if not self._can_record:
-                self._prepare(images)
+                self(images)
                 continue
             run = partial(self.vit, run=self._execution)
             weights = (*self.vit.parameters(), *self.vit.buffers())
@@ -168,10 +178,6 @@ class QuantViT(nn.Module):
                     "model works without it, with a launch from Python for every kernel. Out of memory: record fewer "
                     "or smaller batch sizes. Anything else: model.explain() shows which steps have no kernel here"
                 ) from error
-
-    def _prepare(self, images: Tensor) -> None:
-        """What a processor needs before its first pass of images like these: so far, that pass."""
-        self.forward(images)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Take images of another size, (height, width), from now on, as timm's method of this name.
@@ -272,6 +278,25 @@ class QuantViT(nn.Module):
     def _blank(self, batch_size: int) -> Tensor:
         config = self.vit.config
         return torch.zeros(batch_size, config.in_chans, *config.image_size, device=self.device)
+
+    @property
+    def _on_cpu(self) -> bool:
+        device, backend = self._place
+        return device.type == "cpu" and backend == "cpu"
+
+    def _stream(self, images: Tensor) -> Tensor | None:
+        """What the compiled path leaves of images behind the last block, fp32 [B, T, D]; None where it takes none."""
+        return cpu_preparation.features(self.vit, images) if self._on_cpu else None
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Logits fp32 [B, num_classes], by the compiled path as far as it goes."""
+        found = cpu_preparation.logits(self.vit, images) if self._on_cpu else None
+        if found is not None:
+            return found
+        stream = self._stream(images)
+        if stream is not None:
+            return self.vit.classify(stream, self._execution)
+        return self.vit(images, self._execution)
 
     @property
     def _execution(self) -> Integer:

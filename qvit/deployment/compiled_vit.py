@@ -1,0 +1,143 @@
+"""An integer ViT on the compiled path: a batch of images to logits, or to tokens, by one call."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qvit.deployment.compiled_memory import BLOCK_STEPS, ImageMemory
+from qvit.models.vit import ViT
+from qvit_kernels.compiled_program import Program
+
+
+class CompiledViT:
+    """The programs of a ViT with its present parameters and image size. Not for two callers at a time.
+
+    threads: how many may take images of a batch alone. Raises ValueError where the compiled path does not take the
+    model; the message says what.
+    """
+
+    def __init__(self, vit: ViT, threads: int) -> None:
+        _check(vit)
+        memories = [ImageMemory(vit) for _ in range(threads)]
+        self._shape = (memories[0].tokens, vit.config.embed_dim)
+        self._classes = vit.config.num_classes
+        self._depth = len(vit.blocks)
+        self._features = Program(*(m.embedding() + m.blocks() for m in memories))
+        self._features.stride(-1, out_image=self._shape[0] * self._shape[1] * 4)
+        self._logits = None
+        if _ends_simply(vit):
+            self._logits = Program(*(m.embedding() + m.blocks() + m.head() for m in memories))
+        self._config = vit.config  # not the model: it is what these programs are kept by
+        self._modules = list(_modules(vit))
+        self._tensors = list(_tensors(vit))
+
+    def fits(self, vit: ViT, threads: int) -> bool:
+        """Whether it has memory for so many threads, and the model is as it was: no module or parameter was replaced,
+        none written to.
+        """
+        if threads > self._features.threads or vit.config is not self._config:
+            return False
+        if any(place.get(name) is not module for place, name, module in self._modules):
+            return False
+        # a loop and not a generator: 20 instead of 40 us for DeiT-S, of 2 ms that a pass of ViT-T takes
+        for place, name, tensor, writes in self._tensors:
+            if place.get(name) is not tensor or tensor._version != writes:
+                return False
+        return True
+
+    def features(self, images: Tensor) -> Tensor:
+        """images: fp32 [B, C, H, W], contiguous. Returns what the last block leaves, fp32 [B, T, D]."""
+        out = self._point(images)
+        self._features.run(images.shape[0])
+        return out
+
+    def logits(self, images: Tensor) -> Tensor | None:
+        """images: fp32 [B, C, H, W], contiguous. Returns fp32 [B, classes]; None where the head is more than a norm and
+        a Linear of the first token.
+        """
+        if self._logits is None:
+            return None
+        out = torch.empty((images.shape[0], self._classes))
+        self._logits.point(0, x=images)
+        self._logits.point(-1, out=out)
+        self._logits.run(images.shape[0])
+        return out
+
+    def time(self, images: Tensor) -> list[tuple[str, float]]:
+        """The steps of a pass over images up to the last block, in order: what each is, and its seconds an image."""
+        _kept = self._point(images)
+        names = ["pixels", "patch_embed", *BLOCK_STEPS * self._depth]
+        return list(zip(names, self._features.time(images.shape[0]), strict=True))
+
+    def _point(self, images: Tensor) -> Tensor:
+        out = torch.empty((images.shape[0], *self._shape))
+        self._features.point(0, x=images)
+        self._features.point(-1, out=out)
+        return out
+
+
+def _ends_simply(vit: ViT) -> bool:
+    """Whether logits are a norm and a Linear of the first token."""
+    config = vit.config
+    return (
+        config.global_pool == "token"
+        and not config.dist_token
+        and vit.head is not None
+        and vit.norm is not None
+        and vit.fc_norm is None
+    )
+
+
+def _check(vit: ViT) -> None:
+    """ValueError for a model that is not made of multiples of 16, powers of two and an fp32 stream."""
+    config = vit.config
+    if any(tensor.is_inference() for tensor in vit.state_dict().values()):
+        raise ValueError(
+            "it was loaded under torch.inference_mode(), where writes to a weight cannot be noticed"
+        )
+    if vit.residual_dtype != torch.float32:
+        raise ValueError(f"its residual stream is {vit.residual_dtype}, and must be torch.float32")
+    if vit.norm_pre is not None or not len(vit.blocks):
+        raise ValueError("it has a norm before the first block, or no block")
+    if config.head_dim % 16 or config.head_dim > 256:
+        raise ValueError(
+            f"its heads have {config.head_dim} channels: no multiple of 16, or too many"
+        )
+    blocks: Any = vit.blocks
+    heads = [] if vit.head is None else [vit.head]
+    for dense in [dense for block in blocks for dense in block.linears()] + heads:
+        scheme = dense.scheme
+        sizes = (dense.in_features, scheme.input.group)
+        if any(size % 16 for size in sizes) or scheme.transform & (scheme.transform - 1):
+            raise ValueError(
+                f"a Linear takes {sizes[0]} channels in groups of {sizes[1]} and transforms of {scheme.transform}: "
+                "they must be multiples of 16 and powers of two"
+            )
+    for block in blocks:
+        rotation = block.attn.rotation
+        if rotation is not None and rotation.block & (rotation.block - 1):
+            raise ValueError(
+                f"it rotates heads of {rotation.block} channels, which is no power of two"
+            )
+
+
+def _modules(vit: ViT) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Every module, and where it is found."""
+    for module in vit.modules():
+        for name, child in module._modules.items():
+            if child is not None:
+                yield module._modules, name, child
+
+
+def _tensors(vit: ViT) -> Iterator[tuple[dict[str, Any], str, Tensor, int]]:
+    """Every parameter and buffer: where it is found, and how often it was written to.
+
+    Steps hold addresses, and weights and positions are copied into another form.
+    """
+    for module in vit.modules():
+        for place in (module._parameters, module._buffers):
+            for name, tensor in place.items():
+                if tensor is not None:
+                    yield place, name, tensor, tensor._version
