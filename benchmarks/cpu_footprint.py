@@ -56,7 +56,7 @@ def _measure() -> dict[str, Any]:
         kinds = {"fp32": "fp32"}
         for w, a in SCHEMES:
             out = Path(folder) / f"w{w}a{a}"
-            recipe = Recipe.preset("qvit", weight_bits=w, activation_bits=a)
+            recipe = Recipe.preset("qvit", weight_bits=w, activation_bits=a).without_images()
             pipeline.quantize(zoo.resolve(MODEL, pretrained=False), recipe, out, progress=False)
             kinds[f"qvit-{out.name}"] = str(out)
         _run(kinds["qvit-w8a8"], 1)  # builds the compiled path, if nobody did before

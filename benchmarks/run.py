@@ -23,6 +23,7 @@ SUITES = {
     "cpu-footprint": "cpu_footprint",
     "cpu-models": "cpu_models",
     "decisions": "decisions",
+    "roundings": "roundings",
     "synthesis": "synthesis",
     "psaq-speed": "psaq_speed",
 }

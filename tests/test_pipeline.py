@@ -11,7 +11,7 @@ from qvit.errors import UsageError
 from qvit.recipe import Recipe, load_recipe
 
 W4A4 = Recipe.preset("qvit", weight_bits=4, activation_bits=4)
-NEAREST = W4A4.override(["weights.rounding=nearest", "synthesis=none"])  # learns from no images
+NEAREST = W4A4.without_images()
 
 
 def test_summary_says_what_was_written(tiny_model, tmp_path):

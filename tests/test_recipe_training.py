@@ -1,5 +1,7 @@
 """Recipes that train: what they hold, what scales with their budget, and what they refuse."""
 
+from dataclasses import replace
+
 import pytest
 
 from qvit.errors import UsageError
@@ -97,3 +99,15 @@ def test_bad_settings_of_training(settings, told):
 def test_static_quantizers_by_a_word():
     recipe = Recipe.preset("plain", weight_bits=4, activation_bits=4).override(["static=ema"])
     assert recipe.static == Static(activations="ema")
+
+
+def test_without_images_nothing_is_made_or_learned():
+    default = Recipe.preset("qvit", weight_bits=4, activation_bits=4)
+    assert default.synthesis is not None
+    assert default.weights.rounding == "gptq"
+    plain = default.without_images()
+    assert (plain.synthesis, plain.distillation, plain.game) == (None, None, None)
+    assert plain.weights == replace(default.weights, rounding="nearest")
+    assert (plain.activations, plain.transforms) == (default.activations, default.transforms)
+    game = Recipe.preset("paper-psaq-v2", weight_bits=4, activation_bits=4)
+    assert game.without_images().game is None

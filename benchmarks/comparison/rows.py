@@ -74,7 +74,7 @@ def recipe_of(row: Row, seed: int) -> Recipe:
     weight_bits, activation_bits = SCHEMES[row.scheme]
     bits: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
     if row.quantizer == "dynamic":
-        return Recipe.preset("qvit", **bits).override([f"seed={seed}"])
+        return Recipe.preset("qvit", **bits).without_images().override([f"seed={seed}"])
     settings = [f"seed={seed}", "static=lsq", "static.start=mse"]
     return Recipe.preset("plain", **bits).override(settings)
 

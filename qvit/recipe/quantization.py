@@ -212,6 +212,13 @@ class Recipe:
         published = "full" if name in PUBLICATIONS else "standard"
         return cls(name=name, budget=budget or published, **scaled(parts, budget or published))
 
+    def without_images(self) -> Self:
+        """The same grids with every weight at its nearest code: nothing is made, and nothing learned."""
+        weights = dataclasses.replace(self.weights, rounding="nearest")
+        return dataclasses.replace(
+            self, weights=weights, synthesis=None, distillation=None, game=None
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, in the order of the fields."""
         return dataclasses.asdict(self)
