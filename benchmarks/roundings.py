@@ -1,4 +1,4 @@
-"""What images are worth to the rounding of weights: KL to the float ViT-Tiny on development images, by source and damping.
+"""What images are worth to the rounding of weights: KL to the float ViT-Tiny, by source of the images and damping.
 
 Real images are of the even classes of imagenet/train, development images of the odd ones.
 """
