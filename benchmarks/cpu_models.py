@@ -120,8 +120,8 @@ def load_quantized(source: Any, weight_bits: int, activation_bits: int, batch: i
 
     from qvit.deployment import QuantViT
 
-    bits = {"weight_bits": weight_bits, "activation_bits": activation_bits}
-    recipe = Recipe.preset("qvit", **bits).without_images()
+    preset = Recipe.preset("qvit", weight_bits=weight_bits, activation_bits=activation_bits)
+    recipe = preset.without_images()  # random weights are as fast however they are rounded
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
         out = Path(folder) / "model"
         pipeline.quantize(source, recipe, out, progress=False)

@@ -73,7 +73,9 @@ def measure_change(recipe: Recipe, change: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "model"
         pipeline.quantize(_source(), recipe, out, progress=False)
-        found = evaluation.compare(_predict(QuantViT.from_pretrained(out)), _expected())
+        model = QuantViT.from_pretrained(out)
+        model.warmup()
+        found = evaluation.compare(_predict(model), _expected())
     return {
         "scheme": recipe.scheme,
         "change": change,
