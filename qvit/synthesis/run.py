@@ -241,7 +241,8 @@ class _Work:
         """Make the images and write them."""
         network, device = self.teacher.network, next(self.teacher.network.parameters()).device
         start, labels, objective = self._begin(device)
-        before = summarise(measure(network, start))
+        moves = objective is not None or self.teacher.maker is not None
+        before = summarise(measure(network, start)) if moves else None
         images = start if objective is None else self._optimise(objective, start)
         if self.teacher.maker is not None:
             images, labels = draw_images(
@@ -250,6 +251,7 @@ class _Work:
         images = images.to(torch.float16).float()  # what is stored is what is measured
         found = measure(network, images)
         after = summarise(found)
+        before = after if before is None else before
         self.lines.append(
             {
                 "batch": self.number,
