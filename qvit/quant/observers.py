@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from qvit.quant.ranges import steps_that_reach
 from qvit.quant.schemes import Scheme
 from qvit_kernels import reference
 
@@ -78,7 +79,7 @@ def scale_and_zero_point(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Ten
     """The grid that covers low..high (and zero); the zero point of a symmetric scheme is zero."""
     if scheme.symmetric:
         scale = reference.scale_of(
-            torch.maximum(low.abs(), high.abs()), reference.steps_of(scheme.bits)
+            torch.maximum(low.abs(), high.abs()), steps_that_reach(scheme.bits)
         )
         return scale, torch.zeros_like(scale)
     low, high = low.clamp_max(0), high.clamp_min(0)

@@ -75,6 +75,14 @@ def _with_sign(ratio: Tensor, steps: Tensor, highest: int) -> Tensor:
     return torch.copysign(ratio.clamp(1, highest), steps)
 
 
+def steps_that_reach(bits: int) -> float:
+    """Steps from zero to a largest magnitude that is rounded and not cut, at whichever end it lies.
+
+    Below 8 bits half a step more than the largest code, less a little: at half a step every extreme would be a tie.
+    """
+    return 127.0 if bits == 8 else 2 ** (bits - 1) - 127 / 256
+
+
 def group_steps(weight: Tensor, bits: int, group: int = 0, method: str = "mse") -> Tensor:
     """Step of each row, or of each `group` columns of a row. weight: fp32 [N, K] -> fp32 [N, G], none zero.
 
@@ -84,7 +92,7 @@ def group_steps(weight: Tensor, bits: int, group: int = 0, method: str = "mse") 
     """
     grouped = weight.unflatten(-1, (-1, group or weight.shape[-1]))
     if method == "minmax":
-        return reference.scale_of(grouped.abs().amax(-1), reference.steps_of(bits))
+        return reference.scale_of(grouped.abs().amax(-1), steps_that_reach(bits))
     rows = max(_BLOCK // weight.shape[-1], 1)
     return torch.cat([_least_squares(block, bits) for block in grouped.split(rows)])
 

@@ -13,7 +13,7 @@ class WeightQuantizer(nn.Module):
     every pass, step = 2 max|w| / (2^b - 1), codes from -2^(b-1) to 2^(b-1) - 1, so that the largest weight lies half a
     step beyond the last code. That is a tie, and the last bit of a float would decide it: gradient inundation would
     count a changed integer in every other row of weights that did not move. So the step is 1/1920 smaller at 4 bits,
-    as in qvit's own grids (qvit_kernels.reference.steps_of). The gradient passes straight through to every weight.
+    as in qvit's own ranges (ranges.steps_that_reach). The gradient passes straight through to every weight.
     "mse" has the steps with the least squared error, found once by `fit`, and weights beyond their range get no
     gradient.
 

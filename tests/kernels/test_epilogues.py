@@ -222,12 +222,12 @@ EXTREME = reference.steps_of(4)
 
 def test_ties_go_to_even():
     assert codes_at([127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5], 8, 2) == [127, 0, 2, 2, 0, -2, -2]
-    assert codes_at([EXTREME, 0.5, 1.5, 2.5, -0.5, -1.5], 4, 256) == [7, 0, 2, 2, 0, -2]
+    assert codes_at([EXTREME, 0.5, 1.5, 2.5, -0.5, -1.5], 4, 128) == [7, 0, 2, 2, 0, -2]
 
 
 def test_saturation_at_both_ends():
     """The extreme of a row rounds to 8, which a nibble does not hold, or to -8, which it does."""
-    assert codes_at([EXTREME, -EXTREME], 4, 256) == [7, -8]
+    assert codes_at([EXTREME, -EXTREME], 4, 128) == [7, -8]
     assert codes_at([-127, 127], 8, 2) == [-127, 127]
 
 
