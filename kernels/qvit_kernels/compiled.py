@@ -18,7 +18,7 @@ from qvit_kernels.integer_matmul import integers_of
 from qvit_kernels.packing import pack_int4, unpack_int4
 from qvit_kernels.storage import empty_rows, empty_values
 
-_CPU = torch.device("cpu")
+_CPU = torch.device("cpu")  # said everywhere: torch may be set to another default device
 
 
 def quantize_pixels(
@@ -29,7 +29,7 @@ def quantize_pixels(
         return cpu.quantize_pixels(images, gain, offset, height, width)
     batch, channels, rows, columns = images.shape
     count = (rows // height) * (columns // width)
-    codes = torch.empty((batch, count, channels * height * width), dtype=torch.int8)
+    codes = torch.empty((batch, count, channels * height * width), dtype=torch.int8, device=_CPU)
     Program(
         [
             pixels_step(
@@ -122,7 +122,7 @@ def linear(
     """Matrix product with rescaling."""
     if not _takes_product(x, x_scale):
         return cpu.linear(x, x_scale, w, w_scale, multiplier, bias)
-    out = torch.empty((*x.shape[:-1], w.shape[0]), dtype=torch.float32)
+    out = torch.empty((*x.shape[:-1], w.shape[0]), dtype=torch.float32, device=_CPU)
     _multiply(x, x_scale, w, w_scale, multiplier, bias, {"out": out})
     return out
 
@@ -142,7 +142,7 @@ def linear_residual(
     """Matrix product with rescaling, added to the residual stream."""
     if not _takes_product(x, x_scale) or residual.dtype != torch.float32:
         return cpu.linear_residual(x, x_scale, w, w_scale, multiplier, bias, residual)
-    out = torch.empty(residual.shape, dtype=torch.float32)
+    out = torch.empty(residual.shape, dtype=torch.float32, device=_CPU)
     rest = {"out": out, "residual": residual.contiguous()}
     _multiply(x, x_scale, w, w_scale, multiplier, bias, rest)
     return out
@@ -203,8 +203,8 @@ def linear_qkv(
         )
     batch, tokens, _ = x.shape
     shape = (batch, heads, tokens)
-    q, k = (torch.empty((*shape, width), dtype=torch.int8) for _ in range(2))
-    scales = [torch.empty((*shape, 1), dtype=torch.float32) for _ in range(3)]
+    q, k = (torch.empty((*shape, width), dtype=torch.int8, device=_CPU) for _ in range(2))
+    scales = [torch.empty((*shape, 1), dtype=torch.float32, device=_CPU) for _ in range(3)]
     v = empty_values((*shape, width), _CPU)
     rest = {
         "kind": "qkv", "heads": heads, "tokens": tokens, "width": width,
@@ -243,7 +243,7 @@ def attention(
             q, q_scale, k, k_scale, v, v_scale, bias, mask, softmax_scale, softmax_bits,
             bits, group, packed, static_scale,
         )  # fmt: skip
-    out = torch.empty((batch, tokens, heads * width), dtype=torch.float32)
+    out = torch.empty((batch, tokens, heads * width), dtype=torch.float32, device=_CPU)
     codes, scale = empty_rows(
         out.shape[:-1], heads * width, group, False, _CPU, static=static_scale is not None
     )

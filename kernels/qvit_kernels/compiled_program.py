@@ -62,8 +62,8 @@ def pack_weight(integers: Tensor, groups: int) -> Panels:
     n, k = integers.shape
     padded = -(-n // 64) * 64
     with torch.inference_mode(False):
-        panels = torch.empty(padded * (-(-k // 4) * 4), dtype=torch.int8)
-        starts = torch.empty((groups, padded), dtype=torch.int32)
+        panels = torch.empty(padded * (-(-k // 4) * 4), dtype=torch.int8, device="cpu")
+        starts = torch.empty((groups, padded), dtype=torch.int32, device="cpu")
     library.qvit_pack_weight(
         integers.data_ptr(), n, k, groups, panels.data_ptr(), starts.data_ptr()
     )
@@ -77,7 +77,8 @@ def grid(bits: int, width: int, group: int, given: Tensor | None) -> Members:
     """How rows of `width` values are quantized: group 0 is the row."""
     low, high = reference.code_range(bits)
     steps = reference.steps_of(bits)
-    return {"steps": steps, "low": low, "high": high, "group": group or width, "given": given}
+    scales = None if given is None else given.contiguous()
+    return {"steps": steps, "low": low, "high": high, "group": group or width, "given": scales}
 
 
 def transform(value: BlockTransform | None) -> Members:
@@ -146,7 +147,7 @@ class Program:
                 setattr(array[index], name, value)
 
     def run(self, batch: int = 1) -> None:
-        """Compute with as many threads as torch takes, no more than have lists of steps where a batch has as many."""
+        """Compute with as many threads as torch takes; of a batch, no more than have lists of steps."""
         self._run(batch, None)
 
     def time(self, batch: int = 1) -> list[float]:
@@ -158,8 +159,9 @@ class Program:
 
     def _run(self, batch: int, seconds: int | None) -> None:
         threads = torch.get_num_threads()
-        if batch >= threads > self.threads:
-            threads = self.threads
+        if batch > 1:
+            # never more: a thread without a list of its own would read beyond them
+            threads = min(threads, self.threads)
         self._library.qvit_run(
             ctypes.addressof(self._addresses), len(self._arrays[0]), threads, batch, seconds
         )

@@ -329,3 +329,38 @@ def test_attention_with_bias_and_mask():
     bias, mask = torch.randn(2, 3, 17, 17), torch.rand(1, 1, 17, 17) < 0.5
     mask[..., 5, :] = False
     assert_equal(lambda: ops.attention(*parts, 0.25, 8, 8, 16, bias=bias, mask=mask))
+
+
+def test_default_device_and_dtype_do_not_matter():
+    x, w, (scale, shift) = torch.randn(5, 64), weight(192, 64), torch.randn(2, 64).unbind()
+    images, gain, offset = torch.randn(1, 3, 8, 8), torch.ones(3), torch.zeros(3)
+    signs = transform(64, 16)
+
+    def run():
+        normed = ops.layernorm_quantize(x, scale, shift, 1e-6, signs, 8)
+        batch = Quantized(normed.codes[None], normed.scale[None])
+        q, k, v = ops.linear_qkv(batch, w, None, 2, 8)
+        return (
+            *ops.linear_gelu_quantize(normed, w, None, "none", None, 8),
+            *ops.attention(q, k, v, 0.2, 8, 8),
+            ops.linear_residual(normed, w, None, x.new_zeros(5, 192)),
+            ops.quantize_pixels(images, gain, offset, (4, 4)),
+        )
+
+    with use_backend("cpu"):
+        expected = run()
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.device("meta"):
+                got = run()
+        finally:
+            torch.set_default_dtype(before)
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_static_scale_may_be_of_any_layout():
+    x, scale = torch.randn(5, 64), torch.tensor([[0.02]]).expand(1, 4)
+    assert scale.stride() == (1, 0)
+    assert_equal(lambda: ops.quantize_rows(x, None, 8, 16, static_scale=scale))

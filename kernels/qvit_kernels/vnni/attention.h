@@ -5,8 +5,6 @@
 
 namespace qvit {
 
-constexpr int64_t MOST_PANELS = 2;  // heads of up to 128 channels
-
 // A head's K and V as the right operands of products, and memory for six queries.
 struct Head {
     int8_t *keys, *values;
