@@ -30,18 +30,18 @@ class ImageMemory:
         inner, hidden, dim = attn.proj.in_features, mlp.fc2.in_features, config.embed_dim
         heads, width = (1, attn.heads, self.tokens), inner // attn.heads
         self._pixels = _codes(self._patches, embed.proj.in_features), _floats(1, 1).fill_(1)
-        self._normed = _codes(self.tokens, dim), self._scales(attn.qkv)
+        self._normed = _codes(self.tokens, dim), self._scales("attn.qkv", "mlp.fc1")
         self._queries = [(_codes(*heads, width), _floats(*heads, 1)) for _ in range(3)]
         self._attended = _floats(self.tokens, inner)
-        self._projected = _codes(self.tokens, inner), self._scales(attn.proj)
-        self._activated = _codes(self.tokens, hidden), self._scales(mlp.fc2)
+        self._projected = _codes(self.tokens, inner), self._scales("attn.proj")
+        self._activated = _codes(self.tokens, hidden), self._scales("mlp.fc2")
         self._begun, self._between, self._after = (_floats(self.tokens, dim) for _ in range(3))
 
     def embedding(self) -> list[Members]:
         """From pixels to the residual stream. The prefix tokens are written once, here: no step touches them."""
         vit, config = self._vit, self._vit.config
         embed, first = vit.patch_embed, config.num_prefix_tokens
-        nothing = torch.zeros(1, self._patches, config.embed_dim)
+        nothing = torch.zeros(1, self._patches, config.embed_dim, device="cpu")
         with torch.no_grad():
             self._begun.copy_(vit.place(nothing)[0])  # a patch of zeros leaves its position
         positions = self._begun[first:].clone() if vit.pos_embed is not None else None
@@ -67,8 +67,7 @@ class ImageMemory:
         head: IntegerDense = self._vit.head
         norm = self._vit.norm
         assert norm is not None
-        group = head.scheme.input.group or head.in_features
-        first = _codes(1, head.in_features), _floats(1, head.in_features // group)
+        first = _codes(1, head.in_features), _floats(1, _groups(head))
         read = self._quantize(self._after, head, first, 1) | _parameters(norm) | {"together": 1}
         multiply = self._linear(head, first, 1) | {"out": None, "out_image": head.bias.numel() * 4}
         return [read, multiply | {"together": 1}]
@@ -94,7 +93,7 @@ class ImageMemory:
         return step | _quantization(to, out)
 
     def _linear(self, dense: IntegerDense, x: _Rows, rows: int) -> Members:
-        stored, groups = dense.stored, x[1].shape[-1]
+        stored, groups = dense.stored, _groups(dense)
         panels = compiled.panels_of(stored.codes, dense.in_features, stored.multiplier, groups)
         operand = {"x": x[0], "x_scale": x[1], "x_pitch": groups, "groups": groups}
         right = program.weight(panels, stored.scale, dense.bias)
@@ -126,9 +125,16 @@ class ImageMemory:
             "q": q, "key": k, "q_scale": q_scale, "k_scale": k_scale, "v_scale": v_scale,
         } | program.values(v)  # fmt: skip
 
-    def _scales(self, dense: IntegerDense) -> Tensor:
-        group = dense.scheme.input.group
-        return _floats(self.tokens, dense.in_features // group if group else 1)
+    def _scales(self, *names: str) -> Tensor:
+        """Of the inputs of these Linears of any block: a checkpoint may group them differently from block to block."""
+        found = [block.get_submodule(name) for block in self._vit.blocks for name in names]
+        return _floats(self.tokens, max(map(_groups, found)))  # pyright: ignore[reportArgumentType]
+
+
+def _groups(dense: IntegerDense) -> int:
+    """Scales that a row of the Linear's input has."""
+    group = dense.scheme.input.group
+    return dense.in_features // group if group else 1
 
 
 def _parameters(norm: nn.LayerNorm) -> Members:
@@ -143,9 +149,9 @@ def _quantization(to: IntegerDense, out: _Rows) -> Members:
 
 def _codes(*shape: int) -> Tensor:
     with torch.inference_mode(False):
-        return torch.empty(shape, dtype=torch.int8)
+        return torch.empty(shape, dtype=torch.int8, device="cpu")
 
 
 def _floats(*shape: int) -> Tensor:
     with torch.inference_mode(False):
-        return torch.empty(shape, dtype=torch.float32)
+        return torch.empty(shape, dtype=torch.float32, device="cpu")

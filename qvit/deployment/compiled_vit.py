@@ -32,18 +32,22 @@ class CompiledViT:
         self._config = vit.config  # not the model: it is what these programs are kept by
         self._modules = list(_modules(vit))
         self._tensors = list(_tensors(vit))
+        # aliases: what a parameter held is not freed, nor its address given to another, while steps have that address
+        self._kept = [tensor.detach() for _, _, tensor, _, _ in self._tensors]
 
     def fits(self, vit: ViT, threads: int) -> bool:
         """Whether it has memory for so many threads, and the model is as it was: no module or parameter was replaced,
-        none written to.
+        none written to, none has other memory (as after `tensor.data = ...` and `share_memory_()`).
         """
         if threads > self._features.threads or vit.config is not self._config:
             return False
         if any(place.get(name) is not module for place, name, module in self._modules):
             return False
         # a loop and not a generator: 20 instead of 40 us for DeiT-S, of 2 ms that a pass of ViT-T takes
-        for place, name, tensor, writes in self._tensors:
+        for place, name, tensor, writes, address in self._tensors:
             if place.get(name) is not tensor or tensor._version != writes:
+                return False
+            if tensor.data_ptr() != address:
                 return False
         return True
 
@@ -59,7 +63,7 @@ class CompiledViT:
         """
         if self._logits is None:
             return None
-        out = torch.empty((images.shape[0], self._classes))
+        out = torch.empty((images.shape[0], self._classes), dtype=torch.float32, device="cpu")
         self._logits.point(0, x=images)
         self._logits.point(-1, out=out)
         self._logits.run(images.shape[0])
@@ -72,7 +76,7 @@ class CompiledViT:
         return list(zip(names, self._features.time(images.shape[0]), strict=True))
 
     def _point(self, images: Tensor) -> Tensor:
-        out = torch.empty((images.shape[0], *self._shape))
+        out = torch.empty((images.shape[0], *self._shape), dtype=torch.float32, device="cpu")
         self._features.point(0, x=images)
         self._features.point(-1, out=out)
         return out
@@ -93,10 +97,7 @@ def _ends_simply(vit: ViT) -> bool:
 def _check(vit: ViT) -> None:
     """ValueError for a model that is not made of multiples of 16, powers of two and an fp32 stream."""
     config = vit.config
-    if any(tensor.is_inference() for tensor in vit.state_dict().values()):
-        raise ValueError(
-            "it was loaded under torch.inference_mode(), where writes to a weight cannot be noticed"
-        )
+    _check_tensors(vit)
     if vit.residual_dtype != torch.float32:
         raise ValueError(f"its residual stream is {vit.residual_dtype}, and must be torch.float32")
     if vit.norm_pre is not None or not len(vit.blocks):
@@ -105,6 +106,8 @@ def _check(vit: ViT) -> None:
         raise ValueError(
             f"its heads have {config.head_dim} channels: no multiple of 16, or too many"
         )
+    if 3 * config.num_heads > 256:
+        raise ValueError(f"it has {config.num_heads} heads, and 85 at most are scaled together")
     blocks: Any = vit.blocks
     heads = [] if vit.head is None else [vit.head]
     for dense in [dense for block in blocks for dense in block.linears()] + heads:
@@ -123,6 +126,18 @@ def _check(vit: ViT) -> None:
             )
 
 
+def _check_tensors(vit: ViT) -> None:
+    """ValueError for parameters that are not what their addresses are taken for."""
+    for name, tensor in (*vit.named_parameters(), *vit.named_buffers()):
+        if tensor.is_inference():
+            raise ValueError(
+                "it was loaded under torch.inference_mode(), where writes to a weight cannot be noticed"
+            )
+        odd = tensor.is_floating_point() and tensor.dtype != torch.float32
+        if odd or not tensor.is_contiguous() or tensor.device.type != "cpu":
+            raise ValueError(f"its {name} is not contiguous memory of the processor, floats in fp32")
+
+
 def _modules(vit: ViT) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """Every module, and where it is found."""
     for module in vit.modules():
@@ -131,8 +146,8 @@ def _modules(vit: ViT) -> Iterator[tuple[dict[str, Any], str, Any]]:
                 yield module._modules, name, child
 
 
-def _tensors(vit: ViT) -> Iterator[tuple[dict[str, Any], str, Tensor, int]]:
-    """Every parameter and buffer: where it is found, and how often it was written to.
+def _tensors(vit: ViT) -> Iterator[tuple[dict[str, Any], str, Tensor, int, int]]:
+    """Every parameter and buffer: where it is found, how often it was written to, its address.
 
     Steps hold addresses, and weights and positions are copied into another form.
     """
@@ -140,4 +155,4 @@ def _tensors(vit: ViT) -> Iterator[tuple[dict[str, Any], str, Tensor, int]]:
         for place in (module._parameters, module._buffers):
             for name, tensor in place.items():
                 if tensor is not None:
-                    yield place, name, tensor, tensor._version
+                    yield place, name, tensor, tensor._version, tensor.data_ptr()

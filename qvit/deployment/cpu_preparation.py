@@ -6,10 +6,12 @@ They are no part of it: a copy, a pickle and a state_dict know nothing of them, 
 import threading
 import warnings
 from collections.abc import Callable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from qvit import machine
 from qvit.deployment.compiled_vit import CompiledViT
@@ -37,7 +39,7 @@ def prepare(vit: ViT) -> str | None:
     """
     try:
         compiled_library.load(machine.find_compiler())
-        _give_back(vit, CompiledViT(vit, torch.get_num_threads()))
+        _give_back(vit, _take(vit) or CompiledViT(vit, torch.get_num_threads()))
     except (CompiledLibraryError, ValueError) as error:
         reason = str(error)
         warnings.warn(
@@ -60,11 +62,10 @@ def features(vit: ViT, images: Tensor) -> Tensor | None:
 def _run(
     vit: ViT, images: Tensor, compute: Callable[[CompiledViT, Tensor], Tensor | None]
 ) -> Tensor | None:
-    if compiled_library.loaded() is None or torch.compiler.is_compiling():
+    if compiled_library.loaded() is None or _is_watched(vit):
         return None
-    if (
-        type(images) is not Tensor or not images.shape[0]
-    ):  # a tensor of another kind may have no memory
+    # a tensor of another kind may have no memory
+    if type(images) is not Tensor or not images.shape[0]:
         return None
     program = _take(vit)
     if program is None:
@@ -73,6 +74,16 @@ def _run(
         return compute(program, images.float().contiguous())
     finally:
         _give_back(vit, program)
+
+
+def _is_watched(vit: ViT) -> bool:
+    """Whether somebody follows the model's operations or blocks, of which a program has none: a compiler, a trace (it
+    would keep the result as a constant), a dispatch mode, a hook.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode():
+        return True
+    modules: Any = (vit, *vit.blocks)
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 def _take(vit: ViT) -> CompiledViT | None:
@@ -95,4 +106,6 @@ def _take(vit: ViT) -> CompiledViT | None:
 
 def _give_back(vit: ViT, program: CompiledViT) -> None:
     with _lock:
-        _idle.setdefault(vit, _Idle()).programs.append(program)
+        idle = _idle.setdefault(vit, _Idle())
+        idle.refused = None
+        idle.programs.append(program)

@@ -276,8 +276,9 @@ class QuantViT(nn.Module):
         return device.type == "cuda" and backend == "triton"
 
     def _blank(self, batch_size: int) -> Tensor:
-        config = self.vit.config
-        return torch.zeros(batch_size, config.in_chans, *config.image_size, device=self.device)
+        shape = (batch_size, self.vit.config.in_chans, *self.vit.config.image_size)
+        # fp32 whatever torch's default is: a recorded pass copies images into such memory
+        return torch.zeros(shape, dtype=torch.float32, device=self.device)
 
     @property
     def _on_cpu(self) -> bool:

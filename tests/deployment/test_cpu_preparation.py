@@ -3,15 +3,19 @@
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.flop_counter import FlopCounterMode
 
 from qvit import machine
 from qvit.deployment import QuantViT, cpu_preparation
 from qvit.deployment.compiled_vit import CompiledViT
 from qvit.errors import UsageError
 from qvit.models.integer import Integer
+from qvit.quant.schemes import Granularity
 from qvit.recipe import Recipe
 from tests.executions import both
 from tests.support import SHAPES, float_vit, images_for
@@ -113,7 +117,9 @@ def test_after_warmup_nothing_is_left_to_do(model, made):
     for size in (1, 3, 2):
         model(images(model, size))
     model.forward_features(images(model, 2))
+    model.warmup()
     assert len(made) == 1
+    assert len(cpu_preparation._idle[model.vit].programs) == 1
 
 
 def test_copies_and_pickles_know_nothing_of_it(model, made):
@@ -147,6 +153,92 @@ CHANGES = {
     "a head is written to": lambda vit: vit.head.weight_scale.mul_(2),
     "a norm is replaced": lambda vit: setattr(vit, "norm", torch.nn.LayerNorm(64, eps=0.5)),
 }
+
+
+OTHER_MEMORY = {
+    "replaced": lambda p: setattr(p, "data", p.data.clone()),
+    "shared": lambda p: p.share_memory_(),
+}
+
+
+@pytest.mark.parametrize("how", OTHER_MEMORY)
+def test_other_memory_of_a_parameter_is_noticed(model, how):
+    program = CompiledViT(model.vit, 1)
+    assert program.fits(model.vit, 1)
+    OTHER_MEMORY[how](model.vit.blocks[0].norm1.weight)  # which torch counts as no write
+    assert not program.fits(model.vit, 1)
+
+
+def test_memory_that_a_program_reads_outlives_its_parameter(model):
+    weight = model.vit.blocks[0].norm1.weight
+    program, held = CompiledViT(model.vit, 1), StorageWeakRef(weight.untyped_storage())
+    weight.data = weight.data.clone()
+    assert not held.expired()
+    del program
+    assert held.expired()
+
+
+MISFITS = {
+    "half precision": lambda vit: vit.blocks[0].norm1.half(),
+    "one value for all": lambda vit: setattr(vit.head, "bias", torch.ones(1).expand(6)),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_parameters_of_another_kind_are_refused(model, misfit):
+    model(images(model, 1))
+    MISFITS[misfit](model.vit)
+    with pytest.raises(ValueError, match=r"its .* is not contiguous memory of the processor"):
+        CompiledViT(model.vit, 1)
+
+
+def test_too_many_heads_are_refused():
+    vit = both(float_vit("plain", embed_dim=86 * 16, num_heads=86, depth=1), SCHEMES["W8A8"])[1]
+    with pytest.raises(ValueError, match="it has 86 heads"):
+        CompiledViT(vit, 1)
+
+
+def test_blocks_may_group_their_inputs_differently(compiled_path):
+    vit = both(float_vit(), SCHEMES["W8A8"])[1]
+    for dense in (vit.blocks[0].mlp.fc1, *vit.blocks[1].linears()):
+        dense.scheme = replace(
+            dense.scheme,
+            input=replace(dense.scheme.input, granularity=Granularity.GROUP, group=32),
+        )
+    x = images_for(vit, 2)
+    with torch.no_grad():
+        assert torch.equal(CompiledViT(vit, 1).features(x), by_operations(vit, x)[1])
+
+
+def test_defaults_of_torch_do_not_matter(model):
+    x = images(model, 2)
+    expected, tokens = model(x), model.forward_features(x)
+    before = torch.get_default_dtype()
+    for dtype, device in ((torch.float64, "cpu"), (torch.bfloat16, "cpu"), (before, "meta")):
+        fresh = copy.deepcopy(model)  # whose program is made under the same defaults
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):
+                assert torch.equal(fresh(x), expected)
+                assert torch.equal(fresh.forward_features(x), tokens)
+                assert fresh._blank(1).dtype == torch.float32
+        finally:
+            torch.set_default_dtype(before)
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing is deprecated, and warns of every size it sees
+def test_hooks_and_traces_see_the_blocks(model):
+    x, y = images(model, 2), images(model, 2)
+    model.warmup()
+    seen = []
+    with model.vit.blocks[1].register_forward_hook(lambda *_: seen.append(1)):
+        model(x)
+    assert seen == [1]
+    counted = FlopCounterMode(display=False)
+    with counted, torch.no_grad():
+        assert torch.equal(model(x), by_operations(model.vit, x)[0])
+    traced = torch.jit.trace(model, x, check_trace=False)
+    assert torch.equal(traced(y), by_operations(model.vit, y)[0])
 
 
 @pytest.mark.parametrize("change", CHANGES)
