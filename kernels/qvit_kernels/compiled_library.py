@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import stat
 import subprocess
 import tempfile
 import threading
@@ -30,6 +31,10 @@ class CompiledLibraryError(RuntimeError):
     """There is no compiled path on this machine; the message says why."""
 
 
+class _NoCacheError(CompiledLibraryError):
+    """Libraries cannot be kept where they would be."""
+
+
 class _State:
     library: ctypes.CDLL | None = None
     lock = threading.Lock()
@@ -45,7 +50,8 @@ def load(compiler: str | None, cache: Path | None = None) -> ctypes.CDLL:
 
     Args:
         compiler: Path of a C++ compiler, or None if there is none.
-        cache: Folder of built libraries; None: `qvit` in the user's cache.
+        cache: Folder of built libraries; None: `qvit` in the user's cache. Where it cannot be written, or others may
+            write to it (whatever lies there is run), the library is built for this process alone.
 
     Raises CompiledLibraryError where there is no compiler, no AVX512-VNNI, or the build fails.
     """
@@ -59,7 +65,7 @@ def load(compiler: str | None, cache: Path | None = None) -> ctypes.CDLL:
                 raise CompiledLibraryError(
                     "it needs a C++ compiler (CXX, c++, g++ or clang++), and none was found"
                 )
-            _State.library = _open(_built(compiler, cache or _cache_folder()))
+            _State.library = _opened(compiler, cache)
         return _State.library
 
 
@@ -68,26 +74,36 @@ def unload() -> None:
     _State.library = None
 
 
+def _opened(compiler: str, cache: Path | None) -> ctypes.CDLL:
+    try:
+        return _open(_built(compiler, cache or _cache_folder()))
+    except _NoCacheError:
+        try:
+            with tempfile.TemporaryDirectory(prefix="qvit-") as folder:
+                return _open(
+                    _built(compiler, Path(folder))
+                )  # what is loaded needs its file no more
+        except OSError as error:
+            raise CompiledLibraryError(f"there is nowhere to build it: {error}") from error
+
+
 def _built(compiler: str, cache: Path) -> Path:
-    files = sorted(SOURCES.iterdir())
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    _require_own(cache)
+    files = sorted(file for file in SOURCES.iterdir() if file.suffix in (".cpp", ".h"))
+    version = _run(compiler, "--version").stdout.encode()
     parts = [version, " ".join(FLAGS).encode(), _cpu_flags().encode()]
     digest = hashlib.sha256(b"\0".join(parts + [file.read_bytes() for file in files])).hexdigest()
     target = cache / f"vnni-{digest[:20]}.so"
     if target.exists():
         return target
     try:
-        cache.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(suffix=".so", dir=cache)
     except OSError as error:
-        raise CompiledLibraryError(f"its cache, {cache}, cannot be written: {error}") from error
+        raise _NoCacheError(f"its cache, {cache}, cannot be written: {error}") from error
     os.close(handle)
     made = Path(name)
     try:
-        done = subprocess.run(
-            [compiler, *FLAGS, "-o", name, str(SOURCES / "program.cpp")],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = _run(compiler, *FLAGS, "-o", name, str(SOURCES / "program.cpp"))
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
             raise CompiledLibraryError(f"{compiler} failed: {lines[0]}")
@@ -95,6 +111,26 @@ def _built(compiler: str, cache: Path) -> Path:
     finally:
         made.unlink(missing_ok=True)
     return target
+
+
+def _require_own(cache: Path) -> None:
+    """_NoCacheError unless the folder is there and nobody but its user (or root) writes to it."""
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = cache.stat()
+    except OSError as error:
+        raise _NoCacheError(f"its cache, {cache}, cannot be made: {error}") from error
+    if facts.st_uid not in (0, os.getuid()) or facts.st_mode & stat.S_IWOTH:
+        raise _NoCacheError(f"its cache, {cache}, is open to other users")
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:
+        raise CompiledLibraryError(f"{command[0]} cannot be run: {error}") from error
 
 
 def _open(path: Path) -> ctypes.CDLL:
@@ -113,7 +149,10 @@ def _open(path: Path) -> ctypes.CDLL:
 
 def _cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "qvit"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "qvit"
+    except RuntimeError as error:  # a user without a name, as in some containers
+        raise _NoCacheError(f"there is no folder for its cache: {error}") from error
 
 
 def _cpu_flags() -> str:

@@ -135,7 +135,9 @@ def _check_tensors(vit: ViT) -> None:
             )
         odd = tensor.is_floating_point() and tensor.dtype != torch.float32
         if odd or not tensor.is_contiguous() or tensor.device.type != "cpu":
-            raise ValueError(f"its {name} is not contiguous memory of the processor, floats in fp32")
+            raise ValueError(
+                f"its {name} is not contiguous memory of the processor, floats in fp32"
+            )
 
 
 def _modules(vit: ViT) -> Iterator[tuple[dict[str, Any], str, Any]]:

@@ -1,5 +1,7 @@
 """How the compiled path comes to be: built once, kept, and refused in words."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from qvit import machine
@@ -49,10 +51,69 @@ def test_a_compiler_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_cache_that_cannot_be_written(tmp_path):
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    """Sources that take no time, and where temporary folders are made."""
+    sources, temporary = tmp_path / "sources", tmp_path / "temporary"
+    sources.mkdir()
+    temporary.mkdir()
+    names = ("qvit_size_of_step", "qvit_run", "qvit_pack_weight")
+    text = "\n".join(f'extern "C" long {name}() {{ return 7; }}' for name in names)
+    (sources / "program.cpp").write_text(text)
+    (sources / ".checkpoints").mkdir()  # an editor's
+    monkeypatch.setattr(compiled_library, "SOURCES", sources)
+    monkeypatch.setattr(compiled_library.tempfile, "tempdir", str(temporary))
+    if machine.find_compiler() is None:
+        pytest.skip("needs a C++ compiler")
+    return temporary
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, quick):
     (tmp_path / "file").touch()
-    with pytest.raises(CompiledLibraryError, match="cannot be written"):
+    library = compiled_library.load(machine.find_compiler(), tmp_path / "file" / "cache")
+    assert library.qvit_size_of_step() == 7
+    assert not list(quick.iterdir())
+
+
+def test_a_cache_that_others_write_to_is_not_run(tmp_path, quick):
+    cache = tmp_path / "cache"
+    planted = compiled_library._built(machine.find_compiler(), cache)
+    assert cache.stat().st_mode & 0o077 == 0
+    planted.write_text("not ours")
+    cache.chmod(0o777)
+    assert compiled_library.load(machine.find_compiler(), cache).qvit_size_of_step() == 7
+    assert [path.read_text() for path in cache.iterdir()] == ["not ours"]
+
+
+def test_a_user_without_a_home(quick, monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(compiled_library.Path, "home", nowhere)
+    assert compiled_library.load(machine.find_compiler()).qvit_size_of_step() == 7
+
+
+def test_nowhere_to_build(tmp_path, quick, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(compiled_library.tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(CompiledLibraryError, match="nowhere to build it"):
         compiled_library.load(machine.find_compiler(), tmp_path / "file" / "cache")
+
+
+def test_a_compiler_that_cannot_be_run(tmp_path):
+    with pytest.raises(CompiledLibraryError, match="cannot be run"):
+        compiled_library.load(str(tmp_path / "none"), tmp_path)
+
+
+def test_builds_at_once_leave_one(tmp_path, quick):
+    with ThreadPoolExecutor(2) as pool:
+        builds = [
+            pool.submit(compiled_library._built, machine.find_compiler(), tmp_path / "cache")
+            for _ in range(2)
+        ]
+    assert builds[0].result() == builds[1].result()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [builds[0].result().name]
 
 
 def test_a_cached_file_that_is_no_library(tmp_path, compiled_path, compiled_cache):
