@@ -4,7 +4,10 @@ The compiled path takes fp32 rows in multiples of 16, transforms of a power of t
 what it does not take is computed as without it.
 """
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +23,83 @@ from qvit_kernels.storage import empty_rows, empty_values
 
 _CPU = torch.device("cpu")  # said everywhere: torch may be set to another default device
 
+KERNEL = "vnni"  # what `routes` calls it
 
+_FITS: dict[str, Callable[..., bool]] = {}
+
+
+def takes(op: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether the compiled path computes a registered op; arguments: all that it is called with, but the backend."""
+    return loaded() is not None and _FITS[op](*arguments)
+
+
+def _where(fits: Callable[..., bool]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An op that computes what fits, and leaves the rest to the op of that name in `cpu`."""
+
+    def choosing(op: Callable[..., Any]) -> Callable[..., Any]:
+        name = op.__name__
+        _FITS[name] = fits
+
+        @functools.wraps(op)
+        def run(*arguments: Any) -> Any:
+            return op(*arguments) if takes(name, arguments) else getattr(cpu, name)(*arguments)
+
+        return run
+
+    return choosing
+
+
+def _fits_norm(x: Tensor, w: Any, b: Any, eps: Any, signs: Any, *grid: Any) -> bool:
+    return _fits_rows(x, signs, *grid)
+
+
+def _fits_rows(x: Tensor, signs: Any, block: int, bits: int, group: int, *_: Any) -> bool:
+    return x.dtype == torch.float32 and _fits_width(x.shape[-1], group, block)
+
+
+def _fits_product(x: Tensor, x_scale: Tensor, *_: Any) -> bool:
+    groups = x_scale.shape[-1]
+    return groups == 1 or _columns(x) // groups % 4 == 0
+
+
+def _fits_residual(x: Tensor, x_scale: Tensor, *rest: Any) -> bool:
+    return _fits_product(x, x_scale) and rest[-1].dtype == torch.float32
+
+
+def _fits_gelu(x: Tensor, x_scale: Tensor, w: Tensor, *rest: Any) -> bool:
+    block, _, group = rest[5:8]
+    return _fits_product(x, x_scale) and _fits_width(w.shape[0], group, block)
+
+
+def _fits_qkv(x: Tensor, x_scale: Tensor, w: Tensor, *rest: Any) -> bool:
+    heads, block = rest[3], rest[-1]
+    return _fits_product(x, x_scale) and _fits_heads(heads, w.shape[0] // (3 * heads), block)
+
+
+def _fits_attention(q: Tensor, *rest: Any) -> bool:
+    bias, mask, group = rest[5], rest[6], rest[10]
+    heads, width = q.shape[1], q.shape[3]
+    plain = bias is None and mask is None and q.numel() > 0
+    return plain and _fits_heads(heads, width, 0) and _fits_width(heads * width, group, 0)
+
+
+def _fits_width(width: int, group: int, block: int) -> bool:
+    return width % 16 == 0 and group % 16 == 0 and block & (block - 1) == 0
+
+
+def _fits_heads(heads: int, width: int, block: int) -> bool:
+    return width % 16 == 0 and width <= 256 and 3 * heads <= 256 and block & (block - 1) == 0
+
+
+def _columns(x: Tensor) -> int:
+    return x.shape[-1] if x.dtype == torch.int8 else 2 * x.shape[-1]
+
+
+@_where(lambda images, *_: images.dtype == torch.float32)
 def quantize_pixels(
     images: Tensor, gain: Tensor, offset: Tensor, height: int, width: int
 ) -> Tensor:
     """Codes of the pixels."""
-    if loaded() is None or images.dtype != torch.float32:
-        return cpu.quantize_pixels(images, gain, offset, height, width)
     batch, channels, rows, columns = images.shape
     count = (rows // height) * (columns // width)
     codes = torch.empty((batch, count, channels * height * width), dtype=torch.int8, device=_CPU)
@@ -53,6 +126,7 @@ def pixels_step(
     }  # fmt: skip
 
 
+@_where(_fits_norm)
 def layernorm_quantize(
     x: Tensor,
     weight: Tensor,
@@ -66,14 +140,11 @@ def layernorm_quantize(
     static_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm, block transform, quantization."""
-    if not _takes_rows(x.shape[-1], group, block) or x.dtype != torch.float32:
-        return cpu.layernorm_quantize(
-            x, weight, bias, eps, signs, block, bits, group, packed, static_scale
-        )
     norm = {"norm_weight": weight.contiguous(), "norm_bias": bias.contiguous(), "eps": eps}
     return _quantize(x, norm, signs, block, bits, group, packed, static_scale)
 
 
+@_where(_fits_rows)
 def quantize_rows(
     x: Tensor,
     signs: Tensor | None,
@@ -84,8 +155,6 @@ def quantize_rows(
     static_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Block transform, quantization."""
-    if not _takes_rows(x.shape[-1], group, block) or x.dtype != torch.float32:
-        return cpu.quantize_rows(x, signs, block, bits, group, packed, static_scale)
     return _quantize(x, {}, signs, block, bits, group, packed, static_scale)
 
 
@@ -111,6 +180,7 @@ def _quantize(
     return pack_int4(codes) if packed else codes, scale
 
 
+@_where(_fits_product)
 def linear(
     x: Tensor,
     x_scale: Tensor,
@@ -120,16 +190,16 @@ def linear(
     bias: Tensor | None,
 ) -> Tensor:
     """Matrix product with rescaling."""
-    if not _takes_product(x, x_scale):
-        return cpu.linear(x, x_scale, w, w_scale, multiplier, bias)
     out = torch.empty((*x.shape[:-1], w.shape[0]), dtype=torch.float32, device=_CPU)
     _multiply(x, x_scale, w, w_scale, multiplier, bias, {"out": out})
     return out
 
 
 linear_embed = composed.embedding_of(linear)
+_FITS["linear_embed"] = _fits_product
 
 
+@_where(_fits_residual)
 def linear_residual(
     x: Tensor,
     x_scale: Tensor,
@@ -140,14 +210,13 @@ def linear_residual(
     residual: Tensor,
 ) -> Tensor:
     """Matrix product with rescaling, added to the residual stream."""
-    if not _takes_product(x, x_scale) or residual.dtype != torch.float32:
-        return cpu.linear_residual(x, x_scale, w, w_scale, multiplier, bias, residual)
     out = torch.empty(residual.shape, dtype=torch.float32, device=_CPU)
     rest = {"out": out, "residual": residual.contiguous()}
     _multiply(x, x_scale, w, w_scale, multiplier, bias, rest)
     return out
 
 
+@_where(_fits_gelu)
 def linear_gelu_quantize(
     x: Tensor,
     x_scale: Tensor,
@@ -165,10 +234,6 @@ def linear_gelu_quantize(
 ) -> tuple[Tensor, Tensor]:
     """Matrix product, GELU, block transform, quantization."""
     width = w.shape[0]
-    if not _takes_product(x, x_scale) or not _takes_rows(width, group, block):
-        return cpu.linear_gelu_quantize(
-            x, x_scale, w, w_scale, multiplier, bias, approximate, signs, block, bits, group, packed, static_scale
-        )  # fmt: skip
     codes, scale = empty_rows(
         x.shape[:-1], width, group, False, _CPU, static=static_scale is not None
     )
@@ -181,6 +246,7 @@ def linear_gelu_quantize(
     return pack_int4(codes) if packed else codes, scale
 
 
+@_where(_fits_qkv)
 def linear_qkv(
     x: Tensor,
     x_scale: Tensor,
@@ -197,10 +263,6 @@ def linear_qkv(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Matrix product, split by head, each token of each head quantized."""
     width = w.shape[0] // (3 * heads)
-    if not _takes_product(x, x_scale) or not _takes_heads(heads, width, block):
-        return cpu.linear_qkv(
-            x, x_scale, w, w_scale, multiplier, bias, heads, bits, norm, eps, signs, block
-        )
     batch, tokens, _ = x.shape
     shape = (batch, heads, tokens)
     q, k = (torch.empty((*shape, width), dtype=torch.int8, device=_CPU) for _ in range(2))
@@ -219,6 +281,7 @@ def linear_qkv(
     return q, scales[0], k, scales[1], v, scales[2]
 
 
+@_where(_fits_attention)
 def attention(
     q: Tensor,
     q_scale: Tensor,
@@ -237,12 +300,6 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention, its output quantized."""
     batch, heads, tokens, width = q.shape
-    plain = bias is None and mask is None and q.numel() > 0
-    if not plain or not _takes_heads(heads, width, 0) or not _takes_rows(heads * width, group, 0):
-        return cpu.attention(
-            q, q_scale, k, k_scale, v, v_scale, bias, mask, softmax_scale, softmax_bits,
-            bits, group, packed, static_scale,
-        )  # fmt: skip
     out = torch.empty((batch, tokens, heads * width), dtype=torch.float32, device=_CPU)
     codes, scale = empty_rows(
         out.shape[:-1], heads * width, group, False, _CPU, static=static_scale is not None
@@ -317,24 +374,6 @@ def panels_of(w: Tensor, k: int, multiplier: Tensor | None, groups: int) -> Pane
     which torch does not count). k: columns; groups: scales that a row of activations has.
     """
     return _held_panels.get(w, k, multiplier, groups)
-
-
-def _takes_rows(width: int, group: int, block: int) -> bool:
-    return loaded() is not None and width % 16 == 0 and group % 16 == 0 and block & (block - 1) == 0
-
-
-def _takes_product(x: Tensor, x_scale: Tensor) -> bool:
-    groups = x_scale.shape[-1]
-    return loaded() is not None and (groups == 1 or _columns(x) // groups % 4 == 0)
-
-
-def _columns(x: Tensor) -> int:
-    return x.shape[-1] if x.dtype == torch.int8 else 2 * x.shape[-1]
-
-
-def _takes_heads(heads: int, width: int, block: int) -> bool:
-    fits = width % 16 == 0 and width <= 256 and 3 * heads <= 256
-    return loaded() is not None and fits and block & (block - 1) == 0
 
 
 def _contiguous(signs: Tensor | None, block: int) -> reference.BlockTransform | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from qvit_kernels import backends
+from qvit_kernels import backends, compiled
 from qvit_kernels.integer_matmul import int8_matmul_is_exact
 
 _WITHOUT_PRODUCTS = ("layernorm_quantize", "quantize_pixels", "quantize_rows")
@@ -16,8 +16,8 @@ class Route:
 
     Attributes:
         backend: Which computes it: "reference" also where "triton" has no kernel for the shapes.
-        kernels: Names of the Triton kernels it launches, in order; none where torch's own kernels compute it. With a
-            reason beside them, what comes after the last of them falls back.
+        kernels: Names of the Triton kernels it launches, in order, or "vnni" for the compiled path of a processor; none
+            where torch's own kernels compute it. With a reason beside them, what comes after the last of them falls back.
         tiles: How each of them is cut into programs.
         computes_in: "int8" or "float", which its matrix products are made in, exactly either way; None if it has none.
         reason: Why the fast way was not taken; None where it was, or the slow one was asked for.
@@ -39,6 +39,8 @@ def find_route(op: str, arguments: tuple[Any, ...], backend: str | None = None) 
     products = op not in _WITHOUT_PRODUCTS
     name = backends.backend() if backend is None else backend
     chosen = backends.resolve(device, name)
+    if chosen == "cpu" and compiled.takes(op, arguments):
+        return Route(chosen, (compiled.KERNEL,), (), _dtype("int8", products), None)
     if chosen == "cpu":
         exact = not products or int8_matmul_is_exact()
         reason = None if exact else "this processor's int8 product saturates (no VNNI)"

@@ -59,6 +59,17 @@ def features(vit: ViT, images: Tensor) -> Tensor | None:
     return _run(vit, images, CompiledViT.features)
 
 
+def covers(vit: ViT) -> bool:
+    """Whether passes of a model go through a program at present."""
+    if compiled_library.loaded() is None or _is_watched(vit):
+        return False
+    program = _take(vit)
+    if program is None:
+        return False
+    _give_back(vit, program)
+    return True
+
+
 def _run(
     vit: ViT, images: Tensor, compute: Callable[[CompiledViT, Tensor], Tensor | None]
 ) -> Tensor | None:
@@ -80,7 +91,8 @@ def _is_watched(vit: ViT) -> bool:
     """Whether somebody follows the model's operations or blocks, of which a program has none: a compiler, a trace (it
     would keep the result as a constant), a dispatch mode, a hook.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode():
+    tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    if tracing or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return True
     modules: Any = (vit, *vit.blocks)
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)

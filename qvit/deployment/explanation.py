@@ -63,12 +63,15 @@ class Explanation:
         device: Where it was.
         images: Shape of the batch, (B, C, H, W).
         layers: A row for each operation.
+        one_program: Whether calls compute the rows up to the last block in one call of the compiled CPU path, and that of
+            the head with them where it is a norm and a Linear of the first token.
     """
 
     scheme: str
     device: str
     images: tuple[int, ...]
     layers: tuple[Layer, ...]
+    one_program: bool = False
 
     @property
     def bytes(self) -> int:
@@ -96,7 +99,9 @@ class Explanation:
         shape = " x ".join(map(str, self.images))
         total = f"in all {self.bytes / 1e6:.2f} MB, {self.operations / 1e9:.2f} Gop"
         total += f", floor {self.floor * 1e6:.0f} us" if self.floor is not None else ""
-        lines = [f"{self.scheme} on {self.device}, images {shape}", "", *_aligned(cells), "", total]
+        how = ", one compiled program" if self.one_program else ""
+        head = f"{self.scheme} on {self.device}, images {shape}{how}"
+        lines = [head, "", *_aligned(cells), "", total]
         reasons = {(layer.op, layer.route.reason): None for layer, _ in rows if layer.route.reason}
         return "\n".join([*lines, *(f"{op}: slow, because {reason}" for op, reason in reasons)])
 

@@ -217,7 +217,8 @@ class QuantViT(nn.Module):
         """What one pass consists of: for each operation bits, backend, kernel, tile, bytes, operations, and why it
         was not computed faster, where it was not. `print(model.explain())` shows a table.
 
-        It runs the model once on `batch_size` black images, where it is, and notes what really happens.
+        It runs the model once on `batch_size` black images, where it is, and notes what really happens. Where the
+        compiled path of a CPU takes the blocks as one program, it says so, and runs their operations one by one.
 
         Args:
             batch_size: Images of the pass, one at least.
@@ -233,6 +234,7 @@ class QuantViT(nn.Module):
             device=str(self.device),
             images=tuple(images.shape),
             layers=listen(self.vit, images, self._backend, rates),
+            one_program=self._on_cpu and cpu_preparation.covers(self.vit),
         )
 
     def dequantize(self) -> nn.Module:

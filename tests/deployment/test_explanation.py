@@ -109,6 +109,17 @@ def test_backends_and_kernels_are_the_real_ones(tiny_quantized):
     assert "warps" in qkv.route.tiles[0]
 
 
+def test_one_compiled_program_is_called_so(model, compiled_path):
+    found = model.explain()
+    assert found.one_program
+    assert str(found).splitlines()[0].endswith(", one compiled program")
+    assert {layer.route.kernels for layer in found.layers} == {("vnni",)}
+    with model.vit.blocks[0].register_forward_hook(lambda *_: None):
+        assert not model.explain().one_program
+    model.backend = "reference"
+    assert not model.explain().one_program
+
+
 def test_explaining_changes_nothing(model):
     images = images_for(model.vit)
     expected = model(images)

@@ -2,7 +2,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qvit_kernels import backends, composed, fused, integer_matmul, ops, routes
+from qvit_kernels import (
+    backends,
+    composed,
+    cpu,
+    fused,
+    integer_matmul,
+    ops,
+    registration,
+    routes,
+)
 from qvit_kernels.fused_plans import describe
 from qvit_kernels.routes import find_route
 from tests.kernels.operands import CALLS, STATIC_CALLS, heads, rows, transform, weight
@@ -69,6 +78,22 @@ def test_route_is_the_one_that_is_taken(case, monkeypatch):
     assert [describe(launch) for launch in ran] == [*zip(route.kernels, route.tiles, strict=True)]
     assert [route.reason] == (reasons or [None])
     assert route.backend == ("reference" if reasons and not ran else "triton")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_compiled_path_is_named_where_it_computes(case, monkeypatch, compiled_path):
+    left = []
+
+    def noting(function):
+        return lambda *arguments: left.append(function.__name__) or function(*arguments)
+
+    for name in registration.SCHEMAS:
+        monkeypatch.setattr(cpu, name, noting(getattr(cpu, name)))
+    with ops.use_backend("cpu"):
+        op, arguments = called(CASES[case])
+        route = find_route(op, arguments)
+    assert route.kernels == (() if left else ("vnni",))
+    assert (route.backend, route.reason) == ("cpu", None)
 
 
 def test_words_of_a_route():
