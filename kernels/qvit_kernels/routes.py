@@ -17,7 +17,7 @@ class Route:
     Attributes:
         backend: Which computes it: "reference" also where "triton" has no kernel for the shapes.
         kernels: Names of the Triton kernels it launches, in order, or "vnni" for the compiled path of a processor; none
-            where torch's own kernels compute it. With a reason beside them, what comes after the last of them falls back.
+            where torch's own kernels compute it. With a reason beside them, what comes after the last falls back.
         tiles: How each of them is cut into programs.
         computes_in: "int8" or "float", which its matrix products are made in, exactly either way; None if it has none.
         reason: Why the fast way was not taken; None where it was, or the slow one was asked for.

@@ -63,8 +63,8 @@ class Explanation:
         device: Where it was.
         images: Shape of the batch, (B, C, H, W).
         layers: A row for each operation.
-        one_program: Whether calls compute the rows up to the last block in one call of the compiled CPU path, and that of
-            the head with them where it is a norm and a Linear of the first token.
+        one_program: Whether calls compute the rows up to the last block in one call of the compiled CPU path, and those
+            of the head with them where it reads the first token alone.
     """
 
     scheme: str

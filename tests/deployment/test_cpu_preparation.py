@@ -273,6 +273,14 @@ def test_images_of_any_float_layout(model):
     assert model(images(model, 0)).shape == (0, model.num_classes)
 
 
+def test_a_nan_in_a_parameter_shows(model):
+    model.vit.blocks[0].mlp.fc2.bias[3] = float("nan")
+    x = images(model, 2)
+    assert model.vit(x, Integer("reference")).isnan().all()
+    assert model(x).isnan().all()
+    assert model.forward_features(x).isnan().all()
+
+
 def test_weights_of_inference_mode_are_left_to_the_operations(tiny_quantized, compiled_path):
     with torch.inference_mode():
         model = QuantViT.from_pretrained(tiny_quantized)

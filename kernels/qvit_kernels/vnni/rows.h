@@ -17,7 +17,8 @@ struct Transform {
     float norm;  // 1 / sqrt(block)
 };
 
-// y may be x. Returns the largest magnitude of y.
+// y may be x. Returns the largest magnitude of y. Of a row with a NaN, whose values then are all NaN, that is NaN, because
+// max_ps returns its second operand where one is: the logits say that something is wrong.
 inline float layer_norm(const float* x, int64_t width, const Norm& norm, float* y) {
     Floats sum = _mm512_setzero_ps();
     for (int64_t k = 0; k < width; k += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + k));
@@ -34,7 +35,7 @@ inline float layer_norm(const float* x, int64_t width, const Norm& norm, float* 
         const Floats d = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + k), all(mean)), inverse);
         const Floats scaled = _mm512_mul_ps(d, _mm512_loadu_ps(norm.weight + k));
         const Floats shifted = _mm512_add_ps(scaled, _mm512_loadu_ps(norm.bias + k));
-        top = _mm512_max_ps(magnitude(shifted), top);
+        top = _mm512_max_ps(top, magnitude(shifted));
         _mm512_storeu_ps(y + k, shifted);
     }
     return _mm512_reduce_max_ps(top);
@@ -77,7 +78,7 @@ inline void block_transform(const float* x, int64_t width, const Transform& tran
 
 inline float largest_magnitude(const float* x, int64_t width) {
     Floats top = _mm512_setzero_ps();
-    for (int64_t k = 0; k < width; k += LANES) top = _mm512_max_ps(magnitude(_mm512_loadu_ps(x + k)), top);
+    for (int64_t k = 0; k < width; k += LANES) top = _mm512_max_ps(top, magnitude(_mm512_loadu_ps(x + k)));
     return _mm512_reduce_max_ps(top);
 }
 
