@@ -91,8 +91,10 @@ def _is_watched(vit: ViT) -> bool:
     """Whether somebody follows the model's operations or blocks, of which a program has none: a compiler, a trace (it
     would keep the result as a constant), a dispatch mode, a hook.
     """
+    if torch.compiler.is_compiling():  # first: a compiler does not follow what comes then
+        return True
     tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    if tracing or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+    if tracing or _get_current_dispatch_mode() is not None:
         return True
     modules: Any = (vit, *vit.blocks)
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)

@@ -152,7 +152,8 @@ class QuantViT(nn.Module):
 
         Moving the model, another dtype, image size or head, and loading a state_dict give the graphs up: warm up again.
         Under another backend they wait. Copies, pickles and state_dicts carry none; under torch.compile and within a
-        CUDA graph of your own none is used.
+        CUDA graph of your own none is used. The compiled path of a CPU notices changes of the model; hooks of the ViT
+        or a block, traces and dispatch modes get the operations one by one.
 
         Raises UsageError for batch sizes that are none, QvitError where a pass cannot be recorded: the message says
         why, and the model works as before.

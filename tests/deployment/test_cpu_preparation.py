@@ -226,6 +226,15 @@ def test_defaults_of_torch_do_not_matter(model):
             torch.set_default_dtype(before)
 
 
+def test_a_compiler_sees_the_operations(model):
+    x = images(model, 2)
+    model.warmup()
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert torch.equal(compiled(x), by_operations(model.vit, x)[0])
+
+
 @pytest.mark.filterwarnings("ignore")  # tracing is deprecated, and warns of every size it sees
 def test_hooks_and_traces_see_the_blocks(model):
     x, y = images(model, 2), images(model, 2)
