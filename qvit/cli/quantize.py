@@ -33,7 +33,7 @@ from qvit.recipe import BUDGETS, Recipe, load_recipe, preset_names
 )
 @click.option(
     "--budget", metavar="NAME|SHARE",
-    help=f"Of a publication's images and epochs: {', '.join(BUDGETS)}, or a share such as 0.05.",
+    help=f"Of a recipe's images, iterations and epochs: {', '.join(BUDGETS)}, or a share such as 0.05.",
 )  # fmt: skip
 @click.option("--seed", type=int, help="Seed of everything random [0].")
 @click.option(
