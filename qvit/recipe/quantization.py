@@ -360,8 +360,8 @@ def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
     # Both attention products take int8 operands whatever their bits: 8 of them cost nothing, and take W4A4 from 0.285
     # to 0.242.
     # Weights rounded for leaves (gptq), KL on 500 development images (benchmarks/README.md, Rounding): W4A8 0.107 to
-    # 0.089, W4A4 0.219 to 0.208, W3A3 2.10 to 1.62; real images 0.075, 0.185, 1.46; noise at best as good as none. 32, 64
-    # and 128 leaves are alike.
+    # 0.089, W4A4 0.219 to 0.208, W3A3 2.10 to 1.62; real images 0.075, 0.185, 1.46; noise at best as good as none. 32,
+    # 64 and 128 leaves are alike.
     group = 128 if activation_bits < 8 else 0
     rounding = "gptq" if weight_bits < 8 else "nearest"
     return {
