@@ -65,14 +65,13 @@ def check_places(x: Quantized, rows: int, prefix: Tensor | None, positions: Tens
     """What is put before patches [B, P, K] and added to them; rows: of the weight."""
     if x.codes.dim() != 3:
         raise ValueError(f"x must be [B, P, K], got {shape_of(x.codes)}")
-    patches, before = x.codes.shape[1], 0
     for name, tensor in (("prefix", prefix), ("positions", positions)):
         if tensor is None:
             continue
         check_float(name, tensor, (torch.float32,))
         if tensor.dim() != 2 or tensor.shape[1] != rows:
             raise ValueError(f"{name} must be [..., {rows}] of two axes, got {shape_of(tensor)}")
-    before = 0 if prefix is None else prefix.shape[0]
+    patches, before = x.codes.shape[1], 0 if prefix is None else prefix.shape[0]
     if positions is not None and positions.shape[0] not in (patches, before + patches):
         raise ValueError(
             f"positions must be for {patches} patches or for {before + patches} tokens, got {shape_of(positions)}"

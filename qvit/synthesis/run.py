@@ -273,9 +273,7 @@ class _Work:
             return images.to(device), labels, None
         leaves = "leaves" in (self.settings.method, self.settings.start)
         start = (draw_leaves if leaves else draw_noise)(self.batch).to(device)
-        if self.settings.generated:
-            return start, draw_labels(self.batch), None
-        if not self.settings.optimised:
+        if self.settings.generated or not self.settings.optimised:
             return start, draw_labels(self.batch), None
         if self.settings.method == "maskaq":
             objective = MaskedAlignment(self.batch, device, self.teacher.student)
