@@ -102,7 +102,7 @@ def compare_float(source: "Source", request: Request, *, progress: bool = True) 
 
 
 def _variant_name(model: "QuantViT") -> str:
-    return f"qvit-{model.scheme.lower()}-{model.backend}"
+    return f"qvit-{model.scheme.lower().replace(' ', '-')}-{model.backend}"
 
 
 def _compare(

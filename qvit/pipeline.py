@@ -28,7 +28,7 @@ from qvit.models.calibration import set_weight_ranges
 from qvit.models.config import ViTConfig
 from qvit.models.dense import IntegerDense
 from qvit.models.folding import fold
-from qvit.models.plan import plan_scheme
+from qvit.models.plan import name_scheme, plan_scheme
 from qvit.models.rounding import round_weights
 from qvit.models.timm_import import read_config, read_model
 from qvit.models.vit import ViT
@@ -72,6 +72,7 @@ def quantize(
         fp32_bytes = _fp32_bytes(model)
     with stages("fold"):
         scheme = plan_scheme(vit.config, recipe)
+        name = name_scheme(vit.config, scheme, recipe)
         simulated = fold(vit, scheme, seed=recipe.seed)
     with stages("ranges"):
         set_weight_ranges(simulated, recipe.weights.range)
@@ -86,16 +87,16 @@ def quantize(
         origin = describe_origin(source, weights)
         run = _run_json(origin, recipe, digest, stages.seconds, learned)
         checkpoint.write_json(folder / checkpoint.RUN, run)
-        config = _config_json(source, vit.config, scheme, recipe)
+        config = _config_json(source, vit.config, scheme, name)
         checkpoint.write_json(folder / checkpoint.CONFIG, config)
         (folder / checkpoint.RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-        card = _card(source, origin, recipe, size, size / fp32_bytes)
+        card = _card(source, origin, recipe, name, size, size / fp32_bytes)
         (folder / checkpoint.CARD).write_text(card, encoding="utf-8")
         checkpoint.load(folder)  # what cannot be read back must not be called finished
     return {
         "path": str(out),
         "model": source.timm_name,
-        "scheme": recipe.scheme,
+        "scheme": name,
         "bytes": size,
         "fp32_bytes": fp32_bytes,
         "ratio": round(size / fp32_bytes, 4),
@@ -238,7 +239,7 @@ def plan(
         seconds += _ROUNDING_SECONDS * recipe.synthesis.images
     return {
         "model": source.timm_name,
-        "scheme": recipe.scheme,
+        "scheme": name_scheme(config, scheme, recipe),
         "license": source.license,
         "linears": len(scheme.linears),
         "parameters": parameters,
@@ -291,7 +292,7 @@ def _fp32_bytes(model: nn.Module) -> int:
 
 
 def _config_json(
-    source: Source, config: ViTConfig, scheme: ModelScheme, recipe: Recipe
+    source: Source, config: ViTConfig, scheme: ModelScheme, name: str
 ) -> dict[str, Any]:
     return {
         "architecture": source.architecture,
@@ -304,7 +305,7 @@ def _config_json(
             **source.pretrained_cfg,
             "input_size": [config.in_chans, *config.image_size],
         },
-        "quantization_config": checkpoint.quantization_config(config, scheme, recipe.scheme),
+        "quantization_config": checkpoint.quantization_config(config, scheme, name),
     }
 
 
@@ -333,10 +334,12 @@ def _run_json(
     }
 
 
-def _card(source: Source, origin: dict[str, Any], recipe: Recipe, size: int, ratio: float) -> str:
+def _card(
+    source: Source, origin: dict[str, Any], recipe: Recipe, scheme: str, size: int, ratio: float
+) -> str:
     return model_card(
         source=origin,
-        scheme=recipe.scheme,
+        scheme=scheme,
         recipe=recipe,
         version=__version__,
         license=source.license,

@@ -6,7 +6,7 @@ import torch
 
 from qvit import evaluation, pipeline, synthesis, zoo
 from qvit.data import open_images
-from qvit.deployment import QuantViT
+from qvit.deployment import QuantViT, checkpoint
 from qvit.errors import UsageError
 from qvit.recipe import Recipe, load_recipe
 
@@ -45,6 +45,36 @@ def test_written_recipe_replays_to_the_same_bytes(tiny_model, tmp_path):
     second = pipeline.quantize(source, replayed, tmp_path / "b", progress=False)
     other = pipeline.quantize(source, W4A4, tmp_path / "c", progress=False)
     assert first["sha256"] == second["sha256"] != other["sha256"]
+
+
+def test_layers_with_bits_of_their_own(tmp_path):
+    """A trained model whose layers differ is written, described and run as one."""
+    settings = [
+        "layers.blocks.*.mlp.fc2=W6A8",
+        "layers.blocks.[0-2].attn.qkv=W3A5",
+        "layers.blocks.5.attn=A6",
+        "layers.head=W8",
+    ]
+    out = tmp_path / "out"
+    source = zoo.resolve("demo_vit")
+    summary = pipeline.quantize(source, NEAREST.override(settings), out, progress=False)
+    assert summary["scheme"].endswith(" mixed")
+    held = checkpoint.describe(out)
+    assert held["scheme"] == summary["scheme"]
+    bits = {row["modules"][0]: row for row in held["bits"]}
+    assert bits["blocks.0-2.attn.qkv"]["weight_bits"] == 3
+    assert bits["blocks.*.mlp.fc2"]["input_group"] == 0
+    assert bits["blocks.5.attn"]["softmax_bits"] == 6
+    assert "- `blocks.*.mlp.fc2`: W6A8" in (out / "README.md").read_text()
+    images = open_images("demo:96", QuantViT.from_pretrained(out).data_config)
+    expected = evaluation.predict(zoo.load(source), images, progress=False)
+    for backend in ("cpu", "reference"):
+        model = QuantViT.from_pretrained(out, backend=backend)
+        found = evaluation.compare(evaluation.predict(model, images, progress=False), expected)
+        assert (found.agreement or 0) > 90, backend
+    explained = str(QuantViT.from_pretrained(out).explain())
+    assert explained.startswith(summary["scheme"])
+    assert "blocks.*.mlp.fc2" in explained
 
 
 def test_existing_folder_is_refused_before_the_work(tiny_model, tiny_quantized, monkeypatch):

@@ -29,6 +29,10 @@ def test_unknown_names_get_the_nearest():
         Recipe().override(["weights.gruop=64"])
     with pytest.raises(UsageError, match=r"no field weights\.bit; did you mean bits"):
         Recipe.from_yaml("weights: {bit: 4}")
+    with pytest.raises(UsageError, match="recipe field layers: expected dict"):
+        Recipe.from_yaml("layers: [W4A4]")
+    with pytest.raises(UsageError, match=r"layers\.head = 4: expected bits"):
+        Recipe.from_yaml("layers: {head: 4}")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +46,11 @@ def test_unknown_names_get_the_nearest():
         ("weights.range=best", "expected one of mse, minmax"),
         ("residual=int8", "expected one of float32"),
         ("weights.group=-1", "expected 0"),
+        ("layers.head=8", "expected bits such as W4A8"),
+        ("layers.head=W9", "2 to 8 bits"),
+        ("layers.head=A1", "2 to 8 bits"),
+        ("layers.head=", "expected bits such as W4A8"),
+        ("layers=W4", "no such recipe field"),
         ("weights.group=32", "more than 4 bits have one scale per output channel"),
         ("budget=huge", "expected one of quick"),
     ],
@@ -56,6 +65,39 @@ def test_settings_change_one_field():
     assert recipe.activations.fc2_group == 64
     assert recipe.transforms.v
     assert recipe.override(["activations.fc2_group=0", "transforms.v=false"]) == Recipe()
+
+
+def test_layers_have_bits_of_their_own():
+    """The later of two patterns holds, for weights and activations apart."""
+    recipe = Recipe.preset("qvit", weight_bits=4, activation_bits=4).override(
+        ["layers.blocks.*.mlp.fc2=W6A8", "layers.blocks.[0-1].*.fc2=w3", "layers.head = A5"]
+    )
+    assert recipe.layer_bits("blocks.0.mlp.fc2") == (3, 8)
+    assert recipe.layer_bits("blocks.7.mlp.fc2") == (6, 8)
+    assert recipe.layer_bits("head") == (4, 5)
+    assert recipe.layer_bits("blocks.0.mlp.fc1") == (4, 4)
+    assert recipe.scheme == "W4A4 mixed"
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert list(Recipe.from_yaml(recipe.to_yaml()).layers) == list(recipe.layers)
+
+
+def test_a_pattern_that_is_set_again_has_its_way():
+    recipe = Recipe().override(["layers.head=W4", "layers.*=W5", "layers.head=W6"])
+    assert recipe.layer_bits("head") == (6, 8)
+    assert recipe.override(["layers.head=none"]).layer_bits("head") == (5, 8)
+
+
+def test_a_pattern_matches_part_by_part():
+    recipe = Recipe().override(["layers.blocks.*.attn=A4"])
+    assert recipe.attention_bits("blocks.3.attn") == (4, 4)
+    assert recipe.layer_bits("blocks.3.attn.qkv") == (8, 8)
+
+
+def test_groups_need_one_layer_that_takes_them():
+    few = Recipe().override(["layers.head=W4", "weights.group=32"])
+    assert few.weights.group == 32
+    with pytest.raises(UsageError, match="more than 4 bits have one scale"):
+        few.override(["layers.head=W5"])
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", "just words"])

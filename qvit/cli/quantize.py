@@ -74,7 +74,8 @@ def command(session: Session, model: str, **options: Any) -> Result:
     recipe = recipe.override(settings)
     if session.verbosity >= 0:
         announce(source)
-    out = options["out"] or Path("out") / f"{name_folder(model)}-{recipe.scheme.lower()}"
+    scheme = recipe.scheme.lower().replace(" ", "-")
+    out = options["out"] or Path("out") / f"{name_folder(model)}-{scheme}"
     if options["dry_run"]:
         plan = {
             **pipeline.plan(source, recipe, out, overwrite=options["overwrite"]),

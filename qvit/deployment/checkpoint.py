@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from qvit.data import DataConfig
+from qvit.deployment.layer_names import shorten
 from qvit.errors import InputError
 from qvit.models.config import ViTConfig
 from qvit.models.dense import IntegerDense
@@ -307,9 +308,11 @@ def _unreadable(folder: Path, error: Exception) -> InputError:
 
 
 def _bits(tensors: dict[str, Any]) -> list[dict[str, Any]]:
+    kinds = "linears", "attentions"
+    known = [name for kind in kinds for entry in tensors[kind] for name in entry["targets"]]
     rows = [
         {
-            "modules": _short(entry["targets"]),
+            "modules": shorten(entry["targets"], known),
             "weight_bits": entry["scheme"]["weight"]["bits"],
             "weight_group": entry["scheme"]["weight"]["group"],
             "input_bits": entry["scheme"]["input"]["bits"],
@@ -320,17 +323,10 @@ def _bits(tensors: dict[str, Any]) -> list[dict[str, Any]]:
     ]
     rows += [
         {
-            "modules": _short(entry["targets"]),
+            "modules": shorten(entry["targets"], known),
             "qkv_bits": entry["scheme"]["qkv"]["bits"],
             "softmax_bits": entry["scheme"]["softmax_bits"],
         }
         for entry in tensors["attentions"]
     ]
     return rows
-
-
-def _short(targets: list[str]) -> list[str]:
-    """blocks.0.attn.qkv, blocks.1.attn.qkv, ... as one blocks.*.attn.qkv."""
-    return list(
-        dict.fromkeys(".".join("*" if p.isdigit() else p for p in t.split(".")) for t in targets)
-    )

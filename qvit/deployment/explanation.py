@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from qvit.deployment.layer_names import shorten, without_block
 from qvit_kernels.routes import Route
 
 
@@ -124,13 +125,14 @@ _COLUMNS: Sequence[tuple[str, Callable[[Layer, int], str]]] = (
 
 def _merged(layers: Sequence[Layer]) -> list[tuple[Layer, int]]:
     """Rows of equal blocks as one, under the name blocks.*, with their number."""
-    counts: dict[Layer, int] = {}
+    alike: dict[Layer, list[str]] = {}
     for layer in layers:
-        parts = layer.name.split(".")
-        name = ".".join("*" if part.isdigit() else part for part in parts)
-        merged = replace(layer, name=name)
-        counts[merged] = counts.get(merged, 0) + 1
-    return list(counts.items())
+        alike.setdefault(replace(layer, name=without_block(layer.name)), []).append(layer.name)
+    known = [layer.name for layer in layers]
+    return [
+        (replace(layer, name=shorten(names, known)[0]), len(names))
+        for layer, names in alike.items()
+    ]
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:

@@ -23,7 +23,12 @@ A Vision Transformer quantized by qvit {{ version }}
 {%- else %} **without any data**:
 {%- endif %}
 weights {{ recipe.weights.bits }} bits, activations {{ recipe.activations.bits }} bits, both attention products
-{{ recipe.attention.bits }} bits. Every Linear, the patch embedding and the head are integers.
+{{ recipe.attention.bits }} bits{% if recipe.layers %}, and bits of their own for these:
+{% for pattern, bits in recipe.layers.items() %}
+- `{{ pattern }}`: {{ bits }}
+{%- endfor %}
+
+{% else %}. {% endif %}Every Linear, the patch embedding and the head are integers.
 {%- if not source.pretrained %}
 
 **The float weights were random**: this model is for timing, and classifies nothing.

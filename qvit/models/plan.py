@@ -1,5 +1,9 @@
 """From a recipe and the shape of a model to the scheme of every tensor in it."""
 
+import math
+from collections.abc import Iterable
+
+from qvit.errors import UsageError
 from qvit.models.config import ViTConfig
 from qvit.models.validity import PIXELS
 from qvit.quant.schemes import (
@@ -11,28 +15,81 @@ from qvit.quant.schemes import (
     Scheme,
 )
 from qvit.quant.transforms import fitting_block
-from qvit.recipe import Recipe
+from qvit.recipe import MAX_BITS, MAX_GROUPED_BITS, Recipe, check_matches, find_bits
 
 
 def plan_scheme(config: ViTConfig, recipe: Recipe) -> ModelScheme:
-    """Resolve groups and transform blocks to sizes that divide each width."""
-    linears = {
-        name: _linear(name, width, config, recipe) for name, (_, width) in config.linears().items()
-    }
-    attention = AttentionScheme(
-        qkv=Scheme(bits=recipe.attention.bits, granularity=Granularity.HEAD),
-        softmax_bits=recipe.attention.softmax_bits,
+    """Resolve bits, groups and transform blocks; these become sizes that divide each width.
+
+    Raises UsageError for bits of layers that the model does not have, or that cannot have them.
+    """
+    shapes = config.linears()
+    attentions = [f"blocks.{i}.attn" for i in range(config.depth)]
+    _check_layers(recipe, shapes, attentions)
+    return ModelScheme(
+        linears={name: _linear(name, k, config, recipe) for name, (_, k) in shapes.items()},
+        attentions={name: _attention(name, recipe) for name in attentions},
+        residual=recipe.residual,
+    )
+
+
+def name_scheme(config: ViTConfig, scheme: ModelScheme, recipe: Recipe) -> str:
+    """The scheme's short name: W4A8, or "W3.6A4.2 mixed" where some layers have bits of their own.
+
+    These are the mean bits of a weight, and of a value that a Linear takes; pixels, of 8 bits always, do not count.
+    """
+    if not recipe.layers:
+        return recipe.scheme
+    shapes = config.linears()
+    weights = _mean((s.weight.bits, math.prod(shapes[n])) for n, s in scheme.linears.items())
+    inputs = _mean((s.input.bits, shapes[n][1]) for n, s in scheme.linears.items() if n != _PATCHES)
+    return f"W{weights}A{inputs} mixed"
+
+
+_PATCHES = "patch_embed.proj"
+
+
+def _mean(weighed: Iterable[tuple[int, int]]) -> str:
+    """The mean of values that each come with a weight: "3.6"."""
+    pairs = list(weighed)
+    mean = sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
+    return f"{mean:.1f}".removesuffix(".0")
+
+
+def _check_layers(recipe: Recipe, linears: Iterable[str], attentions: Iterable[str]) -> None:
+    """Refuse what a recipe's `layers` say in vain."""
+    check_matches(recipe.layers, [*linears, *attentions])
+    pixels = find_bits(recipe.layers, _PATCHES).activations
+    if pixels not in (None, PIXELS.bits):
+        raise UsageError(
+            f"layers: {_PATCHES} has A{pixels}, and pixels are {PIXELS.bits} bits, whatever the model's: give its"
+            " weights alone, such as W4"
+        )
+    for name in attentions:
+        weights = find_bits(recipe.layers, name).weights
+        if weights is not None:
+            raise UsageError(
+                f"layers: {name} has W{weights}, and the attention products have no weights: give A alone, such as A4;"
+                f" its Linears are {name}.qkv and {name}.proj"
+            )
+
+
+def _attention(name: str, recipe: Recipe) -> AttentionScheme:
+    bits, softmax_bits = recipe.attention_bits(name)
+    return AttentionScheme(
+        qkv=Scheme(bits=bits, granularity=Granularity.HEAD),
+        softmax_bits=softmax_bits,
         rotate_qk=recipe.transforms.qk,
         rotate_v=recipe.transforms.v,
     )
-    attentions = {f"blocks.{i}.attn": attention for i in range(config.depth)}
-    return ModelScheme(linears=linears, attentions=attentions, residual=recipe.residual)
 
 
 def _linear(name: str, width: int, config: ViTConfig, recipe: Recipe) -> LinearScheme:
+    weight_bits, bits = recipe.layer_bits(name)
+    weight = _weight(width, weight_bits, recipe)
     transform, group = 0, 0
-    if name == "patch_embed.proj":
-        return LinearScheme(weight=_weight(width, recipe), input=PIXELS)
+    if name == _PATCHES:
+        return LinearScheme(weight=weight, input=PIXELS)
     if name.endswith("attn.proj"):
         group = _whole_heads(width, config.head_dim, recipe.activations.proj_group)
     elif name.endswith("mlp.fc2"):
@@ -40,11 +97,10 @@ def _linear(name: str, width: int, config: ViTConfig, recipe: Recipe) -> LinearS
         transform = fitting_block(width, recipe.transforms.fc2)
     else:
         transform = fitting_block(width, recipe.transforms.norm)
-    return LinearScheme(
-        weight=_weight(width, recipe),
-        input=_rows(recipe.activations.bits, group),
-        transform=transform,
-    )
+    # eight bits among fewer go without groups, as a recipe of eight bits does: see its numbers
+    if recipe.activations.bits < bits == MAX_BITS:
+        group = 0
+    return LinearScheme(weight=weight, input=_rows(bits, group), transform=transform)
 
 
 def _rows(bits: int, group: int) -> Scheme:
@@ -52,11 +108,11 @@ def _rows(bits: int, group: int) -> Scheme:
     return Scheme(bits=bits, granularity=granularity, group=group)
 
 
-def _weight(width: int, recipe: Recipe) -> Scheme:
-    group = _divisor(width, recipe.weights.group)
+def _weight(width: int, bits: int, recipe: Recipe) -> Scheme:
+    group = _divisor(width, recipe.weights.group) if bits <= MAX_GROUPED_BITS else 0
     granularity = Granularity.GROUP if 0 < group < width else Granularity.CHANNEL
     return Scheme(
-        bits=recipe.weights.bits,
+        bits=bits,
         granularity=granularity,
         mode=Mode.STATIC,
         group=group if granularity is Granularity.GROUP else 0,

@@ -4,12 +4,10 @@ A recipe is resolved when it is made: nothing in it means "automatic", so `recip
 to the same bytes. It round-trips through YAML and refuses keys it does not know.
 """
 
+from qvit.recipe.bits import MAX_BITS, MAX_GROUPED_BITS, MIN_BITS, check_matches, find_bits
 from qvit.recipe.distillation import DISTILLATIONS, Distillation
 from qvit.recipe.publications import BUDGETS, PUBLICATIONS
 from qvit.recipe.quantization import (
-    MAX_BITS,
-    MAX_GROUPED_BITS,
-    MIN_BITS,
     RANGES,
     RESIDUALS,
     Activations,
@@ -44,6 +42,8 @@ __all__ = [
     "Synthesis",
     "Transforms",
     "Weights",
+    "check_matches",
+    "find_bits",
     "load_recipe",
     "preset_names",
 ]

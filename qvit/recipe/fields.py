@@ -93,7 +93,7 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
     if float in kinds and type(value) is int:
         return float(value)
     # bool is a subclass of int: `bits: true` must not mean one bit
-    if type(value) not in kinds:
+    if type(value) not in [get_origin(kind) or kind for kind in kinds]:
         expected = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
         raise UsageError(f"recipe field {name}: expected {expected}, got {value!r}")
     return value

@@ -9,27 +9,19 @@ from typing import Any, Self
 import yaml
 
 from qvit.errors import InputError, UsageError
+from qvit.recipe.bits import MAX_BITS, MAX_GROUPED_BITS, check_bits, find_bits, read_bits
 from qvit.recipe.distillation import Distillation
-from qvit.recipe.fields import build, check_choice, leaves, nearest
+from qvit.recipe.fields import build, check_choice, nearest
 from qvit.recipe.game import Game
 from qvit.recipe.publications import PUBLICATIONS, budget_share, scaled
 from qvit.recipe.reconstruction import Reconstruction
+from qvit.recipe.settings import apply_settings
 from qvit.recipe.static import Static
 from qvit.recipe.synthesis import Synthesis
 
 RANGES = ("mse", "minmax")
 ROUNDINGS = ("nearest", "gptq", "learned")
 RESIDUALS = ("float32", "float16", "bfloat16")
-MIN_BITS, MAX_BITS = 2, 8
-MAX_GROUPED_BITS = 4  # the product of a code and its group's multiplier has to fit in 8 bits
-
-
-def _check_bits(name: str, bits: int) -> None:
-    if not MIN_BITS <= bits <= MAX_BITS:
-        raise UsageError(
-            f"{name} = {bits}: qvit stores and computes {MIN_BITS} to {MAX_BITS} bits; "
-            "use --w and --a within that range"
-        )
 
 
 def _check_size(name: str, value: int) -> None:
@@ -56,13 +48,8 @@ class Weights:
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
 
     def __post_init__(self) -> None:
-        _check_bits("weights.bits", self.bits)
+        check_bits("weights.bits", self.bits)
         _check_size("weights.group", self.group)
-        if self.group and self.bits > MAX_GROUPED_BITS:
-            raise UsageError(
-                f"weights.group = {self.group} at {self.bits} bits: weights of more than {MAX_GROUPED_BITS} bits have"
-                " one scale per output channel; set weights.group=0"
-            )
         check_choice("weights.range", self.range, RANGES)
         check_choice("weights.rounding", self.rounding, ROUNDINGS)
         if not 0 < self.damping <= 10:
@@ -85,7 +72,7 @@ class Activations:
     fc2_group: int = 0
 
     def __post_init__(self) -> None:
-        _check_bits("activations.bits", self.bits)
+        check_bits("activations.bits", self.bits)
         _check_size("activations.proj_group", self.proj_group)
         _check_size("activations.fc2_group", self.fc2_group)
 
@@ -98,8 +85,8 @@ class Attention:
     softmax_bits: int = 8
 
     def __post_init__(self) -> None:
-        _check_bits("attention.bits", self.bits)
-        _check_bits("attention.softmax_bits", self.softmax_bits)
+        check_bits("attention.bits", self.bits)
+        check_bits("attention.softmax_bits", self.softmax_bits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +112,8 @@ class Transforms:
 class Recipe:
     """Everything that decides the bytes of a quantized model, apart from the float weights.
 
+    `layers`: bits of single layers, by patterns of their names: {"blocks.*.mlp.fc2": "W4A8", "head": "W8"}; where two
+    match, the later one holds. "blocks.*.attn" are the attention products: "A4", of Q, K, V and the softmax numerators.
     `synthesis`: the images that are made first; None for none.
     `distillation`: how the low-bit model is trained after the float one, on those images; None: it is not.
     `game`: images and student move in turn (PSAQ-ViT V2) in place of one after the other; None: they do not.
@@ -139,6 +128,7 @@ class Recipe:
     attention: Attention = field(default_factory=Attention)
     transforms: Transforms = field(default_factory=Transforms)
     residual: str = "float32"
+    layers: dict[str, str] = field(default_factory=dict, hash=False)
     synthesis: Synthesis | None = None
     distillation: Distillation | None = None
     game: Game | None = None
@@ -149,6 +139,7 @@ class Recipe:
             raise UsageError(f"seed = {self.seed}: expected a whole number from 0 to 2^63 - 1")
         budget_share(self.budget)
         check_choice("residual", self.residual, RESIDUALS)
+        self._check_groups()
         if self.weights.rounding != "nearest" and self.synthesis is None:
             raise UsageError(
                 f"weights.rounding = {self.weights.rounding} needs images: say how they are made with --set "
@@ -165,10 +156,20 @@ class Recipe:
         if self.static is not None:
             self._check_static()
 
+    def _check_groups(self) -> None:
+        bits = [read_bits(pattern, text).weights for pattern, text in self.layers.items()]
+        fewest = min(self.weights.bits, *(b for b in bits if b is not None), MAX_BITS)
+        if self.weights.group and fewest > MAX_GROUPED_BITS:
+            raise UsageError(
+                f"weights.group = {self.weights.group} at {fewest} bits: weights of more than {MAX_GROUPED_BITS} bits"
+                " have one scale per output channel; set weights.group=0"
+            )
+
     def _check_static(self) -> None:
         """Static quantizers have a scale a tensor and nothing else; what they would ignore is refused."""
         a, t = self.activations, self.transforms
         ignored = {
+            "layers": self.layers,
             "weights.group": self.weights.group,
             "weights.rounding": self.weights.rounding != "nearest",
             "activations.proj_group": a.proj_group,
@@ -184,8 +185,19 @@ class Recipe:
 
     @property
     def scheme(self) -> str:
-        """The scheme's short name: W4A8."""
-        return f"W{self.weights.bits}A{self.activations.bits}"
+        """The scheme's short name: W4A8, or "W4A8 mixed" where some layers have bits of their own."""
+        mixed = " mixed" if self.layers else ""
+        return f"W{self.weights.bits}A{self.activations.bits}{mixed}"
+
+    def layer_bits(self, name: str) -> tuple[int, int]:
+        """Bits of weights and input of the Linear of this name."""
+        bits = find_bits(self.layers, name)
+        return bits.weights or self.weights.bits, bits.activations or self.activations.bits
+
+    def attention_bits(self, name: str) -> tuple[int, int]:
+        """Bits of Q, K and V, and of the softmax numerators, of the attention of this name, "blocks.0.attn"."""
+        bits = find_bits(self.layers, name).activations
+        return bits or self.attention.bits, bits or self.attention.softmax_bits
 
     @classmethod
     def preset(
@@ -206,8 +218,8 @@ class Recipe:
                 f"unknown recipe {name!r}{nearest(name, _PRESETS)}; "
                 f"known: {', '.join(_PRESETS)}, or the path of a recipe.yaml"
             )
-        _check_bits("--w", weight_bits)
-        _check_bits("--a", activation_bits)
+        check_bits("--w", weight_bits)
+        check_bits("--a", activation_bits)
         parts = _PRESETS[name](weight_bits, activation_bits)
         published = "full" if name in PUBLICATIONS else "standard"
         return cls(name=name, budget=budget or published, **scaled(parts, budget or published))
@@ -246,28 +258,9 @@ class Recipe:
         return cls.from_dict(values)
 
     def override(self, settings: Iterable[str]) -> Self:
-        """Apply `key=value` settings such as `weights.group=16`; values are read as YAML."""
+        """Apply `key=value` settings such as `weights.group=16` or `layers.head=W8A8`; values are read as YAML."""
         values = self.to_dict()
-        for setting in settings:
-            key, separator, text = setting.partition("=")
-            if not separator:
-                raise UsageError(f"--set {setting!r}: expected key=value, such as weights.group=16")
-            if key.strip() in _STAGES:
-                values[key.strip()] = _stage_of(key.strip(), text.strip())
-                continue
-            *rooms, leaf = key.strip().split(".")
-            place: Any = values
-            for room in rooms:
-                place = place.get(room) if isinstance(place, dict) else None
-            if not isinstance(place, dict) or leaf not in place or isinstance(place[leaf], dict):
-                if rooms and rooms[0] in _STAGES and values[rooms[0]] is None:
-                    raise UsageError(f"--set {key}: {_OFF[rooms[0]]}")
-                known = list(leaves(values))
-                raise UsageError(f"--set {key}: no such recipe field{nearest(key, known)}")
-            try:
-                place[leaf] = yaml.safe_load(text)
-            except yaml.YAMLError as error:
-                raise UsageError(f"--set {setting}: {text!r} is no value in YAML") from error
+        apply_settings(values, settings)
         return self.from_dict(values)
 
 
@@ -315,35 +308,6 @@ def load_recipe(
 def preset_names() -> tuple[str, ...]:
     """Names that `--recipe` knows."""
     return tuple(_PRESETS)
-
-
-# Sections that a recipe may lack, what makes one from the word after `--set section=`, and what to say without one.
-_STAGES: dict[str, Callable[[str], Any]] = {
-    "synthesis": Synthesis.preset,
-    "distillation": Distillation.preset,
-    "game": lambda rounds: Game(rounds=_whole(rounds)),
-    "static": lambda ranges: Static(activations=ranges),
-}
-_OFF = {
-    "synthesis": "no images are made; turn that on with --set synthesis=METHOD",
-    "distillation": "nothing is trained; turn that on with --set distillation=METHOD",
-    "game": "images and student do not play; turn that on with --set game=ROUNDS",
-    "static": "the quantizers are qvit's own; choose others with --set static=lsq",
-}
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise UsageError(f"--set game={text}: expected a number of rounds, or none") from error
-
-
-def _stage_of(name: str, text: str) -> dict[str, Any] | None:
-    """What `--set synthesis=TEXT` and the like mean: a method's preset, or none or null to leave the stage out."""
-    if text in ("none", "null", "~", ""):
-        return None
-    return dataclasses.asdict(_STAGES[name](text))
 
 
 def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:

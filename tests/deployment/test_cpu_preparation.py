@@ -30,6 +30,14 @@ SCHEMES = {
     "W8A8": Recipe.preset("qvit", weight_bits=8),
     "W4A8": Recipe.preset("qvit", weight_bits=4),
     "W4A4": Recipe.preset("qvit", weight_bits=4, activation_bits=4),
+    "mixed": Recipe.preset("qvit", weight_bits=4, activation_bits=4).override(
+        [
+            "layers.patch_embed.proj=W8",
+            "layers.blocks.*.mlp.fc2=W6A8",
+            "layers.blocks.0.attn.qkv=W3A5",
+            "layers.blocks.0.attn=A6",
+        ]
+    ),
 }
 
 

@@ -154,10 +154,10 @@ def test_table_merges_blocks_and_gives_reasons():
         == """\
 W4A8 on cuda:0, images 1 x 3 x 224 x 224
 
-layer              times  op          backend    kernel         tile                w bits  x bits  computes   kB   Mop
-blocks.*.attn.qkv      3  linear_qkv  reference  torch          -                        4       8  float     2.5  3.00
-blocks.*.mlp.fc2       2  linear      triton     linear_kernel  64x64x128, 4 warps       4       8  int8      2.5  3.00
-blocks.*.mlp.fc2       1  linear      triton     linear_kernel  64x64x128, 4 warps       -       8  int8      9.0  3.00
+layer               times  op          backend    kernel         tile                w bits  x bits  computes   kB   Mop
+blocks.*.attn.qkv       3  linear_qkv  reference  torch          -                        4       8  float     2.5  3.00
+blocks.0-1.mlp.fc2      2  linear      triton     linear_kernel  64x64x128, 4 warps       4       8  int8      2.5  3.00
+blocks.2.mlp.fc2        1  linear      triton     linear_kernel  64x64x128, 4 warps       -       8  int8      9.0  3.00
 
 in all 0.02 MB, 0.02 Gop
 linear_qkv: slow, because heads of 160 channels are wider than 128"""

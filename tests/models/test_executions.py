@@ -23,6 +23,17 @@ RECIPES = {
     "W4A4, weight groups, bf16 residual": Recipe.preset(
         "qvit", weight_bits=4, activation_bits=4
     ).override(["weights.group=16", "residual=bfloat16"]),
+    "mixed": Recipe.preset("qvit", weight_bits=4, activation_bits=4).override(
+        [
+            "layers.*.*=W2",
+            "layers.blocks.0.*.*=W8A4",
+            "layers.blocks.0.attn.proj=W3A6",
+            "layers.blocks.0.mlp.fc2=W4A8",
+            "layers.blocks.*.attn.qkv=W6A2",
+            "layers.blocks.0.attn=A5",
+            "layers.head=W5A3",
+        ]
+    ),
 }
 
 

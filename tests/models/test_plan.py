@@ -1,7 +1,9 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvit.models.plan import plan_scheme
+from qvit.errors import UsageError
+from qvit.models.plan import name_scheme, plan_scheme
 from qvit.models.timm_import import read_config
 from qvit.quant.schemes import Granularity, ModelScheme
 from qvit.recipe import Recipe
@@ -37,6 +39,68 @@ def test_w8a8_is_per_token_without_transforms():
         if name != "patch_embed.proj":
             assert linear.input.granularity is Granularity.TOKEN
     assert not any(a.rotate_qk or a.rotate_v for a in plan.attentions.values())
+
+
+MIXED = Recipe.preset("qvit", weight_bits=4, activation_bits=4).override(
+    [
+        "layers.blocks.*.mlp.fc2=W6A8",
+        "layers.blocks.0.attn.qkv=W3A5",
+        "layers.blocks.1.attn=A4",
+        "layers.head=W8A8",
+        "layers.patch_embed.proj=W2A8",
+    ]
+)
+
+
+def test_layers_have_their_bits_and_the_groups_of_their_width():
+    plan = scheme(MIXED)
+    bits = {n: (s.weight.bits, s.input.bits) for n, s in plan.linears.items()}
+    assert bits.pop("blocks.0.mlp.fc2") == bits.pop("blocks.1.mlp.fc2") == (6, 8)
+    assert bits.pop("blocks.0.attn.qkv") == (3, 5)
+    assert bits.pop("head") == (8, 8)
+    assert bits.pop("patch_embed.proj") == (2, 8)
+    assert set(bits.values()) == {(4, 4)}
+    uniform = scheme(Recipe.preset("qvit", weight_bits=8, activation_bits=8)).linears
+    for name in ("blocks.0.mlp.fc2", "head"):
+        assert plan.linears[name].input == uniform[name].input
+        assert plan.linears[name].weight == uniform[name].weight or name != "head"
+        assert not plan.linears[name].weight.group
+    assert plan.linears["blocks.0.attn.qkv"].weight.group == 32
+    assert plan.linears["blocks.0.attn.proj"].input.group == 64
+    assert [a.qkv.bits for a in plan.attentions.values()] == [8, 4]
+    assert [a.softmax_bits for a in plan.attentions.values()] == [8, 4]
+
+
+def test_a_mixed_scheme_is_named_by_its_means():
+    config = read_config(timm_vit(), STATISTICS)
+    recipe = Recipe.preset("plain", weight_bits=4, activation_bits=4)
+    assert name_scheme(config, plan_scheme(config, recipe), recipe) == "W4A4"
+    recipe = recipe.override(["layers.blocks.*.mlp.fc2=W8A8"])
+    weights = {name: n * k for name, (n, k) in config.linears().items()}
+    share = 2 * weights["blocks.0.mlp.fc2"] / sum(weights.values())
+    columns = {n: k for n, (_, k) in config.linears().items() if n != "patch_embed.proj"}
+    of_inputs = 2 * columns["blocks.0.mlp.fc2"] / sum(columns.values())
+    expected = f"W{4 + 4 * share:.1f}A{4 + 4 * of_inputs:.1f} mixed"
+    assert name_scheme(config, plan_scheme(config, recipe), recipe) == expected
+    assert expected.startswith("W5")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "blocks.*.fc2=W4",
+            r"matches no layer of this model; the nearest are blocks\.\*\.mlp\.fc2",
+        ),
+        ("blocks.2.mlp.fc2=W4", r"the nearest are .*blocks\.1\.mlp\.fc2"),
+        ("zzz=W4", r"matches no layer of this model; it has patch_embed\.proj, blocks\.\*\.attn"),
+        ("blocks.*.attn=W4A4", "attention products have no weights"),
+        ("patch_embed.proj=A4", "pixels are 8 bits"),
+    ],
+)
+def test_bits_that_no_layer_can_have(setting, message):
+    with pytest.raises(UsageError, match=message):
+        scheme(Recipe().override([f"layers.{setting}"]))
 
 
 @given(

@@ -1,0 +1,75 @@
+"""How many bits there may be, and those of single layers: `blocks.*.mlp.fc2: W4A8` in a recipe."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from qvit.errors import UsageError
+from qvit.recipe.fields import nearest
+
+MIN_BITS, MAX_BITS = 2, 8
+MAX_GROUPED_BITS = 4  # the product of a code and its group's multiplier has to fit in 8 bits
+
+_BITS = re.compile(r"(?:W(\d+))?(?:A(\d+))?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """What a recipe says of a layer. weights, activations: None where that is left to the rest of the recipe."""
+
+    weights: int | None = None
+    activations: int | None = None
+
+
+def check_bits(name: str, bits: int) -> None:
+    """Raises UsageError for a number of bits that nothing is stored in."""
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise UsageError(
+            f"{name} = {bits}: qvit stores and computes {MIN_BITS} to {MAX_BITS} bits; "
+            "use --w and --a within that range"
+        )
+
+
+def read_bits(pattern: str, text: object) -> Bits:
+    """Of "W4A8", "W4" or "A8"; pattern: of the layers, for the message. Raises UsageError for anything else."""
+    found = _BITS.fullmatch(text.strip()) if isinstance(text, str) else None
+    if found is None or not any(found.groups()):
+        raise UsageError(f"layers.{pattern} = {text!r}: expected bits such as W4A8, W4 or A8")
+    weights, activations = (None if digits is None else int(digits) for digits in found.groups())
+    for bits in (weights, activations):
+        if bits is not None:
+            check_bits(f"layers.{pattern}", bits)
+    return Bits(weights, activations)
+
+
+def find_bits(layers: Mapping[str, str], name: str) -> Bits:
+    """What a recipe's `layers` say of one layer: of two patterns that match, the later one has its way."""
+    weights = activations = None
+    for pattern, text in layers.items():
+        if _matches(pattern, name):
+            bits = read_bits(pattern, text)
+            weights = weights if bits.weights is None else bits.weights
+            activations = activations if bits.activations is None else bits.activations
+    return Bits(weights, activations)
+
+
+def check_matches(layers: Mapping[str, str], names: Iterable[str]) -> None:
+    """Raises UsageError for a pattern that matches none of a model's layers, with the nearest names."""
+    names = list(names)
+    for pattern in layers:
+        if any(_matches(pattern, name) for name in names):
+            continue
+        known = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names))
+        near = difflib.get_close_matches(pattern, [*known, *names], n=3, cutoff=0.5)
+        raise UsageError(
+            f"layers.{pattern} matches no layer of this model; "
+            f"{'the nearest are' if near else 'it has'} {', '.join(near or known)}"
+        )
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Part by part between the dots, so that `blocks.*.attn` is none of the Linears in there."""
+    patterns, parts = pattern.split("."), name.split(".")
+    return len(patterns) == len(parts) and all(map(fnmatchcase, parts, patterns))
