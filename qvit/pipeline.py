@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from qvit import __version__, zoo
-from qvit.deployment import checkpoint
+from qvit.deployment import checkpoint, storage
 from qvit.deployment.conversion import to_integers
 from qvit.deployment.folders import check_target, written_whole
 from qvit.deployment.model_card import model_card
@@ -81,9 +81,9 @@ def quantize(
     with stages("pack"):
         integer = to_integers(simulated, scheme)
     with stages("write"), written_whole(out) as folder:
-        checkpoint.save_weights(integer, folder)
-        size = (folder / checkpoint.WEIGHTS).stat().st_size
-        digest = checkpoint.hash_file(folder / checkpoint.WEIGHTS)
+        storage.save_weights(integer, folder)
+        size = (folder / storage.WEIGHTS).stat().st_size
+        digest = checkpoint.hash_file(folder / storage.WEIGHTS)
         origin = describe_origin(source, weights)
         run = _run_json(origin, recipe, digest, stages.seconds, learned)
         checkpoint.write_json(folder / checkpoint.RUN, run)
@@ -217,7 +217,7 @@ def _check_recipe(recipe: Recipe) -> None:
 def plan(
     source: Source, recipe: Recipe, out: Path | None = None, *, overwrite: bool = False
 ) -> dict[str, Any]:
-    """What `quantize` would do, without weights: model, scheme, bytes of tensors, and estimated seconds.
+    """What `quantize` would do, without weights: model, scheme, bytes of tensors and file, and estimated seconds.
 
     Raises what `quantize` raises for a model or a target that it would refuse.
     """
@@ -229,7 +229,7 @@ def plan(
         model = zoo.build(source)
         config = read_config(model, source.pretrained_cfg)
         scheme = plan_scheme(config, recipe)
-        tensors = ViT(config, scheme, IntegerDense).state_dict().values()
+        empty = ViT(config, scheme, IntegerDense)
     parameters = sum(p.numel() for p in model.parameters())
     learns = recipe.weights.rounding == "learned"
     steps = recipe.weights.reconstruction.steps
@@ -243,7 +243,8 @@ def plan(
         "license": source.license,
         "linears": len(scheme.linears),
         "parameters": parameters,
-        "tensor_bytes": sum(t.numel() * t.element_size() for t in tensors),
+        "tensor_bytes": storage.tensor_bytes(empty),
+        "bytes": storage.file_bytes(empty),
         "fp32_bytes": 4 * parameters,
         "estimated_seconds": round(5 + seconds * parameters / 1e6),
         "reads_images": _images_read(recipe) > 0,
@@ -325,7 +326,7 @@ def _run_json(
         "source": origin,
         "seed": recipe.seed,
         "budget": recipe.budget,
-        "sha256": {checkpoint.WEIGHTS: digest},
+        "sha256": {storage.WEIGHTS: digest},
         "versions": versions,
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         "seconds": {name: round(value, 2) for name, value in seconds.items()},

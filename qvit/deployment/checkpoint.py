@@ -1,6 +1,6 @@
 """The checkpoint folder: written whole, and read with suspicion.
 
-model.safetensors   int8 and packed uint8 weights, fp32 scales, biases and norms; no pickle
+model.safetensors   weights at their widths, fp32 scales, biases and norms, see storage.py; no pickle
 config.json         timm's root (architecture, num_classes, pretrained_cfg), and "quantization_config"
 recipe.yaml         the resolved recipe; `qvit quantize --recipe` replays it
 run.json            where the float weights were, versions, seed, hashes, timings
@@ -16,38 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 
 from qvit.data import DataConfig
 from qvit.deployment.layer_names import shorten
+from qvit.deployment.storage import AGAIN, WEIGHTS, check_header, load_weights
 from qvit.errors import InputError
 from qvit.models.config import ViTConfig
 from qvit.models.dense import IntegerDense
 from qvit.models.validity import check_executable
 from qvit.models.vit import ViT
-from qvit.quant.schemes import ModelScheme
-from qvit_kernels.packing import unpack_int4
-from qvit_kernels.reference import code_range, largest_multiplier
+from qvit.quant.schemes import LinearScheme, ModelScheme
 
-FORMAT_VERSION = 2
-WEIGHTS, CONFIG, RECIPE, RUN, CARD = (
-    "model.safetensors",
-    "config.json",
-    "recipe.yaml",
-    "run.json",
-    "README.md",
-)
-_AGAIN = "quantize the model again with `qvit quantize`, or fetch the folder anew"
-_DTYPES = {"I8": torch.int8, "U8": torch.uint8, "F32": torch.float32}
-
-
-def save_weights(model: ViT, folder: Path) -> None:
-    """Write model.safetensors. The same model gives the same bytes: nothing of the run is in it."""
-    state = {name: value.contiguous() for name, value in sorted(model.state_dict().items())}
-    # One key only: safetensors writes several in an order that changes from run to run. Written from here,
-    # because its own save_file makes a file that only its owner can read.
-    (folder / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
+FORMAT_VERSION = 3
+CONFIG, RECIPE, RUN, CARD = "config.json", "recipe.yaml", "run.json", "README.md"
 
 
 def quantization_config(config: ViTConfig, scheme: ModelScheme, name: str) -> dict[str, Any]:
@@ -121,14 +102,9 @@ def load(folder: Path) -> tuple[ViT, dict[str, Any]]:
     """The integer model and config.json. Raises InputError for anything that does not fit, saying what."""
     config = read_config(folder)
     # the header is believed before memory is: a damaged configuration may ask for terabytes
-    _check_header(folder, _build(config, folder, device="meta"))
+    check_header(folder, _build(config, folder, device="meta"))
     model = _build(config, folder)
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(folder, error) from error
-    model.load_state_dict(state, strict=True)
-    _check_values(model, folder)
+    load_weights(folder, model)
     return model.eval().requires_grad_(False), config
 
 
@@ -136,7 +112,7 @@ def describe(folder: Path) -> dict[str, Any]:
     """What the folder holds, from configuration and file headers alone; the same errors as `load`."""
     folder = locate(folder)
     config = read_config(folder)
-    _check_header(folder, _build(config, folder, device="meta"))
+    check_header(folder, _build(config, folder, device="meta"))
     quantization, pretrained = config["quantization_config"], config["pretrained_cfg"]
     run = read_run(folder)
     source = run.get("source") or {}
@@ -174,9 +150,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     for key, kind in (("architecture", str), ("num_classes", int), ("pretrained_cfg", dict)):
         if not isinstance(config.get(key), kind):
-            raise InputError(f"{folder / CONFIG} has no valid {key!r}; {_AGAIN}")
+            raise InputError(f"{folder / CONFIG} has no valid {key!r}; {AGAIN}")
     if not isinstance(quantization.get("scheme"), str):
-        raise InputError(f"{folder / CONFIG} does not name its scheme; {_AGAIN}")
+        raise InputError(f"{folder / CONFIG} does not name its scheme; {AGAIN}")
     try:
         DataConfig.from_pretrained_cfg(config["pretrained_cfg"]).transform()
     except (
@@ -184,7 +160,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     ) as error:  # timm and torchvision have a kind of error for each kind of nonsense
         raise InputError(
             f"pretrained_cfg in {folder / CONFIG} is no preprocessing "
-            f"({type(error).__name__}: {error}); {_AGAIN}"
+            f"({type(error).__name__}: {error}); {AGAIN}"
         ) from error
     return config
 
@@ -205,7 +181,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     source = run.get("source") or {}
     weights = (source.get("weights") or {}) if isinstance(source, dict) else None
     if not isinstance(weights, dict) or not isinstance(weights.get("path", ""), str):
-        raise InputError(f"{path} does not say where the model came from; remove it, or {_AGAIN}")
+        raise InputError(f"{path} does not say where the model came from; remove it, or {AGAIN}")
     return run
 
 
@@ -213,11 +189,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"{path.parent} has no {path.name}; {_AGAIN}") from error
+        raise InputError(f"{path.parent} has no {path.name}; {AGAIN}") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}; {_AGAIN}") from error
+        raise InputError(f"cannot read {path}: {error}; {AGAIN}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path} is not a JSON object; {_AGAIN}")
+        raise InputError(f"{path} is not a JSON object; {AGAIN}")
     return values
 
 
@@ -243,68 +219,8 @@ def _build(config: dict[str, Any], folder: Path, device: str = "cpu") -> ViT:
     ) as error:
         raise InputError(
             f"quantization_config in {folder / CONFIG} does not describe a model "
-            f"({type(error).__name__}: {error}); {_AGAIN}"
+            f"({type(error).__name__}: {error}); {AGAIN}"
         ) from error
-
-
-def _check_header(folder: Path, model: ViT) -> None:
-    """Compare names, shapes and dtypes in the file's header with those the configuration asks for."""
-    path = folder / WEIGHTS
-    expected = {k: (tuple(v.shape), v.dtype) for k, v in model.state_dict().items()}
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            found = {
-                k: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype()))
-                for k, s in slices.items()
-            }
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} has no {WEIGHTS}; {_AGAIN}") from error
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(folder, error) from error
-    _refuse(path, "lacks", sorted(expected.keys() - found.keys()))
-    _refuse(path, "has unexpected", sorted(found.keys() - expected.keys()))
-    for name, (shape, dtype) in expected.items():
-        if found[name] != (shape, dtype):
-            raise InputError(
-                f"{path}: {name} is {found[name][1]} {list(found[name][0])}, and config.json asks for "
-                f"{dtype} {list(shape)}; {_AGAIN}"
-            )
-
-
-def _check_values(model: ViT, folder: Path) -> None:
-    """Finite floats, codes within their bits (4 and 8 bits fill their containers), multipliers that keep them in 8."""
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise InputError(f"{folder / WEIGHTS}: {name} is not finite; {_AGAIN}")
-    for name, module in model.named_modules():
-        if not isinstance(module, IntegerDense):
-            continue
-        bits = module.scheme.weight.bits
-        if module.weight_multiplier is not None:
-            sizes = module.weight_multiplier.to(torch.int16).abs()  # |-128| is no int8
-            if sizes.amin() < 1 or sizes.amax() > largest_multiplier(bits):
-                raise InputError(
-                    f"{folder / WEIGHTS}: {name} has multipliers beyond 1 to {largest_multiplier(bits)}; {_AGAIN}"
-                )
-        if bits in (4, 8):
-            continue
-        codes = module.codes
-        if codes.dtype == torch.uint8:
-            codes = unpack_int4(codes, 2 * codes.shape[1])
-        low, high = code_range(bits)
-        if codes.amin() < low or codes.amax() > high:
-            raise InputError(f"{folder / WEIGHTS}: {name} has codes beyond {bits} bits; {_AGAIN}")
-
-
-def _refuse(path: Path, what: str, names: list[str]) -> None:
-    if names:
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        raise InputError(f"{path} {what} {shown}; {_AGAIN}")
-
-
-def _unreadable(folder: Path, error: Exception) -> InputError:
-    return InputError(f"{folder / WEIGHTS} is truncated or corrupt ({error}); {_AGAIN}")
 
 
 def _bits(tensors: dict[str, Any]) -> list[dict[str, Any]]:
@@ -314,6 +230,7 @@ def _bits(tensors: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "modules": shorten(entry["targets"], known),
             "weight_bits": entry["scheme"]["weight"]["bits"],
+            "weight_bits_in_memory": LinearScheme.from_dict(entry["scheme"]).container_bits,
             "weight_group": entry["scheme"]["weight"]["group"],
             "input_bits": entry["scheme"]["input"]["bits"],
             "input_group": entry["scheme"]["input"]["group"],

@@ -34,8 +34,9 @@ class Layer:
     Attributes:
         name: The module it belongs to, "blocks.0.attn.qkv".
         op: The operation of qvit_kernels, "linear_qkv".
-        weight_bits: Bits that a stored weight takes; None without weights.
-        input_bits: Bits that a value of its input takes where it is stored.
+        weight_bits: Bits of a weight, as many as it takes in the file; None without weights.
+        container_bits: Bits that a weight takes in memory, where kernels read it; None likewise.
+        input_bits: Bits that a value of its input takes in memory.
         bytes: Of all it reads and writes, each tensor once, as it is stored.
         operations: Multiplications and additions of its matrix products; 0 without any.
         floor: Seconds for its bytes or its operations at the given rates, whichever take longer; None without rates.
@@ -46,6 +47,7 @@ class Layer:
     name: str
     op: str
     weight_bits: int | None
+    container_bits: int | None
     input_bits: int
     bytes: int
     operations: int
@@ -115,6 +117,7 @@ _COLUMNS: Sequence[tuple[str, Callable[[Layer, int], str]]] = (
     ("kernel", lambda layer, count: " + ".join(layer.route.kernels) or "torch"),
     ("tile", lambda layer, count: " + ".join(layer.route.tiles) or "-"),
     ("w bits", lambda layer, count: str(layer.weight_bits or "-")),
+    ("in", lambda layer, count: str(layer.container_bits or "-")),
     ("x bits", lambda layer, count: str(layer.input_bits)),
     ("computes", lambda layer, count: layer.route.computes_in or "-"),
     ("kB", lambda layer, count: f"{layer.bytes / 1e3:.1f}"),

@@ -24,10 +24,12 @@ def listen(
     backend: None goes by the current choice.
     """
     run = _Named(vit, backend)
+    weights = {n: m.scheme.weight for n, m in vit.named_modules() if isinstance(m, IntegerDense)}
     layers: list[Layer] = []
 
     def note(op: str, arguments: tuple[Any, ...], result: object) -> None:
-        layers.append(_describe(run.layer, op, arguments, result, backend, rates))
+        bits = weights[run.layer].bits if op.startswith("linear") else None
+        layers.append(_describe(run.layer, bits, op, arguments, result, backend, rates))
 
     with _Listening(note):
         vit(images, run)
@@ -104,6 +106,7 @@ class _Named(Integer):
 
 def _describe(
     layer: str,
+    weight_bits: int | None,
     op: str,
     arguments: tuple[Any, ...],
     result: object,
@@ -118,7 +121,8 @@ def _describe(
     return Layer(
         name=layer,
         op=op,
-        weight_bits=_bits(arguments[2]) if op.startswith("linear") else None,
+        weight_bits=weight_bits,
+        container_bits=None if weight_bits is None else _bits(arguments[2]),
         input_bits=_bits(arguments[0]),
         bytes=moved,
         operations=operations,

@@ -1,4 +1,4 @@
-"""The two containers of a Linear: float weights that can be simulated, and the integers of a checkpoint."""
+"""The two containers of a Linear: float weights that can be simulated, and the integers that are computed with."""
 
 from typing import Any
 
@@ -74,8 +74,8 @@ class IntegerDense(nn.Module):
     def __init__(self, out_features: int, in_features: int, scheme: LinearScheme) -> None:
         super().__init__()
         self.scheme = scheme
-        self.in_features = in_features
-        if scheme.storage_bits == 4:
+        self.out_features, self.in_features = out_features, in_features
+        if scheme.container_bits == 4:
             shape = (out_features, (in_features + 1) // 2)
             self.register_buffer("weight_packed", torch.zeros(shape, dtype=torch.uint8))
         else:
@@ -94,8 +94,18 @@ class IntegerDense(nn.Module):
 
     @property
     def codes(self) -> Tensor:
-        """The stored weight: int8 [N, K] or packed uint8 [N, ceil(K/2)]."""
-        return self.weight_packed if self.scheme.storage_bits == 4 else self.weight  # pyright: ignore[reportReturnType]
+        """The weight as kernels read it: int8 [N, K] or packed uint8 [N, ceil(K/2)]."""
+        return self.weight_packed if self.scheme.container_bits == 4 else self.weight  # pyright: ignore[reportReturnType]
+
+    def codes_unpacked(self) -> Tensor:
+        """The codes of the weight, int8 [N, K]."""
+        codes = self.codes
+        return packing.unpack_int4(codes, self.in_features) if codes.dtype == torch.uint8 else codes
+
+    @torch.no_grad()
+    def store(self, codes: Tensor) -> None:
+        """Take codes int8 [N, K] for the weight."""
+        self.codes.copy_(packing.pack_int4(codes) if self.scheme.container_bits == 4 else codes)
 
     @property
     def stored(self) -> Weight:
@@ -104,18 +114,15 @@ class IntegerDense(nn.Module):
 
     def values(self) -> Tensor:
         """What the stored weight stands for, fp64 [N, K]: no product of code, multiplier and scale is rounded in it."""
-        codes = self.codes
-        if codes.dtype == torch.uint8:
-            codes = packing.unpack_int4(codes, self.in_features)
-        integers = Weight(codes.double(), self.weight_scale, self.weight_multiplier).integers()
+        codes = self.codes_unpacked().double()
+        integers = Weight(codes, self.weight_scale, self.weight_multiplier).integers()
         return integers * self.weight_scale.double().unsqueeze(-1)
 
     @torch.no_grad()
     def take(self, source: Dense) -> None:
         """Quantize and store the weights of a simulated Linear."""
         codes, scale, multiplier = source.quantized_weight()
-        stored = codes.to(torch.int8)
-        self.codes.copy_(packing.pack_int4(stored) if self.scheme.storage_bits == 4 else stored)
+        self.store(codes.to(torch.int8))
         self.weight_scale.copy_(scale)
         if self.weight_multiplier is not None and multiplier is not None:
             self.weight_multiplier.copy_(multiplier)

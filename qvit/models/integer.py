@@ -124,6 +124,6 @@ class Integer:
         scheme = to.scheme
         if not (x.is_cuda or self._backend == "triton"):
             return False
-        if scheme.storage_bits != 4 or scheme.input.bits > 4:
+        if scheme.container_bits != 4 or scheme.input.bits > 4:
             return False
         return to.codes.shape[1] % 32 == 0 and scheme.input.group % 64 == 0

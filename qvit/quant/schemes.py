@@ -65,9 +65,15 @@ class LinearScheme:
     transform: int = 0
 
     @property
-    def storage_bits(self) -> int:
-        """Bits a stored weight takes: two weights of up to 4 bits share a byte."""
+    def container_bits(self) -> int:
+        """Bits that a weight takes in memory, where kernels read it: two of up to 4 bits share a byte."""
         return 4 if self.weight.bits <= 4 else 8
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `dataclasses.asdict`. Raises TypeError, ValueError or KeyError for anything else."""
+        schemes = {name: _scheme(values[name]) for name in ("weight", "input")}
+        return cls(**{**values, **schemes})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +106,11 @@ class ModelScheme:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`. Raises TypeError, ValueError or KeyError for anything else."""
         return cls(
-            linears={n: _linear(v["scheme"]) for v in values["linears"] for n in v["targets"]},
+            linears={
+                n: LinearScheme.from_dict(v["scheme"])
+                for v in values["linears"]
+                for n in v["targets"]
+            },
             attentions={
                 n: _attention(v["scheme"]) for v in values["attentions"] for n in v["targets"]
             },
@@ -123,11 +133,6 @@ def _scheme(values: Mapping[str, Any]) -> Scheme:
             "mode": Mode(values["mode"]),
         }
     )
-
-
-def _linear(values: Mapping[str, Any]) -> LinearScheme:
-    schemes = {name: _scheme(values[name]) for name in ("weight", "input")}
-    return LinearScheme(**{**values, **schemes})
 
 
 def _attention(values: Mapping[str, Any]) -> AttentionScheme:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from qvit.errors import UsageError
-from qvit.recipe.fields import nearest
 
 MIN_BITS, MAX_BITS = 2, 8
 MAX_GROUPED_BITS = 4  # the product of a code and its group's multiplier has to fit in 8 bits

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qvit.deployment import QuantViT, checkpoint
+from qvit.deployment import QuantViT, checkpoint, storage
+from qvit.deployment.bit_packing import pack_bits
 from qvit.errors import InputError, UsageError
 from qvit_kernels import registration
 from tests.support import images_for
@@ -30,7 +31,7 @@ def edit_config(folder: Path, change) -> None:
 
 
 def edit_weights(folder: Path, change) -> None:
-    path = folder / checkpoint.WEIGHTS
+    path = folder / storage.WEIGHTS
     state = load_file(path)
     change(state)
     save_file(state, path)
@@ -51,10 +52,10 @@ def test_folder_holds_what_it_promises(tiny_quantized):
     names = {p.name for p in tiny_quantized.iterdir()}
     assert names >= {"model.safetensors", "config.json", "recipe.yaml", "run.json", "README.md"}
     dtypes = {str(t.dtype) for t in load_file(tiny_quantized / "model.safetensors").values()}
-    assert dtypes == {"torch.uint8", "torch.int8", "torch.float32"}
+    assert dtypes == {"torch.uint8", "torch.float32"}
     config = json.loads((tiny_quantized / "config.json").read_text())
     assert config["architecture"] == "vit_tiny_patch16_224"
-    assert config["quantization_config"]["format_version"] == 2
+    assert config["quantization_config"]["format_version"] == 3
     assert "QuantViT.from_pretrained" in (tiny_quantized / "README.md").read_text()
 
 
@@ -71,7 +72,7 @@ def test_description_needs_no_weights(tiny_quantized):
 def test_unknown_format_version_names_both(folder):
     edit_config(folder, lambda c: c["quantization_config"].update(format_version=7))
     assert "format version 7" in (message := refusal(folder))
-    assert "reads version 2" in message
+    assert "reads version 3" in message
 
 
 def test_foreign_folder_is_refused(folder):
@@ -227,10 +228,9 @@ def test_scheme_that_would_not_be_executed_is_refused(folder, change):
     assert "does not describe a model" in refusal(folder)
 
 
-def test_codes_beyond_their_bits_are_refused(folder):
+def test_codes_of_other_bits_are_refused_by_their_number(folder):
     edit_config(folder, lambda c: linear_named(c, "fc1")["weight"].update(bits=3))
-    with pytest.raises(InputError, match="codes beyond 3 bits"):
-        checkpoint.load(folder)
+    assert "weight_packed is torch.uint8 [6144], and config.json asks for" in refusal(folder)
 
 
 BROKEN_PREPROCESSING = {
@@ -297,8 +297,14 @@ def test_copies_and_threads(tiny_quantized):
         assert all(torch.equal(r, expected) for r in pool.map(model, [images] * 8))
 
 
-@pytest.mark.parametrize("value", [0, 16, -128])
+@pytest.mark.parametrize("value", [0, -16])
 def test_multipliers_that_leave_eight_bits_are_refused(folder, value):
-    edit_weights(folder, lambda s: s["blocks.0.mlp.fc1.weight_multiplier"][3:4].fill_(value))
+    """Those of 4-bit weights take five bits, which hold -16 to 15."""
+    multiplier = torch.ones(256, 2, dtype=torch.int8)
+    multiplier[3, 1] = value
+    edit_weights(
+        folder,
+        lambda s: s.update({"blocks.0.mlp.fc1.weight_multiplier_packed": pack_bits(multiplier, 5)}),
+    )
     with pytest.raises(InputError, match="multipliers beyond 1 to 15"):
         checkpoint.load(folder)

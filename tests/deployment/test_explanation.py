@@ -61,10 +61,14 @@ def test_bytes_and_operations_are_those_of_the_shapes(model, batch):
     groups = config.hidden_dim // dense_group(model)
     moving = tokens * (dim + 4 + config.hidden_dim + 4 * groups)  # codes and scales, in and out
     assert fc1.bytes == moving + sum(t.numel() * t.element_size() for t in stored)
-    assert (fc1.weight_bits, fc1.input_bits) == (4, 8)
+    assert (fc1.weight_bits, fc1.container_bits, fc1.input_bits) == (4, 4, 8)
     attention = rows["blocks.1.attn", "attention"]
     assert attention.operations == 4 * batch * heads * 17 * 17 * config.head_dim
-    assert (attention.weight_bits, attention.input_bits) == (None, 8)
+    assert (attention.weight_bits, attention.container_bits, attention.input_bits) == (
+        None,
+        None,
+        8,
+    )
     norm = rows["blocks.0.norm1", "layernorm_quantize"]
     assert (norm.operations, norm.input_bits, norm.route.computes_in) == (0, 32, None)
 
@@ -130,7 +134,8 @@ def test_explaining_changes_nothing(model):
 def layer(name, **changes):
     values = {
         "op": "linear",
-        "weight_bits": 4,
+        "weight_bits": 3,
+        "container_bits": 4,
         "input_bits": 8,
         "bytes": 2500,
         "operations": 3_000_000,
@@ -142,11 +147,11 @@ def layer(name, **changes):
 
 def test_table_merges_blocks_and_gives_reasons():
     slow = Route("reference", (), (), "float", "heads of 160 channels are wider than 128")
-    fast = Route("triton", ("linear_kernel",), ("64x64x128, 4 warps",), "int8", None)
+    fast = Route("triton", ("linear_kernel",), ("64x64, 4 warps",), "int8", None)
     layers = (
         *(layer(f"blocks.{i}.attn.qkv", op="linear_qkv", route=slow) for i in range(3)),
         *(layer(f"blocks.{i}.mlp.fc2", route=fast) for i in range(2)),
-        layer("blocks.2.mlp.fc2", route=fast, bytes=9_000, weight_bits=None),
+        layer("blocks.2.mlp.fc2", route=fast, bytes=9_000, weight_bits=None, container_bits=None),
     )
     found = Explanation(scheme="W4A8", device="cuda:0", images=(1, 3, 224, 224), layers=layers)
     assert (
@@ -154,10 +159,10 @@ def test_table_merges_blocks_and_gives_reasons():
         == """\
 W4A8 on cuda:0, images 1 x 3 x 224 x 224
 
-layer               times  op          backend    kernel         tile                w bits  x bits  computes   kB   Mop
-blocks.*.attn.qkv       3  linear_qkv  reference  torch          -                        4       8  float     2.5  3.00
-blocks.0-1.mlp.fc2      2  linear      triton     linear_kernel  64x64x128, 4 warps       4       8  int8      2.5  3.00
-blocks.2.mlp.fc2        1  linear      triton     linear_kernel  64x64x128, 4 warps       -       8  int8      9.0  3.00
+layer               times  op          backend    kernel         tile            w bits  in  x bits  computes   kB   Mop
+blocks.*.attn.qkv       3  linear_qkv  reference  torch          -                    3   4       8  float     2.5  3.00
+blocks.0-1.mlp.fc2      2  linear      triton     linear_kernel  64x64, 4 warps       3   4       8  int8      2.5  3.00
+blocks.2.mlp.fc2        1  linear      triton     linear_kernel  64x64, 4 warps       -   -       8  int8      9.0  3.00
 
 in all 0.02 MB, 0.02 Gop
 linear_qkv: slow, because heads of 160 channels are wider than 128"""

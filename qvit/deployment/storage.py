@@ -1,0 +1,177 @@
+"""model.safetensors: every Linear at its own width, without gaps; everything else as the model holds it.
+
+NAME.weight_packed                uint8 [ceil(N K b / 8)], codes [N, K] of b bits, b that of config.json
+NAME.weight_multiplier_packed     uint8, the multipliers [N, G] of weight groups, see `_multiplier_bits`
+NAME.weight_scale, bias, signs    fp32, and all norms, tokens and positions
+
+In memory a Linear has the container that kernels read, of 4 or 8 bits: `load` unpacks, one Linear after the other.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from qvit.deployment.bit_packing import pack_bits, packed_bytes, unpack_bits
+from qvit.errors import InputError
+from qvit.models.dense import IntegerDense
+from qvit.models.vit import ViT
+from qvit_kernels.reference import largest_multiplier
+
+WEIGHTS = "model.safetensors"
+AGAIN = "quantize the model again with `qvit quantize`, or fetch the folder anew"
+_METADATA = {"format": "pt"}
+_DTYPES = {"U8": torch.uint8, "F32": torch.float32}
+
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def save_weights(model: ViT, folder: Path) -> None:
+    """Write model.safetensors. The same model gives the same bytes: nothing of the run is in it."""
+    tensors = {name: value.contiguous() for name, value in _plain(model)}
+    for name, dense in _linears(model):
+        tensors[f"{name}.weight_packed"] = pack_bits(dense.codes_unpacked(), _bits(dense))
+        if dense.weight_multiplier is not None:
+            packed = pack_bits(dense.weight_multiplier, _multiplier_bits(_bits(dense)))
+            tensors[f"{name}.weight_multiplier_packed"] = packed
+    # One key only: safetensors writes several in an order that changes from run to run. Written from here,
+    # because its own save_file makes a file that only its owner can read.
+    data = save(dict(sorted(tensors.items())), metadata=_METADATA)
+    (folder / WEIGHTS).write_bytes(data)
+
+
+def layout(model: ViT) -> Layout:
+    """Shape and dtype of every tensor that the file of a model holds; it may be on the meta device."""
+    found: Layout = {name: (tuple(value.shape), value.dtype) for name, value in _plain(model)}
+    for name, dense in _linears(model):
+        bits, count = _bits(dense), dense.out_features * dense.in_features
+        found[f"{name}.weight_packed"] = (packed_bytes(count, bits),), torch.uint8
+        if dense.weight_multiplier is not None:
+            size = packed_bytes(dense.weight_multiplier.numel(), _multiplier_bits(bits))
+            found[f"{name}.weight_multiplier_packed"] = (size,), torch.uint8
+    return found
+
+
+def tensor_bytes(model: ViT) -> int:
+    """Bytes of the tensors in the file of a model, without its header; it may be on the meta device."""
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout(model).values())
+
+
+def file_bytes(model: ViT) -> int:
+    """Bytes of the file of a model, header included; it may be on the meta device."""
+    header = json.dumps(_header(layout(model)), separators=(",", ":"))
+    return 8 + -(-len(header) // 8) * 8 + tensor_bytes(model)
+
+
+def _header(tensors: Layout) -> dict[str, Any]:
+    """As safetensors writes it: wide dtypes first, then by name."""
+    header: dict[str, Any] = {"__metadata__": _METADATA}
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    begin = 0
+    for name in sorted(tensors, key=lambda n: (-tensors[n][1].itemsize, n)):
+        shape, dtype = tensors[name]
+        end = begin + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": [begin, end]}
+        begin = end
+    return header
+
+
+def check_header(folder: Path, model: ViT) -> None:
+    """Compare names, shapes and dtypes in the file's header with those of a model. Raises InputError."""
+    path = folder / WEIGHTS
+    expected = layout(model)
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            found = {
+                k: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype()))
+                for k, s in slices.items()
+            }
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} has no {WEIGHTS}; {AGAIN}") from error
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+    _refuse(path, "lacks", sorted(expected.keys() - found.keys()))
+    _refuse(path, "has unexpected", sorted(found.keys() - expected.keys()))
+    for name, (shape, dtype) in expected.items():
+        if found[name] != (shape, dtype):
+            raise InputError(
+                f"{path}: {name} is {found[name][1]} {list(found[name][0])}, and config.json asks for "
+                f"{dtype} {list(shape)}; {AGAIN}"
+            )
+
+
+@torch.no_grad()
+def load_weights(folder: Path, model: ViT) -> None:
+    """Fill a model from a file whose header fits. Raises InputError for values that cannot be."""
+    path = folder / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            _fill(model, file.get_tensor, path)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _fill(model: ViT, read: Callable[[str], Tensor], path: Path) -> None:
+    for name, target in _plain(model):
+        target.copy_(read(name))
+        if not target.isfinite().all():
+            raise InputError(f"{path}: {name} is not finite; {AGAIN}")
+    for name, dense in _linears(model):
+        count = dense.out_features * dense.in_features
+        codes = unpack_bits(read(f"{name}.weight_packed"), _bits(dense), count)
+        dense.store(codes.view(dense.out_features, dense.in_features))
+        if dense.weight_multiplier is not None:
+            packed = read(f"{name}.weight_multiplier_packed")
+            _fill_multiplier(dense.weight_multiplier, packed, _bits(dense), f"{path}: {name}")
+
+
+def _fill_multiplier(multiplier: Tensor, packed: Tensor, bits: int, name: str) -> None:
+    values = unpack_bits(packed, _multiplier_bits(bits), multiplier.numel())
+    largest = largest_multiplier(bits)
+    if values.abs().amin() < 1 or values.abs().amax() > largest:
+        raise InputError(f"{name} has multipliers beyond 1 to {largest}; {AGAIN}")
+    multiplier.copy_(values.view_as(multiplier))
+
+
+def _multiplier_bits(bits: int) -> int:
+    """Bits of the multipliers of weights of so many bits, sign included: the more the fewer those have."""
+    return largest_multiplier(bits).bit_length() + 1
+
+
+def _bits(dense: IntegerDense) -> int:
+    return dense.scheme.weight.bits
+
+
+def _linears(model: ViT) -> Iterator[tuple[str, IntegerDense]]:
+    for name, module in model.named_modules():
+        if isinstance(module, IntegerDense):
+            yield name, module
+
+
+def _plain(model: ViT) -> Iterator[tuple[str, Tensor]]:
+    """Name and values of what is stored as it is: all but codes and multipliers."""
+    packed = {
+        f"{name}.{part}"
+        for name, _ in _linears(model)
+        for part in ("weight", "weight_packed", "weight_multiplier")
+    }
+    for name, value in model.state_dict().items():
+        if name not in packed:
+            yield name, value
+
+
+def _refuse(path: Path, what: str, names: list[str]) -> None:
+    if names:
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise InputError(f"{path} {what} {shown}; {AGAIN}")
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is truncated or corrupt ({error}); {AGAIN}")
