@@ -5,8 +5,6 @@ refuses to run before. All are affine with codes from 0 to 2^b - 1; a signed gri
 higher.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -105,7 +103,7 @@ class LearnedStep(ActivationQuantizer):
 
     def quantize(self, x: Tensor) -> Tensor:
         """See ActivationQuantizer."""
-        factor = 1 / math.sqrt(x.numel() * (2**self.bits - 1))
+        factor = (x.numel() * self._top()).rsqrt()
         scale = _slowed(self.scale, factor)
         if not self.traps:
             # The value is held above zero, the gradient is not held: a step that was pushed there finds back.
@@ -232,6 +230,6 @@ def observe_ranges(module: nn.Module, on: bool) -> None:
             part.observing = on
 
 
-def _slowed(parameter: Tensor, factor: float) -> Tensor:
+def _slowed(parameter: Tensor, factor: Tensor) -> Tensor:
     """The value unchanged, its gradient times `factor`."""
     return parameter.detach() + (parameter - parameter.detach()) * factor

@@ -129,6 +129,17 @@ def test_gradients_of_learned_steps_are_lsqs():
     )
 
 
+def test_the_factor_of_a_signed_grid_is_that_of_its_largest_code():
+    x = torch.randn(64).sign() * (1 + torch.rand(64))
+    quantizer = calibrated(LearnedStep(4), x)
+    with torch.no_grad():
+        quantizer.scale.fill_(0.01)  # all values lie beyond the range
+        quantizer.zero_point.fill_(0.0)
+    quantizer(x).abs().sum().backward()
+    ends = float(torch.where(x > 0, 7.0, 8.0).sum())
+    assert float(quantizer.scale.grad) == pytest.approx(ends / math.sqrt(64 * 7), rel=1e-4)
+
+
 def test_softmax_outputs_fall_into_the_trap_only_where_that_is_wanted():
     shares = torch.softmax(3 * torch.randn(4, 50), -1)
     fine, trapped = (calibrated(LearnedStep(4, traps=t), shares) for t in (False, True))
