@@ -9,7 +9,7 @@ class Budget:
 
     Attributes:
         images: Synthetic images; `real-N` has its own count.
-        iterations: Steps of their pixels.
+        iterations: Steps of their pixels; 0: as many as each method publishes.
         steps: Steps of the student, however many images there are.
         batch: Images of a batch, in synthesis and in training.
         evaluated: Images that the result is measured on, at most.
@@ -26,6 +26,7 @@ class Budget:
 BUDGETS = {
     "smoke": Budget(images=4, iterations=2, steps=2, batch=2, evaluated=8),
     "demo": Budget(images=64, iterations=200, steps=60, batch=16, evaluated=500),
+    "demo-published": Budget(images=16, iterations=0, steps=60, batch=16, evaluated=500),
     "cpu": Budget(images=64, iterations=150, steps=60, batch=16, evaluated=500),
     "gpu": Budget(images=1024, iterations=1000, steps=4000, batch=32, evaluated=1300),
 }
