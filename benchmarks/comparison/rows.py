@@ -77,13 +77,15 @@ def rows(convolutional: bool) -> Iterator[Row]:
 
 def recipe_of(row: Row, seed: int) -> Recipe:
     """What the student is. Static: minimum and maximum of weights, LSQ from the least squared error for the rest;
-    "minmax": minimum and maximum of everything, as PSAQ-ViT has it.
+    "minmax": minimum and maximum of everything and softmax outputs in float, as PSAQ-ViT has it.
     """
     weight_bits, activation_bits = SCHEMES[row.scheme]
     bits: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
     if row.quantizer == "dynamic":
         return Recipe.preset("qvit", **bits).without_images().override([f"seed={seed}"])
-    ranges = ["static=minmax"] if row.quantizer == "minmax" else ["static=lsq", "static.start=mse"]
+    ranges = ["static=lsq", "static.start=mse"]
+    if row.quantizer == "minmax":
+        ranges = ["static=minmax", "static.softmax=float"]
     settings = [f"seed={seed}", *ranges]
     return Recipe.preset("plain", **bits).override(settings)
 

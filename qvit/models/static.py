@@ -1,8 +1,9 @@
 """The static execution: the quantizers that publications compare with, one scale and zero point a tensor.
 
 Quantized as in MimiQ (Choi et al., AAAI 2025): weights and inputs of every Linear, the weights of the patch embedding,
-and both operands of both attention products. LayerNorm, softmax, GELU, the residual stream, biases and position
-embeddings are not; the image is not. For simulation only: no kernel computes it.
+and both operands of both attention products; softmax outputs and GELU outputs may be left out. The arithmetic of
+LayerNorm, softmax and GELU, the residual stream, biases and position embeddings are not; the image is not. For
+simulation only: no kernel computes it.
 """
 
 import torch
@@ -64,7 +65,7 @@ class AttentionQuantizers(nn.Module):
         bits = recipe.attention.bits
         self.q, self.k, self.v = (activation_quantizer(bits, recipe.static) for _ in range(3))
         self.softmax = activation_quantizer(
-            recipe.attention.softmax_bits, recipe.static, softmax=True
+            recipe.attention.softmax_bits, recipe.static, recipe.static.softmax
         )
 
 
@@ -89,7 +90,8 @@ def with_static_quantizers(vit: ViT, recipe: Recipe) -> ViT:
         )
         x = None
         if name != "patch_embed.proj":
-            x = activation_quantizer(end or recipe.activations.bits, recipe.static)
+            grid = recipe.static.gelu if leaf == "fc2" else "linear"
+            x = activation_quantizer(end or recipe.activations.bits, recipe.static, grid)
         setattr(owner, leaf, StaticDense(source, weights, x))
     for block in found.blocks:
         block.attn.quantizers = AttentionQuantizers(recipe)  # pyright: ignore[reportAttributeAccessIssue]

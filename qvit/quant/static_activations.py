@@ -210,11 +210,26 @@ class PowersOfTwo(ActivationQuantizer):
         return x + (grid - x).detach()
 
 
-def activation_quantizer(
-    bits: int, static: Static, *, softmax: bool = False
-) -> ActivationQuantizer:
-    """The quantizer of one tensor; `softmax`: it holds probabilities."""
-    if softmax and static.softmax == "log2":
+class Untouched(ActivationQuantizer):
+    """No quantizer: values are handed on as they are."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.ready.fill_(True)
+
+    def observe(self, x: Tensor) -> None:
+        """Nothing to find."""
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """See ActivationQuantizer."""
+        return x
+
+
+def activation_quantizer(bits: int, static: Static, grid: str = "linear") -> ActivationQuantizer:
+    """The quantizer of one tensor; `grid`: where that is not "linear", it stands above the kind of `static`."""
+    if grid == "float":
+        return Untouched(bits)
+    if grid == "log2":
         return PowersOfTwo(bits)
     if static.activations == "lsq":
         return LearnedStep(bits, static.start, traps=static.traps)

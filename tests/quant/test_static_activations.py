@@ -165,7 +165,7 @@ def test_powers_of_two():
     assert found.tolist() == [1.0, 1.0, 0.5, 0.25, 0.125, 2.0**-15, 0.0, 0.0]
     found.sum().backward()
     assert torch.equal(x.grad, torch.ones(8))
-    assert isinstance(activation_quantizer(4, Static(softmax="log2"), softmax=True), PowersOfTwo)
+    assert isinstance(activation_quantizer(4, Static(), "log2"), PowersOfTwo)
 
 
 @pytest.mark.parametrize("kind", KINDS)
