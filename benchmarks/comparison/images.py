@@ -36,11 +36,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mimiq-1to1": ("mimiq", {"attention": 1.0}),  # the published weight
     # at 64 pixels and few iterations the published weight leaves noise in the images
     "mimiq-smooth": ("mimiq", {"smoothness": 1e-3}),
-    # To tell a term from what surrounds it: each method without its term, and with the other's.
+    # To tell a term from what surrounds it: each method without its term, and with the other's, and MimiQ
+    # without its colour jitter.
     "psaq-classes": ("psaq", {"attention": 0.0}),
-    "psaq-heads": ("mimiq", {**_surroundings("psaq"), "attention": 100.0}),
+    "psaq-heads": ("mimiq", _surroundings("psaq")),
     "mimiq-classes": ("mimiq", {"attention": 0.0}),
     "mimiq-entropy": ("psaq", _surroundings("mimiq")),
+    "mimiq-still": ("mimiq", {"colour_shift": 0.0, "colour_jitter": 0.0}),
     "sardfq": ("sardfq", {}),
     "bns": ("bns", {}),
     "acq": ("acq", {}),

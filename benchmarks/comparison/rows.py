@@ -25,8 +25,15 @@ RECONSTRUCTION = "reconstruction"
 # Images and training are one: see together.py. The second needs attention.
 TOGETHER = ("psaq-v2", "maskaq")
 VIT_IMAGES = ("noise", "psaq", "mimiq", "sardfq", "acq", "real-32", "real-500")
-# What is left of MimiQ and PSAQ-ViT without their terms, with the other's, and with more total variation.
-CONTROLS = ("psaq-classes", "psaq-heads", "mimiq-classes", "mimiq-entropy", "mimiq-smooth")
+# MimiQ and PSAQ-ViT without their terms, with the other's, without colour jitter, with more weight on total variation.
+CONTROLS = (
+    "psaq-classes",
+    "psaq-heads",
+    "mimiq-still",
+    "mimiq-classes",
+    "mimiq-entropy",
+    "mimiq-smooth",
+)
 RESNET_IMAGES = ("noise", "bns", "acq", "acq-unconditional", "real-32", "real-500")
 
 

@@ -73,8 +73,8 @@ def _psaq() -> dict[str, Any]:
 
 
 def _psaq_v2() -> dict[str, Any]:
-    """Li et al., TNNLS 2023, our reconstruction: images and student play against each other. Outputs of softmax and GELU
-    stay as they are.
+    """Li et al., TNNLS 2023, our reconstruction: images and student play against each other. Outputs of softmax and
+    GELU stay as they are.
     """
     return {
         "synthesis": game_images(),
@@ -104,7 +104,8 @@ def _maskaq() -> dict[str, Any]:
 
 def _ait() -> dict[str, Any]:
     """Choi et al., CVPR 2022, on GDFQ's generator, which knows labels and nothing else. It trains the generator beside
-    the student for 400 epochs of 200 batches; here the images are drawn once. Its weights are asymmetric, ours symmetric.
+    the student for 400 epochs of 200 batches; here the images are drawn once. Its weights are asymmetric, ours
+    symmetric.
     """
     return {
         "synthesis": _generated(condition="label", centres=0.0, pairs=0.0, consistency=0.0),
