@@ -40,7 +40,7 @@ from qvit.distillation.reconstruction import reconstruct  # noqa: E402
 from qvit.evaluation.accuracy import Predictions, compare  # noqa: E402
 from qvit.models.student import Student  # noqa: E402
 from qvit.models.vit import ViT  # noqa: E402
-from qvit.models.vit_students import SimulatedStudent  # noqa: E402
+from qvit.models.vit_students import SimulatedStudent, StaticStudent  # noqa: E402
 from qvit.recipe import Reconstruction  # noqa: E402
 
 _CALIBRATED_ON = 32  # images
@@ -54,6 +54,7 @@ _CALIBRATED_ON = 32  # images
 @click.option("--only", multiple=True, metavar="WORD", help="Rows whose name contains a word.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the JSON files.")
 @click.option("--seconds", default=0.0, help="Begin no cell after so long; 0: no limit.")
+@click.option("--stored", is_flag=True, help="Measure nothing; a table of what the folder holds.")
 def main(
     model: str,
     budget: str,
@@ -62,10 +63,14 @@ def main(
     only: tuple[str, ...],
     out: Path | None,
     seconds: float,
+    stored: bool,
 ) -> None:
     """Measure what the output folder does not hold yet, and print a table of all of it."""
     folder = out or cells.ROOT / "benchmarks" / "results" / cells.machine_name() / "methods"
-    print(table(cells.measure(planned(model, budget, seeds, split, only, seconds), folder)))
+    wanted = planned(model, budget, seeds, split, only, seconds)
+    if stored:
+        wanted = (cell for cell in wanted if (folder / f"{cell[0]}.json").is_file())
+    print(table(cells.measure(wanted, folder)))
 
 
 def planned(
@@ -137,7 +142,7 @@ def _reconstruct(
     tested: Subject, student: Student, pool: Pool, budget: Budget, seed: int
 ) -> tuple[Reconstruction, dict[str, Any]]:
     """Learn the rounding of a ViT's weights; the settings, and what came of each block."""
-    assert isinstance(student, SimulatedStudent)
+    assert isinstance(student, SimulatedStudent | StaticStudent)
     assert isinstance(tested.network, ViT)
     settings = reconstruction_of(budget, len(pool))
     return settings, {"blocks": reconstruct(tested.network, student.vit, pool, settings, seed=seed)}

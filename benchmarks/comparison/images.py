@@ -16,6 +16,18 @@ from qvit.synthesis import open_images, synthesize
 from qvit.synthesis.shards import MANIFEST
 
 SCRATCH = ROOT / "out" / "methods"
+# What surrounds the terms on attention: rates, augmentation, total variation.
+_SURROUNDINGS = (
+    "rounds", "lr", "lr_final", "warmup", "beta1", "beta2", "weight_decay", "smoothness", "smoothness_low",
+    "smoothness_high", "shift", "shift_diagonal", "flip", "colour_shift", "colour_jitter",
+)  # fmt: skip
+
+
+def _surroundings(method: str) -> dict[str, Any]:
+    preset = Synthesis.preset(method)
+    return {name: getattr(preset, name) for name in _SURROUNDINGS}
+
+
 # What a method's preset is changed by, beside images, iterations and batch.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "noise": ("noise", {}),
@@ -24,6 +36,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mimiq-1to1": ("mimiq", {"attention": 1.0}),  # the published weight
     # at 64 pixels and few iterations the published weight leaves noise in the images
     "mimiq-smooth": ("mimiq", {"smoothness": 1e-3}),
+    # To tell a term from what surrounds it: each method without its term, and with the other's, and MimiQ
+    # without its colour jitter.
+    "psaq-classes": ("psaq", {"attention": 0.0}),
+    "psaq-heads": ("mimiq", _surroundings("psaq")),
+    "mimiq-classes": ("mimiq", {"attention": 0.0}),
+    "mimiq-entropy": ("psaq", _surroundings("mimiq")),
+    "mimiq-still": ("mimiq", {"colour_shift": 0.0, "colour_jitter": 0.0}),
     "sardfq": ("sardfq", {}),
     "bns": ("bns", {}),
     "acq": ("acq", {}),
@@ -36,7 +55,7 @@ def settings_of(method: str, budget: Budget) -> Synthesis:
     name, changes = VARIANTS[method]
     preset = Synthesis.preset(name)
     counts: dict[str, Any] = {"images": budget.images, "batch": min(budget.batch, budget.images)}
-    if preset.optimised:
+    if preset.optimised and budget.iterations:
         counts["iterations"] = max(budget.iterations, preset.rounds)
     return Synthesis.preset(name, **counts, **changes)
 

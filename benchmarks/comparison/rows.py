@@ -25,6 +25,15 @@ RECONSTRUCTION = "reconstruction"
 # Images and training are one: see together.py. The second needs attention.
 TOGETHER = ("psaq-v2", "maskaq")
 VIT_IMAGES = ("noise", "psaq", "mimiq", "sardfq", "acq", "real-32", "real-500")
+# MimiQ and PSAQ-ViT without their terms, with the other's, without colour jitter, with more weight on total variation.
+CONTROLS = (
+    "psaq-classes",
+    "psaq-heads",
+    "mimiq-still",
+    "mimiq-classes",
+    "mimiq-entropy",
+    "mimiq-smooth",
+)
 RESNET_IMAGES = ("noise", "bns", "acq", "acq-unconditional", "real-32", "real-500")
 
 
@@ -59,10 +68,14 @@ def rows(convolutional: bool) -> Iterator[Row]:
         for method in TOGETHER[: 1 if convolutional else 2]:
             yield Row(method, "own", quantizer, "w4a4")
     if not convolutional:
+        for method in ("noise", "psaq", "mimiq", "real-32"):
+            yield Row(method, "none", "minmax", "w4a4")
+        for quantizer in QUANTIZERS:
+            for method in ("noise", "psaq", "mimiq", "real-32"):
+                yield Row(method, RECONSTRUCTION, quantizer, "w4a4")
         for training in ("none", "kl"):
-            yield Row("mimiq-smooth", training, "static", "w4a4")
-        for method in ("noise", "mimiq", "real-32", "real-500"):
-            yield Row(method, RECONSTRUCTION, "dynamic", "w4a4")
+            for method in CONTROLS:
+                yield Row(method, training, "static", "w4a4")
     for scheme in ("w3a3", "w4a8"):
         for training in ("none", "kl"):
             for method in synthetic:
@@ -70,12 +83,17 @@ def rows(convolutional: bool) -> Iterator[Row]:
 
 
 def recipe_of(row: Row, seed: int) -> Recipe:
-    """What the student is. Static: minimum and maximum of weights, LSQ from the least squared error for the rest."""
+    """What the student is. Static: minimum and maximum of weights, LSQ from the least squared error for the rest;
+    "minmax": minimum and maximum of everything and softmax outputs in float, as PSAQ-ViT has it.
+    """
     weight_bits, activation_bits = SCHEMES[row.scheme]
     bits: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
     if row.quantizer == "dynamic":
         return Recipe.preset("qvit", **bits).without_images().override([f"seed={seed}"])
-    settings = [f"seed={seed}", "static=lsq", "static.start=mse"]
+    ranges = ["static=lsq", "static.start=mse"]
+    if row.quantizer == "minmax":
+        ranges = ["static=minmax", "static.softmax=float"]
+    settings = [f"seed={seed}", *ranges]
     return Recipe.preset("plain", **bits).override(settings)
 
 

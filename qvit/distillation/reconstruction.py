@@ -13,8 +13,8 @@ units of a layer's outputs. beta falls by a cosine; for the first steps there is
 embedding and head keep nearest rounding, as with gptq (models/rounding.py).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from math import cos, pi
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,11 @@ from torch import Tensor
 from qvit.distillation.pool import Order, Pool
 from qvit.distillation.progress import digest, load_state, save_state
 from qvit.errors import QvitError
-from qvit.models.dense import Dense
+from qvit.models.execution import Execution
 from qvit.models.floating import Float
-from qvit.models.relaxed import Relaxed, relax, settle
-from qvit.models.simulated import Simulated
+from qvit.models.relaxed import Relaxations, executions_of, relax, settle
 from qvit.models.streams import begin_stream, pass_stream
 from qvit.models.vit import Block, ViT
-from qvit.quant.relaxation import Relaxation
 from qvit.recipe import Reconstruction
 
 # Errors below this share of the target's mean square are rounding noise of fp32, and no unit.
@@ -40,7 +38,7 @@ _LEAST = 1e-10
 
 def reconstruct(
     teacher: ViT,
-    folded: ViT,
+    student: ViT,
     pool: Pool,
     settings: Reconstruction,
     *,
@@ -55,7 +53,8 @@ def reconstruct(
 
     Args:
         teacher: The float model.
-        folded: Its folded copy with ranges, from `set_weight_ranges`.
+        student: Its folded copy with ranges, from `set_weight_ranges`; or the `vit` of a StaticStudent that is
+            calibrated, whose grids stay as they are then: ranges do not follow weights that lie on a grid.
         pool: Images; labels are not looked at.
         settings: See Reconstruction. With a scale_lr above 0 the weights' scales move, too.
         seed: Of the order of the images.
@@ -72,71 +71,91 @@ def reconstruct(
         InputError: The folder's file is damaged.
         QvitError: A loss is not finite.
     """
-    identity = _describe(folded, pool, settings, seed)
+    for block in student.blocks:
+        assert isinstance(block, Block)
+        for dense in block.linears():
+            dense.hold()
+    identity = _describe(student, pool, settings, seed)
     found: list[dict[str, float]] = []
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        state = load_state(folder, identity, str(folded.patch_embed.gain.device))
+        state = load_state(folder, identity, str(student.patch_embed.gain.device))
         if state is not None:
-            folded.load_state_dict(state["model"])
+            student.load_state_dict(state["model"])
             found = state["found"]
     order = Order(torch.arange(len(pool)), min(settings.batch, len(pool)), seed)
-    inputs = begin_stream(folded, pool.images, Simulated())
+    run, relaxed = executions_of(student)
+    inputs = begin_stream(student, pool.images, run)
     targets = begin_stream(teacher, pool.images, Float())
-    for i, block in enumerate(folded.blocks):
+    for i, block in enumerate(student.blocks):
         assert isinstance(block, Block)
         targets = pass_stream(teacher.blocks[i], targets, Float())
         if i == len(found):
-            found.append(_reconstruct_block(block, inputs, targets, order, settings))
+            unit = _Unit(block, run, inputs, targets)
+            found.append(_reconstruct_block(unit, relaxed, order, settings))
             if folder is not None:
-                state = {"run": identity, "model": folded.state_dict(), "found": found}
+                state = {"run": identity, "model": student.state_dict(), "found": found}
                 save_state(folder, state)
             if done is not None:
                 done(f"block {i + 1}")
-        inputs = pass_stream(block, inputs, Simulated())
+        inputs = pass_stream(block, inputs, run)
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """A block of the student, how it computes, and what it reads and is to hand on, [N, T, D] of all images."""
+
+    block: Block
+    run: Execution
+    inputs: Tensor
+    targets: Tensor
+
+    def error(self) -> float:
+        """Mean square, of the weights as they are."""
+        return float(_error(pass_stream(self.block, self.inputs, self.run), self.targets))
+
+
 def _reconstruct_block(
-    block: Block, inputs: Tensor, targets: Tensor, order: Order, settings: Reconstruction
+    unit: _Unit, relaxed: Callable[[Relaxations], Execution], order: Order, settings: Reconstruction
 ) -> dict[str, float]:
-    """inputs, targets: [N, T, D] of all images; what `reconstruct` returns of a block."""
-    size = max(float(targets.float().square().mean()), 1e-30)
-    nearest = _mean_error(block, inputs, targets) / size
-    relaxations = relax(block)
-    codes = [dense.quantized_weight().codes.detach() for dense in relaxations]
-    _learn(block, relaxations, inputs, targets, order, settings, size * max(nearest, _LEAST))
+    """What `reconstruct` returns of a block."""
+    size = max(float(unit.targets.float().square().mean()), 1e-30)
+    nearest = unit.error() / size
+    relaxations = relax(unit.block)
+    codes = [dense.codes_of(dense.weight).detach() for dense in relaxations]
+    scale = size * max(nearest, _LEAST)
+    _learn(unit, relaxations, relaxed(relaxations), order, settings, scale)
     shares = torch.cat([r.share().flatten() for r in relaxations.values()])
     settle(relaxations)
     pairs = zip(relaxations, codes, strict=True)
     changed = torch.cat([(dense.codes_of(dense.weight) != old).flatten() for dense, old in pairs])
     return {
         "nearest": float(f"{nearest:.6g}"),
-        "learned": float(f"{_mean_error(block, inputs, targets) / size:.6g}"),
+        "learned": float(f"{unit.error() / size:.6g}"),
         "changed": round(float(changed.float().mean()), 6),
         "undecided": round(float(((shares - 0.5).abs() < 0.45).float().mean()), 6),
     }
 
 
 def _learn(
-    block: Block,
-    relaxations: Mapping[Dense, Relaxation],
-    inputs: Tensor,
-    targets: Tensor,
+    unit: _Unit,
+    relaxations: Relaxations,
+    run: Execution,
     order: Order,
     settings: Reconstruction,
-    unit: float,
+    scale: float,
 ) -> None:
-    """Take the steps; `unit`: the error by which that of a step is divided."""
-    run, every = Relaxed(relaxations), list(relaxations.values())
+    """Take the steps; `run`: with the relaxations; `scale`: the error by which that of a step is divided."""
+    every = list(relaxations.values())
     groups = [{"params": [r.logits for r in every], "lr": settings.lr}]
     if settings.scale_lr:
         groups.append({"params": [r.growth for r in every], "lr": settings.scale_lr})
     optimiser = torch.optim.Adam(groups)
     learned = [parameter for group in groups for parameter in group["params"]]
     for step in range(settings.steps):
-        some = order.at(step).to(inputs.device)
-        loss = _error(block(inputs[some], run), targets[some]) / unit
+        some = order.at(step).to(unit.inputs.device)
+        loss = _error(unit.block(unit.inputs[some], run), unit.targets[some]) / scale
         beta = exponent(step, settings)
         if beta is not None:
             pressure = torch.cat([r.pressure(beta).flatten() for r in every])
@@ -161,23 +180,18 @@ def exponent(step: int, settings: Reconstruction) -> float | None:
     return settings.beta_final + (settings.beta - settings.beta_final) * 0.5 * (1 + cos(pi * done))
 
 
-def _mean_error(block: Block, inputs: Tensor, targets: Tensor) -> float:
-    """Of the weights as they are, over all images."""
-    return float(_error(pass_stream(block, inputs, Simulated()), targets))
-
-
 def _error(found: Tensor, target: Tensor) -> Tensor:
     return (found.float() - target.float()).square().mean()
 
 
-def _describe(folded: ViT, pool: Pool, settings: Reconstruction, seed: int) -> dict[str, Any]:
+def _describe(student: ViT, pool: Pool, settings: Reconstruction, seed: int) -> dict[str, Any]:
     """Everything that decides the bits."""
     return {
         "settings": asdict(settings),
         "seed": seed,
         "images": Pool(pool.images).digest(),
-        "student": digest(folded),
+        "student": digest(student),
         "threads": torch.get_num_threads(),
-        "device": folded.patch_embed.gain.device.type,
+        "device": student.patch_embed.gain.device.type,
         "torch": str(torch.__version__),
     }

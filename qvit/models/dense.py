@@ -40,6 +40,12 @@ class Dense(nn.Module):
         """The transform that the input arrives with."""
         return _transform(self.signs, self.scheme)
 
+    @property
+    def bits(self) -> int:
+        """Of the weight's codes."""
+        assert self.scheme is not None
+        return self.scheme.weight.bits
+
     def quantized_weight(self) -> Weight:
         """Codes [N, K] as whole-numbered floats, differentiable, and their two levels of scales."""
         assert self.weight_scale is not None
@@ -50,6 +56,15 @@ class Dense(nn.Module):
         assert self.weight_scale is not None
         steps = self.weight_scale.unsqueeze(-1)
         return steps if self.weight_multiplier is None else steps * self.weight_multiplier
+
+    def hold(self) -> None:
+        """The grid stays as it is: it is a parameter."""
+
+    @torch.no_grad()
+    def grow(self, factor: Tensor) -> None:
+        """Multiply the scales, by fp32 [N]."""
+        assert self.weight_scale is not None
+        self.weight_scale.mul_(factor)
 
     def codes_of(self, weight: Tensor) -> Tensor:
         """Codes that weights [..., N, K] have on this grid, as whole-numbered floats, differentiable."""

@@ -1,20 +1,25 @@
-"""The simulated execution with weights that have not decided yet how they are rounded."""
+"""Executions with weights that have not decided yet how they are rounded: of qvit's own scheme, and of static ones."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 from qvit.models.dense import Dense
+from qvit.models.execution import Execution
 from qvit.models.simulated import Simulated
-from qvit.models.vit import Block
+from qvit.models.static import Static, StaticDense
+from qvit.models.vit import Block, ViT
 from qvit.quant.relaxation import Relaxation
 from qvit_kernels.reference import Weight
+
+Relaxations = Mapping[Dense | StaticDense, Relaxation]
 
 
 class Relaxed(Simulated):
     """Simulated, but for the weights of some Linears, whose codes lie anywhere between two whole numbers."""
 
-    def __init__(self, relaxations: Mapping[Dense, Relaxation]) -> None:
+    def __init__(self, relaxations: Relaxations) -> None:
         self.relaxations = relaxations
 
     def weight_of(self, dense: Dense) -> Weight:
@@ -27,20 +32,42 @@ class Relaxed(Simulated):
         return Weight(relaxation(), scale, dense.weight_multiplier)
 
 
-def relax(block: Block) -> dict[Dense, Relaxation]:
-    """A relaxation for each Linear of a block, starting at its float weights."""
+class RelaxedStatic(Static):
+    """The same of Static."""
+
+    def __init__(self, relaxations: Relaxations) -> None:
+        self.relaxations = relaxations
+
+    def weight_of(self, dense: StaticDense) -> Tensor:
+        """See Static."""
+        relaxation = self.relaxations.get(dense)
+        if relaxation is None:
+            return super().weight_of(dense)
+        return relaxation() * (dense.steps() * relaxation.growth.exp().unsqueeze(-1))
+
+
+def executions_of(student: ViT) -> tuple[Execution, Callable[[Relaxations], Execution]]:
+    """How a student computes, and how it does with weights that are undecided."""
+    if any(isinstance(module, StaticDense) for module in student.modules()):
+        return Static(), RelaxedStatic
+    return Simulated(), Relaxed
+
+
+def relax(block: Block) -> dict[Dense | StaticDense, Relaxation]:
+    """A relaxation for each Linear of a block, starting at its float weights, on grids that stay from now on."""
+    for dense in block.linears():
+        dense.hold()
     return {
-        dense: Relaxation(dense.weight.detach(), dense.steps().detach(), dense.scheme.weight.bits)
+        dense: Relaxation(dense.weight.detach(), dense.steps().detach(), dense.bits)
         for dense in block.linears()
     }
 
 
 @torch.no_grad()
-def settle(relaxations: Mapping[Dense, Relaxation]) -> None:
+def settle(relaxations: Relaxations) -> None:
     """Put every weight on the code that it has decided for, and every scale where it has grown to, in place."""
     for dense, relaxation in relaxations.items():
-        assert dense.weight_scale is not None
-        dense.weight_scale.mul_(relaxation.growth.exp())
+        dense.grow(relaxation.growth.exp())
         steps = dense.steps()
         grouped = relaxation.decided().unflatten(-1, (steps.shape[-1], -1))
         dense.weight.copy_((grouped * steps.unsqueeze(-1)).flatten(-2))

@@ -1,8 +1,9 @@
 """The static execution: the quantizers that publications compare with, one scale and zero point a tensor.
 
 Quantized as in MimiQ (Choi et al., AAAI 2025): weights and inputs of every Linear, the weights of the patch embedding,
-and both operands of both attention products. LayerNorm, softmax, GELU, the residual stream, biases and position
-embeddings are not; the image is not. For simulation only: no kernel computes it.
+and both operands of both attention products; softmax outputs and GELU outputs may be left out. The arithmetic of
+LayerNorm, softmax and GELU, the residual stream, biases and position embeddings are not; the image is not. For
+simulation only: no kernel computes it.
 """
 
 import torch
@@ -32,9 +33,27 @@ class StaticDense(nn.Module):
         self.quantizer.fit(self.weight)
         self.input = input
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., K], on its grid already; returns [..., N]."""
-        return F.linear(x, self.quantizer(self.weight), self.bias)
+    @property
+    def bits(self) -> int:
+        """Of the weight's codes."""
+        return self.quantizer.bits
+
+    def steps(self) -> Tensor:
+        """The step of every row, fp32 [N, 1]."""
+        return self.quantizer.steps(self.weight)
+
+    def codes_of(self, weight: Tensor) -> Tensor:
+        """Codes that a weight [N, K] has on this grid, as whole-numbered floats."""
+        return self.quantizer.codes(weight.unsqueeze(0)).squeeze(0)
+
+    def hold(self) -> None:
+        """From now on the grid stays, whatever becomes of the weight."""
+        self.quantizer.hold(self.weight)
+
+    @torch.no_grad()
+    def grow(self, factor: Tensor) -> None:
+        """Multiply the steps of a grid that stays, by fp32 [N]."""
+        self.quantizer.scale.mul_(factor)
 
 
 class AttentionQuantizers(nn.Module):
@@ -46,7 +65,7 @@ class AttentionQuantizers(nn.Module):
         bits = recipe.attention.bits
         self.q, self.k, self.v = (activation_quantizer(bits, recipe.static) for _ in range(3))
         self.softmax = activation_quantizer(
-            recipe.attention.softmax_bits, recipe.static, softmax=True
+            recipe.attention.softmax_bits, recipe.static, recipe.static.softmax
         )
 
 
@@ -71,7 +90,8 @@ def with_static_quantizers(vit: ViT, recipe: Recipe) -> ViT:
         )
         x = None
         if name != "patch_embed.proj":
-            x = activation_quantizer(end or recipe.activations.bits, recipe.static)
+            grid = recipe.static.gelu if leaf == "fc2" else "linear"
+            x = activation_quantizer(end or recipe.activations.bits, recipe.static, grid)
         setattr(owner, leaf, StaticDense(source, weights, x))
     for block in found.blocks:
         block.attn.quantizers = AttentionQuantizers(recipe)  # pyright: ignore[reportAttributeAccessIssue]
@@ -83,7 +103,7 @@ class Static:
 
     def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
         """Patch tokens, fp32 [B, P, D]."""
-        return embed.proj(unfold_patches(images, embed.patch)).float()
+        return self.product(unfold_patches(images, embed.patch), embed.proj).float()
 
     def tokens(self, images: Tensor, vit: ViT) -> Tensor:
         """See Execution."""
@@ -95,7 +115,7 @@ class Static:
 
     def qkv(self, h: Tensor, attn: Attention) -> tuple[Tensor, Tensor, Tensor]:
         """See Execution."""
-        q, k, v = split_heads(attn.qkv(h), attn.heads)
+        q, k, v = split_heads(self.product(h, attn.qkv), attn.heads)
         if attn.norm is not None:
             q, k = normalize_heads(q, k, attn.norm, None)
         own: AttentionQuantizers = attn.quantizers  # pyright: ignore[reportAssignmentType]
@@ -114,11 +134,11 @@ class Static:
 
     def residual(self, x: Tensor, h: Tensor, dense: StaticDense) -> Tensor:
         """See Execution."""
-        return x + dense(h)
+        return x + self.product(h, dense)
 
     def gelu(self, h: Tensor, mlp: Mlp) -> Tensor:
         """See Execution."""
-        return _input(gelu(mlp.fc1(h), mlp.gelu), mlp.fc2)
+        return _input(gelu(self.product(h, mlp.fc1), mlp.gelu), mlp.fc2)
 
     def head(self, x: Tensor, dense: StaticDense) -> Tensor:
         """See Execution."""
@@ -126,7 +146,15 @@ class Static:
 
     def logits(self, h: Tensor, dense: StaticDense) -> Tensor:
         """See Execution."""
-        return dense(h).float()
+        return self.product(h, dense).float()
+
+    def product(self, x: Tensor, dense: StaticDense) -> Tensor:
+        """Every Linear: [..., N] of [..., K], which is on its grid already."""
+        return F.linear(x, self.weight_of(dense), dense.bias)
+
+    def weight_of(self, dense: StaticDense) -> Tensor:
+        """The weight that a Linear multiplies with."""
+        return dense.quantizer(dense.weight)
 
 
 def _input(x: Tensor, to: StaticDense) -> Tensor:

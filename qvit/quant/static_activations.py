@@ -5,8 +5,6 @@ refuses to run before. All are affine with codes from 0 to 2^b - 1; a signed gri
 higher.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -105,7 +103,7 @@ class LearnedStep(ActivationQuantizer):
 
     def quantize(self, x: Tensor) -> Tensor:
         """See ActivationQuantizer."""
-        factor = 1 / math.sqrt(x.numel() * (2**self.bits - 1))
+        factor = (x.numel() * self._top()).rsqrt()
         scale = _slowed(self.scale, factor)
         if not self.traps:
             # The value is held above zero, the gradient is not held: a step that was pushed there finds back.
@@ -212,11 +210,26 @@ class PowersOfTwo(ActivationQuantizer):
         return x + (grid - x).detach()
 
 
-def activation_quantizer(
-    bits: int, static: Static, *, softmax: bool = False
-) -> ActivationQuantizer:
-    """The quantizer of one tensor; `softmax`: it holds probabilities."""
-    if softmax and static.softmax == "log2":
+class Untouched(ActivationQuantizer):
+    """No quantizer: values are handed on as they are."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.ready.fill_(True)
+
+    def observe(self, x: Tensor) -> None:
+        """Nothing to find."""
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """See ActivationQuantizer."""
+        return x
+
+
+def activation_quantizer(bits: int, static: Static, grid: str = "linear") -> ActivationQuantizer:
+    """The quantizer of one tensor; `grid`: where that is not "linear", it stands above the kind of `static`."""
+    if grid == "float":
+        return Untouched(bits)
+    if grid == "log2":
         return PowersOfTwo(bits)
     if static.activations == "lsq":
         return LearnedStep(bits, static.start, traps=static.traps)
@@ -232,6 +245,6 @@ def observe_ranges(module: nn.Module, on: bool) -> None:
             part.observing = on
 
 
-def _slowed(parameter: Tensor, factor: float) -> Tensor:
+def _slowed(parameter: Tensor, factor: Tensor) -> Tensor:
     """The value unchanged, its gradient times `factor`."""
     return parameter.detach() + (parameter - parameter.detach()) * factor

@@ -63,17 +63,24 @@ def _shrunk(field: str, count: int, share: float) -> int:
 
 
 def _psaq() -> dict[str, Any]:
-    """Li et al., ECCV 2022: 32 images, minimum and maximum of everything, no training."""
-    return {"synthesis": Synthesis.preset("psaq"), "static": Static(activations="minmax")}
+    """Li et al., ECCV 2022: 32 images, minimum and maximum of everything, no training.
+
+    Softmax outputs stay as they are. The attention scores, the residual sums and the embeddings, which its code
+    quantizes, do, too: they are no operand of a product.
+    """
+    static = Static(activations="minmax", softmax="float")
+    return {"synthesis": Synthesis.preset("psaq"), "static": static}
 
 
 def _psaq_v2() -> dict[str, Any]:
-    """Li et al., TNNLS 2023, our reconstruction: images and student play against each other."""
+    """Li et al., TNNLS 2023, our reconstruction: images and student play against each other. Outputs of softmax and
+    GELU stay as they are.
+    """
     return {
         "synthesis": game_images(),
         "game": Game(),
         "distillation": Distillation.preset("psaq-v2"),
-        "static": Static(activations="minmax"),
+        "static": Static(activations="minmax", softmax="float", gelu="float"),
     }
 
 
@@ -97,7 +104,8 @@ def _maskaq() -> dict[str, Any]:
 
 def _ait() -> dict[str, Any]:
     """Choi et al., CVPR 2022, on GDFQ's generator, which knows labels and nothing else. It trains the generator beside
-    the student for 400 epochs of 200 batches; here the images are drawn once.
+    the student for 400 epochs of 200 batches; here the images are drawn once. Its weights are asymmetric, ours
+    symmetric.
     """
     return {
         "synthesis": _generated(condition="label", centres=0.0, pairs=0.0, consistency=0.0),

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from qvit.recipe.fields import check_choice, check_range
 
 ACTIVATION_RANGES = ("lsq", "ema", "minmax", "percentile", "mse")
-SOFTMAX_GRIDS = ("linear", "log2")
+SOFTMAX_GRIDS = ("linear", "log2", "float")
+GELU_GRIDS = ("linear", "float")
 STARTS = ("formula", "mse")
 
 
@@ -17,7 +18,8 @@ class Static:
         activations: How ranges are found: "lsq" learns step and zero point, "ema" follows minima and maxima with
             decay 0.9, the others look at a calibration batch once.
         start: Where "lsq" begins: MimiQ's "formula", or the range with the least squared error, "mse".
-        softmax: Grid of the softmax outputs: "linear", or powers of two, "log2".
+        softmax: Grid of the softmax outputs: "linear", powers of two, "log2", or none at all, "float".
+        gelu: Grid of the GELU outputs: "linear", or none at all, "float".
         traps: Reproduce what MimiQ's code does beside its paper: softmax outputs on a signed grid, half of which they
             never use, and steps that may become zero or negative.
         ends: Bits of the patch embedding or stem and of the classifier; 0: as all others.
@@ -26,6 +28,7 @@ class Static:
     activations: str = "lsq"
     start: str = "formula"
     softmax: str = "linear"
+    gelu: str = "linear"
     traps: bool = False
     ends: int = 0
 
@@ -33,6 +36,7 @@ class Static:
         check_choice("static.activations", self.activations, ACTIVATION_RANGES)
         check_choice("static.start", self.start, STARTS)
         check_choice("static.softmax", self.softmax, SOFTMAX_GRIDS)
+        check_choice("static.gelu", self.gelu, GELU_GRIDS)
         check_range("static.ends", self.ends, 0, 8)
         if self.ends == 1:
             check_range("static.ends", self.ends, 2, 8)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from click.testing import CliRunner
 
 from benchmarks import cells, methods
 from benchmarks.comparison import images, together
@@ -41,13 +42,59 @@ def test_two_methods_through_the_harness(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == before
 
 
-def test_rounding_that_is_learned_through_the_harness(tmp_path):
-    planned = methods.planned("demo_vit", "smoke", (0,), only=("noise-reconstruction",))
-    (found,) = cells.measure(planned, tmp_path / "cells")
+@pytest.mark.parametrize("quantizer", ["static", "dynamic"])
+def test_rounding_that_is_learned_through_the_harness(quantizer, tmp_path):
+    wanted = (f"noise-reconstruction-{quantizer}",)
+    (found,) = cells.measure(
+        methods.planned("demo_vit", "smoke", (0,), only=wanted), tmp_path / "cells"
+    )
     assert found["distillation"]["steps"] == 2
     assert len(found["trained"]["blocks"]) == 6
-    assert found["static"] is None
-    assert "| noise | 4 | reconstruction | dynamic | w4a4 | 1 |" in table([found])
+    assert (found["static"] is None) == (quantizer == "dynamic")
+    assert f"| noise | 4 | reconstruction | {quantizer} | w4a4 | 1 |" in table([found])
+
+
+def test_a_method_keeps_its_surroundings_and_changes_its_term():
+    """What tells MimiQ's and PSAQ-ViT's terms from all that is around them."""
+    for name, like, term in (
+        ("psaq-classes", "psaq", "psaq"),
+        ("psaq-heads", "psaq", "mimiq"),
+        ("mimiq-classes", "mimiq", "mimiq"),
+        ("mimiq-entropy", "mimiq", "psaq"),
+    ):
+        found, model = (images.settings_of(n, BUDGETS["demo"]) for n in (name, like))
+        assert found.method == term
+        assert (found.attention > 0) == (not name.endswith("classes"))
+        for field in ("lr", "beta1", "rounds", "smoothness", "shift", "flip", "colour_jitter"):
+            assert getattr(found, field) == getattr(model, field), (name, field)
+
+
+def test_a_budget_without_iterations_has_the_published_ones():
+    published = BUDGETS["demo-published"]
+    assert images.settings_of("mimiq", published).iterations == 2000
+    assert images.settings_of("psaq", published).iterations == 1000
+    assert images.settings_of("noise", published).iterations == 0
+
+
+def test_what_is_stored_is_shown_and_nothing_measured(tmp_path, monkeypatch):
+    (cell,) = cells.measure(
+        methods.planned("demo_vit", "smoke", (0,), only=("noise-none-static-w4a4",)), tmp_path
+    )
+    monkeypatch.setattr(methods, "measure", lambda *_: pytest.fail("measured"))
+    arguments = [
+        "--budget",
+        "smoke",
+        "--seed",
+        "0",
+        "--seed",
+        "1",
+        "--out",
+        str(tmp_path),
+        "--stored",
+    ]
+    told = CliRunner().invoke(methods.main, arguments)
+    assert told.exit_code == 0
+    assert told.output.strip() == table([cell]).strip()
 
 
 @pytest.mark.slow

@@ -64,9 +64,11 @@ def quick(method: str = "kl", **changes) -> Distillation:
     return Distillation.preset(method, **{"epochs": 3, "batch": 4, "augment": False, **changes})
 
 
-def static_student(vit: ViT, bits: int = 4, **changes) -> StaticStudent:
-    recipe = Recipe.preset("plain", weight_bits=bits, activation_bits=bits)
-    recipe = Recipe.from_dict({**recipe.to_dict(), "static": changes})
+def static_student(vit: ViT, bits: int = 4, weights=None, **changes) -> StaticStudent:
+    """`changes` of the section static, `weights` of weights."""
+    values = Recipe.preset("plain", weight_bits=bits, activation_bits=bits).to_dict()
+    values["weights"] |= weights or {}
+    recipe = Recipe.from_dict({**values, "static": changes})
     student = StaticStudent(with_static_quantizers(vit, recipe))
     student.calibrate(images_for(vit, 8))
     return student

@@ -1,14 +1,26 @@
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qvit import zoo
 from qvit.distillation.inundation import changed_share, inundate
 from qvit.distillation.schedule import crossing_share, drops, learning_rate
 from qvit.distillation.trainer import Trainer
+from qvit.models.networks import read_network
 from qvit.models.student import IntegerWeight
+from qvit.models.watching import FloatTeacher
 from qvit.quant.static_weights import WeightQuantizer
-from tests.distillation.students import TinyStudent, TinyTeacher, quick, tiny_pool
+from tests.distillation.students import (
+    TinyStudent,
+    TinyTeacher,
+    quick,
+    static_student,
+    tiny_pool,
+)
+from tests.support import images_for
 
 
 def weight_of(values, bits=4):
@@ -139,3 +151,21 @@ def test_schedules_keep_their_shape_at_any_length():
     assert rates == sorted(rates, reverse=True)
     assert rates[0] == 1.0
     assert rates[-1] == pytest.approx(0.01, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_search_costs_less_than_half_a_step():
+    """Least processor time of several steps in turns, so that a busy machine does not decide."""
+    vit = read_network(zoo.load(source := zoo.resolve("demo_vit")), source.pretrained_cfg)
+    images, spent = images_for(vit, 16), {0.0: [], 1e-3: []}
+    trainers = {
+        share: Trainer(FloatTeacher(vit), static_student(vit), quick("ait", inundation=share), 100)
+        for share in spent
+    }
+    for _ in range(4):
+        for share, trainer in trainers.items():
+            start = time.process_time()
+            found = trainer.step(images)
+            spent[share].append(time.process_time() - start)
+    assert found["alpha"] > 1  # there was something to search for
+    assert min(spent[1e-3]) < 1.5 * min(spent[0.0])

@@ -1,5 +1,6 @@
 """Rounding that is learned block after block: what it ends with, what it is worth, and that it repeats itself."""
 
+import copy
 import math
 
 import pytest
@@ -18,8 +19,10 @@ from qvit.models.integer import Integer
 from qvit.models.plan import plan_scheme
 from qvit.models.relaxed import Relaxed, relax
 from qvit.models.simulated import Simulated
+from qvit.models.static import Static, StaticDense
 from qvit.recipe import Recipe, Reconstruction
 from qvit_kernels.reference import code_range
+from tests.distillation.students import static_student
 from tests.support import SHAPES, float_vit, images_for
 
 QUICK = Reconstruction(steps=12, batch=4, lr=0.1, scale_lr=0.0)
@@ -103,6 +106,39 @@ def test_scales_may_be_learned_too():
             torch.testing.assert_close(new.weight, weight.integers() * weight.scale[:, None])
         else:
             assert torch.equal(ratio, torch.ones_like(ratio))
+
+
+@pytest.mark.parametrize("weight_range", ["minmax", "mse"])
+def test_static_students_are_rounded_on_grids_that_stay(weight_range, tmp_path):
+    vit = float_vit("three heads")
+    pool, unseen = pool_for(vit, 48), images_for(vit, 32)
+    weights = {"range": weight_range}
+
+    before = static_student(vit, 3, weights=weights, activations="mse").vit
+    whole, broken, continued = (copy.deepcopy(before) for _ in range(3))
+
+    @torch.no_grad()
+    def apart(found):
+        return (found(unseen, Static()) - vit(unseen, Float())).square().mean()
+
+    settings = Reconstruction(steps=30, lr=0.1, scale_lr=0.0)
+    found = reconstruct(vit, whole, pool, settings, seed=0)
+    assert all(block["learned"] < 0.9 * block["nearest"] for block in found)
+    assert apart(whole) < 0.9 * apart(before)
+    for (name, old), new in zip(before.named_modules(), whole.modules(), strict=True):
+        if isinstance(old, StaticDense) and name.startswith("blocks"):
+            torch.testing.assert_close(new.steps(), old.steps(), rtol=0, atol=0)
+            torch.testing.assert_close(new.weight, new.codes_of(new.weight) * new.steps())
+            assert (new.codes_of(new.weight) - old.codes_of(old.weight)).abs().max() <= 1
+
+    def stop(name):
+        raise KeyboardInterrupt(name)
+
+    with pytest.raises(KeyboardInterrupt, match="block 1"):
+        reconstruct(vit, broken, pool, settings, seed=0, folder=tmp_path, done=stop)
+    assert reconstruct(vit, continued, pool, settings, seed=0, folder=tmp_path) == found
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, continued.state_dict()[name]), name
 
 
 @torch.no_grad()

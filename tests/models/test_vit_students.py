@@ -106,3 +106,18 @@ def test_the_ends_may_have_bits_of_their_own():
     assert set(bits.values()) == {4, 8}
     assert student.vit.patch_embed.proj.input is None
     assert student.vit.head.input.bits == 8
+
+
+@torch.no_grad()
+def test_outputs_of_softmax_and_gelu_may_stay_as_they_are():
+    vit = small_vit()
+    student = static_student(vit, 4, activations="minmax", softmax="float", gelu="float").vit
+    x = torch.rand(2, 3, 5, 5)
+    for block in student.blocks:
+        assert torch.equal(block.attn.quantizers.softmax(x), x)
+        assert torch.equal(block.mlp.fc2.input(x), x)
+        assert len(block.attn.proj.input(x).unique()) <= 16
+        assert len(block.attn.quantizers.v(x).unique()) <= 16
+    assert torch.equal(
+        static_student(vit, softmax="float").vit.blocks[0].attn.quantizers.softmax(x), x
+    )

@@ -129,6 +129,17 @@ def test_gradients_of_learned_steps_are_lsqs():
     )
 
 
+def test_the_factor_of_a_signed_grid_is_that_of_its_largest_code():
+    x = torch.randn(64).sign() * (1 + torch.rand(64))
+    quantizer = calibrated(LearnedStep(4), x)
+    with torch.no_grad():
+        quantizer.scale.fill_(0.01)  # all values lie beyond the range
+        quantizer.zero_point.fill_(0.0)
+    quantizer(x).abs().sum().backward()
+    ends = float(torch.where(x > 0, 7.0, 8.0).sum())
+    assert float(quantizer.scale.grad) == pytest.approx(ends / math.sqrt(64 * 7), rel=1e-4)
+
+
 def test_softmax_outputs_fall_into_the_trap_only_where_that_is_wanted():
     shares = torch.softmax(3 * torch.randn(4, 50), -1)
     fine, trapped = (calibrated(LearnedStep(4, traps=t), shares) for t in (False, True))
@@ -154,7 +165,7 @@ def test_powers_of_two():
     assert found.tolist() == [1.0, 1.0, 0.5, 0.25, 0.125, 2.0**-15, 0.0, 0.0]
     found.sum().backward()
     assert torch.equal(x.grad, torch.ones(8))
-    assert isinstance(activation_quantizer(4, Static(softmax="log2"), softmax=True), PowersOfTwo)
+    assert isinstance(activation_quantizer(4, Static(), "log2"), PowersOfTwo)
 
 
 @pytest.mark.parametrize("kind", KINDS)
