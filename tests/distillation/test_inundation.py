@@ -157,7 +157,7 @@ def test_schedules_keep_their_shape_at_any_length():
 def test_the_search_costs_less_than_half_a_step():
     """Least processor time of several steps in turns, so that a busy machine does not decide."""
     vit = read_network(zoo.load(source := zoo.resolve("demo_vit")), source.pretrained_cfg)
-    images, spent = images_for(vit, 16), {0.0: [], 1e-3: []}
+    images, spent, alphas = images_for(vit, 16), {0.0: [], 1e-3: []}, []
     trainers = {
         share: Trainer(FloatTeacher(vit), static_student(vit), quick("ait", inundation=share), 100)
         for share in spent
@@ -167,5 +167,6 @@ def test_the_search_costs_less_than_half_a_step():
             start = time.process_time()
             found = trainer.step(images)
             spent[share].append(time.process_time() - start)
-    assert found["alpha"] > 1  # there was something to search for
+            alphas += [found["alpha"]] if share else []
+    assert min(alphas) > 1  # there was something to search for
     assert min(spent[1e-3]) < 1.5 * min(spent[0.0])
