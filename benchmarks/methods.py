@@ -32,7 +32,14 @@ from benchmarks.comparison.rows import (  # noqa: E402
     rows,
     training_of,
 )
-from benchmarks.comparison.subjects import SPLITS, Subject, answers, predict, subject  # noqa: E402
+from benchmarks.comparison.subjects import (  # noqa: E402
+    SPLITS,
+    Subject,
+    answers,
+    predict,
+    softmax_reach,
+    subject,
+)
 from benchmarks.comparison.table import table  # noqa: E402
 from benchmarks.comparison.together import train_together  # noqa: E402
 from qvit.distillation import Pixels, Pool, distil  # noqa: E402
@@ -134,6 +141,7 @@ def measure(model: str, budget_name: str, row: Row, seed: int, split: str) -> di
         "distillation": None if training is None else asdict(training),
         "trained": trained,
         "static": None if recipe.static is None else asdict(recipe.static),
+        "softmax_reach": softmax_reach(student),
         "seconds": round(seconds, 1),
     }
 

@@ -24,6 +24,7 @@ from qvit.models.student import Student, Teacher
 from qvit.models.vit import ViT
 from qvit.models.vit_students import SimulatedStudent, StaticStudent
 from qvit.models.watching import FloatTeacher
+from qvit.quant.static_activations import LearnedStep
 from qvit.recipe import Recipe
 
 # Designs are chosen on "dev"; "test" is looked at once they are. Demo: another series of pictures each. ImageNet: odd
@@ -103,6 +104,18 @@ def answers(name: str, split: str, count: int) -> tuple[Pool, Tensor]:
     found = subject(name)
     pool = found.measured(split, count)
     return pool, predict(found.teacher, pool)
+
+
+@torch.no_grad()
+def softmax_reach(student: Student) -> list[float] | None:
+    """The largest softmax output that the grid of each block reaches; None without grids that are learned."""
+    grids = [
+        module
+        for name, module in student.named_modules()
+        if name.endswith("attn.quantizers.softmax") and isinstance(module, LearnedStep)
+    ]
+    found = [float(g.scale * (2**g.bits - 1 - g.zero_point.round())) for g in grids]
+    return [round(value, 3) for value in found] or None
 
 
 @torch.no_grad()

@@ -30,7 +30,10 @@ def test_two_methods_through_the_harness(tmp_path):
     assert noise["images"]["method"] == "noise"
     assert mimiq["trained"]["steps"] == 2
     assert mimiq["images"]["iterations"] == 2
+    assert len(noise["softmax_reach"]) == 6
+    assert noise["softmax_reach"] != mimiq["softmax_reach"]
     for cell in found:
+        assert all(0 < reach < 1.2 for reach in cell["softmax_reach"])
         assert cell["result"]["images"] == 8
         assert 0 <= cell["result"]["agreement"] <= 100
         assert cell["budget"]["name"] == "smoke"
