@@ -12,6 +12,7 @@ QUANTIZERS = ("static", "dynamic")
 _STATIC = {
     "static": ("static=lsq", "static.start=mse"),
     "softmax-float": ("static=lsq", "static.start=mse", "static.softmax=float"),
+    "softmax-log2": ("static=lsq", "static.start=mse", "static.softmax=log2"),
     "minmax": ("static=minmax", "static.softmax=float"),
 }
 # One rate for all. KL of the static demo ViT on development pictures after 56 steps on 128 images, rates of 1e-3, 1e-2,
@@ -73,7 +74,7 @@ def rows(convolutional: bool) -> Iterator[Row]:
         for method in TOGETHER[: 1 if convolutional else 2]:
             yield Row(method, "own", quantizer, "w4a4")
     if not convolutional:
-        for quantizer in ("softmax-float", "minmax"):
+        for quantizer in ("softmax-float", "softmax-log2", "minmax"):
             for method in ("noise", "psaq", "mimiq", "real-32"):
                 yield Row(method, "none", quantizer, "w4a4")
         for quantizer in QUANTIZERS:
@@ -90,8 +91,8 @@ def rows(convolutional: bool) -> Iterator[Row]:
 
 def recipe_of(row: Row, seed: int) -> Recipe:
     """What the student is. Static: minimum and maximum of weights, LSQ from the least squared error for the rest;
-    "softmax-float": the same with softmax outputs in float; "minmax": minimum and maximum of everything and softmax
-    outputs in float, as PSAQ-ViT has it.
+    "softmax-float" and "softmax-log2": the same with softmax outputs in float, or as powers of two; "minmax": minimum and
+    maximum of everything and softmax outputs in float, as PSAQ-ViT has it.
     """
     weight_bits, activation_bits = SCHEMES[row.scheme]
     bits: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
