@@ -91,8 +91,8 @@ def rows(convolutional: bool) -> Iterator[Row]:
 
 def recipe_of(row: Row, seed: int) -> Recipe:
     """What the student is. Static: minimum and maximum of weights, LSQ from the least squared error for the rest;
-    "softmax-float" and "softmax-log2": the same with softmax outputs in float, or as powers of two; "minmax": minimum and
-    maximum of everything and softmax outputs in float, as PSAQ-ViT has it.
+    "softmax-float" and "softmax-log2": the same with softmax outputs in float, or as powers of two; "minmax": minimum
+    and maximum of everything and softmax outputs in float, as PSAQ-ViT has it.
     """
     weight_bits, activation_bits = SCHEMES[row.scheme]
     bits: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
