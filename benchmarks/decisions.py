@@ -48,6 +48,14 @@ CHANGES: dict[tuple[int, int], tuple[str, ...]] = {
         "attention.softmax_bits=8",
         "attention.bits=8 attention.softmax_bits=8",
     ),
+    (3, 3): (
+        "",
+        "layers.head=none layers.head_dist=none",
+        "layers.patch_embed.proj=none",
+        "weights.group=32",
+        "activations.norm_group=0",
+        "activations.fc2_group=128",
+    ),
 }
 
 
