@@ -257,7 +257,7 @@ def plan(
 def _images_read(recipe: Recipe) -> int:
     """How many of the user's images the model learns from."""
     images = recipe.synthesis
-    return 0 if images is None or images.data_free else images.images
+    return 0 if images is None else images.images_read
 
 
 class _Stages:
