@@ -13,15 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.accuracy import SEEDS, SHARED, WEIGHTS
+from benchmarks.accuracy import SEEDS, WEIGHTS
 from benchmarks.cells import Cell
+from benchmarks.classes import ODD, SYNSETS, link_classes
 from qvit import evaluation, pipeline, zoo
 from qvit.data import DataConfig, open_images
 from qvit.deployment import QuantViT
 from qvit.recipe import Recipe
 
-_TRAIN = SHARED / "imagenet" / "train"
-_SYNSETS = SHARED / "imagenet" / "synsets.txt"
 _GROUPS = tuple(f"weights.group={size}" for size in (0, 64, 16))
 _PER_TOKEN = "activations.proj_group=0 activations.fc2_group=0"
 _PER_GROUP = "activations.proj_group=128 activations.fc2_group=128"
@@ -48,6 +47,14 @@ CHANGES: dict[tuple[int, int], tuple[str, ...]] = {
         "transforms.fc2=64",
         "attention.softmax_bits=8",
         "attention.bits=8 attention.softmax_bits=8",
+    ),
+    (3, 3): (
+        "",
+        "layers.head=none layers.head_dist=none",
+        "layers.patch_embed.proj=none",
+        "weights.group=32",
+        "activations.norm_group=0",
+        "activations.fc2_group=128",
     ),
 }
 
@@ -100,15 +107,9 @@ def _expected() -> evaluation.Predictions:
 def _predict(model: Callable[[Tensor], Tensor]) -> evaluation.Predictions:
     config = DataConfig.from_pretrained_cfg(_source().pretrained_cfg)
     with tempfile.TemporaryDirectory() as folder:
-        link_classes(Path(folder), 1)
-        dataset = open_images(folder, config, class_map=_SYNSETS)
+        link_classes(Path(folder), ODD)
+        dataset = open_images(folder, config, class_map=SYNSETS)
         return evaluation.predict(model, dataset, progress=False, workers=0)
-
-
-def link_classes(folder: Path, first: int) -> None:
-    """Put training images of every other class into a folder: the even ones from 0, the odd ones from 1."""
-    for name in _SYNSETS.read_text(encoding="utf-8").split()[first::2]:
-        (folder / name).symlink_to(_TRAIN / name)
 
 
 def table(found: list[dict[str, Any]]) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Cell
-from benchmarks.decisions import link_classes, measure_change, table
+from benchmarks.classes import EVEN, link_classes
+from benchmarks.decisions import measure_change, table
 from qvit.recipe import Recipe
 from qvit.synthesis import calibration_images
 from qvit.zoo import resolve
@@ -55,6 +56,6 @@ def _measure(recipe: Recipe, images: str, damping: float, seed: int) -> dict[str
         settings = [f"synthesis={images}", f"synthesis.images={_IMAGES}"]
         return measure_change(recipe.override(settings), name)
     with tempfile.TemporaryDirectory() as folder:
-        link_classes(Path(folder), 0)
+        link_classes(Path(folder), EVEN)
         given = calibration_images(folder, resolve("vit_t").pretrained_cfg, most=_IMAGES)
         return measure_change(replace(recipe, synthesis=given), name)

@@ -6,6 +6,7 @@ Needs the source tree and what is installed; the packages are found in the tree.
 import os
 import sys
 import time
+from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,18 +42,22 @@ _SECONDS = 420.0
 @click.command()
 @click.option("--suite", type=click.Choice([*SUITES, *GPU_SUITES]), required=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the JSON files.")
+@click.option("--only", metavar="PATTERN", help="Of the suite's cells those so named: '*-w3a3-*'.")
 @click.option("--dry-run", is_flag=True, help="GPU suites: tiny, on the CPU, in the interpreter.")
 @click.option("--seconds", default=_SECONDS, show_default=True, help="GPU suites: stop by then.")
-def main(suite: str, out: Path | None, dry_run: bool, seconds: float) -> None:
+def main(suite: str, out: Path | None, only: str | None, dry_run: bool, seconds: float) -> None:
     """Measure what the output folder does not hold yet, and print a table of all of it."""
     if suite in GPU_SUITES:
+        if only is not None:
+            raise click.UsageError("--only chooses cells, and the suites that need a GPU have none")
         sys.exit(_run_on_gpu(GPU_SUITES[suite], out, dry_run, seconds))
     if dry_run:
         raise click.UsageError("--dry-run belongs to the suites that need a GPU")
     cells: Any = import_module("benchmarks.cells")
     module = import_module(f"benchmarks.{SUITES[suite]}")
     folder = out or cells.ROOT / "benchmarks" / "results" / cells.machine_name()
-    print(module.table(cells.measure(module.cells(), folder)))
+    chosen = (cell for cell in module.cells() if fnmatchcase(cell[0], only or "*"))
+    print(module.table(cells.measure(chosen, folder)))
 
 
 def _run_on_gpu(module: str, out: Path | None, dry_run: bool, seconds: float) -> int:

@@ -53,15 +53,22 @@ def examine() -> dict[str, Any]:
 def check_int8() -> dict[str, Any]:
     """Compares integer products with int64 arithmetic on this processor.
 
-    `torch_int_mm`: whether torch's own product is, which the `cpu` backend needs to be fast (without
-    VNNI it saturates). `backends`: whether the linear layer of each CPU backend is, which it must be.
+    `torch_int_mm`: whether torch's own product is, and pays, which the `cpu` backend needs to be fast
+    (without VNNI it saturates, or is slower than fp32 products). `backends`: whether the linear layer
+    of each CPU backend is, which it must be.
     """
     import torch
 
-    from qvit_kernels import cpu, ops
+    from qvit_kernels import integer_matmul, ops
 
     problems: list[str] = []
-    raw = "exact" if cpu.int8_matmul_is_exact() else "saturates: slower fp32 products are used"
+    raw = (
+        "exact"
+        if integer_matmul.int8_matmul_is_exact()
+        else "saturates: slower fp32 products are used"
+    )
+    if raw == "exact" and not integer_matmul.int8_matmul_pays():
+        raw = "exact, but slow: fp32 products are used"
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(-127, 128, (65, 1536), generator=generator, dtype=torch.int8)
     w = torch.randint(-127, 128, (63, 1536), generator=generator, dtype=torch.int8)

@@ -12,7 +12,23 @@ BITS = st.integers(2, 8)
 def test_yaml_round_trip(name, w, a, seed):
     recipe = Recipe.preset(name, weight_bits=w, activation_bits=a).override([f"seed={seed}"])
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
-    assert recipe.scheme == f"W{w}A{a}"
+    mixed = " mixed" if name == "qvit" and min(w, a) <= 3 else ""
+    assert recipe.scheme == f"W{w}A{a}{mixed}"
+
+
+@pytest.mark.parametrize(("w", "a"), [(3, 3), (3, 8), (2, 4), (8, 3)])
+def test_few_bits_have_finer_scales_and_ends_of_eight_bits(w, a):
+    few = Recipe.preset("qvit", weight_bits=w, activation_bits=a)
+    assert few.layer_bits("head") == few.layer_bits("head_dist") == (8, 8)
+    assert few.layer_bits("patch_embed.proj")[0] == 8
+    assert few.layer_bits("blocks.0.mlp.fc1") == (w, a)
+    assert few.weights.group == (16 if w <= 4 else 0)
+    size = 64 if a < 8 else 0
+    groups = few.activations
+    assert (groups.norm_group, groups.proj_group, groups.fc2_group) == (size,) * 3
+    four = Recipe.preset("qvit", weight_bits=4, activation_bits=4)
+    assert not four.layers
+    assert (four.weights.group, four.activations.norm_group) == (32, 0)
 
 
 @pytest.mark.parametrize("bits", [-4, 0, 1, 9, 16])

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy import SHARED, WEIGHTS
+from benchmarks.accuracy import WEIGHTS
+from benchmarks.classes import SHARED
 from benchmarks.demo.rendered import normalise, render_series
 from qvit import zoo
 from qvit.data import DataConfig, open_images

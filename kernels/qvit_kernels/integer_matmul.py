@@ -1,11 +1,13 @@
 """Exact products of int8 matrices on a CPU: oneDNN's where it can be trusted, fp32 in chunks where
-not.
+not, or where that is faster.
 
 `torch._int_mm` runs on the CPU's int8 dot product (VNNI) at 9 times the speed of an fp32 product.
 Without that instruction oneDNN adds pairs of products in 16 bits and saturates, silently: all 127,
-K = 128 gives 16,320 for 2,064,512. So the first use tests it.
+K = 128 gives 16,320 for 2,064,512, or multiplies value by value. So the first use tests it.
 """
 
+import time
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -21,11 +23,14 @@ _int_mm = torch._int_mm  # pyright: ignore[reportPrivateImportUsage]
 # |-128 * -128| * 1024 = 2^24: the longest sum of int8 products that fp32 holds exactly.
 _FLOAT32_CHUNK = 1024
 
+# Rows and columns of the product by which both ways are timed: 0.1 ms where int8 is fast, 30 ms where it is not.
+_PROBE = 192
+
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """a @ b, exactly. a: int8 [M, K]; b: int8 [K, N], any strides; out: int32 [M, N],
     contiguous."""
-    if int8_matmul_is_exact():
+    if int8_matmul_pays():
         return _int_mm(a, b, out=out)
     return _multiply_in_chunks(a, b, out)
 
@@ -49,6 +54,28 @@ def int8_matmul_is_exact() -> bool:
         if not all(_is_exact(left, right) for left, right in pairs):
             return False
     return True
+
+
+@lru_cache(maxsize=1)
+def int8_matmul_pays() -> bool:
+    """True if `torch._int_mm` is exact on this machine's CPU, and faster than fp32 products; tested once, at the first
+    use.
+
+    Builds of torch differ in what they do without VNNI: one saturates, one is exact and multiplies value by value, so
+    that a ViT-Tiny with groups took 4 seconds an image on a Zen 3 core, where fp32 products take a tenth.
+    """
+    if not int8_matmul_is_exact():
+        return False
+    a = torch.ones(_PROBE, _PROBE, dtype=torch.int8)
+    out = torch.empty(_PROBE, _PROBE, dtype=torch.int32)
+    int8 = min(_seconds(lambda: _int_mm(a, a, out=out)) for _ in range(3))
+    return int8 < min(_seconds(lambda: _multiply_in_chunks(a, a, out)) for _ in range(3))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def _is_exact(a: Tensor, b: Tensor) -> bool:

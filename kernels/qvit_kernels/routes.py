@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from qvit_kernels import backends, compiled
-from qvit_kernels.integer_matmul import int8_matmul_is_exact
+from qvit_kernels.integer_matmul import int8_matmul_is_exact, int8_matmul_pays
 
 _WITHOUT_PRODUCTS = ("layernorm_quantize", "quantize_pixels", "quantize_rows")
 
@@ -42,9 +42,10 @@ def find_route(op: str, arguments: tuple[Any, ...], backend: str | None = None) 
     if chosen == "cpu" and compiled.takes(op, arguments):
         return Route(chosen, (compiled.KERNEL,), (), _dtype("int8", products), None)
     if chosen == "cpu":
-        exact = not products or int8_matmul_is_exact()
-        reason = None if exact else "this processor's int8 product saturates (no VNNI)"
-        return Route(chosen, (), (), _dtype("int8" if exact else "float", products), reason)
+        pays = not products or int8_matmul_pays()
+        fault = "is slower than its fp32 one" if int8_matmul_is_exact() else "saturates"
+        reason = None if pays else f"this processor's int8 product {fault} (no VNNI)"
+        return Route(chosen, (), (), _dtype("int8" if pays else "float", products), reason)
     if chosen == "reference":
         reason = backends.no_triton(device) if name == "auto" else None
         return Route(chosen, (), (), _dtype("float", products), reason)

@@ -47,6 +47,10 @@ from qvit.recipe import BUDGETS, Recipe, load_recipe, preset_names
     "--calib-data", metavar="PATH",
     help="Round weights for images of your own, 128 at most, in place of synthetic ones.",
 )  # fmt: skip
+@click.option(
+    "--calib-leaves", type=click.IntRange(min=0), metavar="N",
+    help="So many synthetic images (dead leaves) beside those of --calib-data [0].",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 def command(session: Session, model: str, **options: Any) -> Result:
@@ -70,7 +74,13 @@ def command(session: Session, model: str, **options: Any) -> Result:
 
     source = zoo.resolve(model, weights=weights, pretrained=not no_pretrained)
     if options["calib_data"] is not None:
-        recipe = _with_images(recipe, options["calib_data"], source.pretrained_cfg)
+        leaves = options["calib_leaves"] or 0
+        recipe = _with_images(recipe, options["calib_data"], leaves, source.pretrained_cfg)
+    elif options["calib_leaves"] is not None:
+        raise UsageError(
+            "--calib-leaves stands beside --calib-data PATH; without it all images are leaves: say how many with --set "
+            "synthesis.images=N"
+        )
     recipe = recipe.override(settings)
     if session.verbosity >= 0:
         announce(source)
@@ -89,7 +99,7 @@ def command(session: Session, model: str, **options: Any) -> Result:
     return Result(summary, outline(summary))
 
 
-def _with_images(recipe: Recipe, data: str, cfg: Mapping[str, Any]) -> Recipe:
+def _with_images(recipe: Recipe, data: str, leaves: int, cfg: Mapping[str, Any]) -> Recipe:
     """The recipe with the user's images in place of its own. Raises UsageError where it learns from none."""
     if recipe.synthesis is None:
         raise UsageError(
@@ -97,4 +107,4 @@ def _with_images(recipe: Recipe, data: str, cfg: Mapping[str, Any]) -> Recipe:
         )
     from qvit.synthesis import calibration_images
 
-    return replace(recipe, synthesis=calibration_images(data, cfg))
+    return replace(recipe, synthesis=calibration_images(data, cfg, leaves=leaves))

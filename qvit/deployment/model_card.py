@@ -19,7 +19,7 @@ license: {{ license }}
 # {{ source.timm_name }}, {{ scheme }}
 
 A Vision Transformer quantized by qvit {{ version }}
-{%- if recipe.synthesis and not recipe.synthesis.data_free %} on {{ recipe.synthesis.images }} images:
+{%- if recipe.synthesis and not recipe.synthesis.data_free %} on {{ recipe.synthesis.images_read }} images:
 {%- else %} **without any data**:
 {%- endif %}
 weights {{ recipe.weights.bits }} bits, activations {{ recipe.activations.bits }} bits, both attention products

@@ -47,6 +47,8 @@ def name_scheme(config: ViTConfig, scheme: ModelScheme, recipe: Recipe) -> str:
 
 
 _PATCHES = "patch_embed.proj"
+# A model without classifier lacks them, and a recipe that is for any ViT may name them all the same.
+_HEADS = ("head", "head_dist")
 
 
 def _mean(weighed: Iterable[tuple[int, int]]) -> str:
@@ -58,7 +60,7 @@ def _mean(weighed: Iterable[tuple[int, int]]) -> str:
 
 def _check_layers(recipe: Recipe, linears: Iterable[str], attentions: Iterable[str]) -> None:
     """Refuse what a recipe's `layers` say in vain."""
-    check_matches(recipe.layers, [*linears, *attentions])
+    check_matches(recipe.layers, [*linears, *attentions, *_HEADS])
     pixels = find_bits(recipe.layers, _PATCHES).activations
     if pixels not in (None, PIXELS.bits):
         raise UsageError(
@@ -96,6 +98,7 @@ def _linear(name: str, width: int, config: ViTConfig, recipe: Recipe) -> LinearS
         group = _divisor(width, recipe.activations.fc2_group)
         transform = fitting_block(width, recipe.transforms.fc2)
     else:
+        group = _divisor(width, recipe.activations.norm_group)
         transform = fitting_block(width, recipe.transforms.norm)
     # eight bits among fewer go without groups, as a recipe of eight bits does: see its numbers
     if recipe.activations.bits < bits == MAX_BITS:

@@ -4,14 +4,15 @@ Each Linear is rounded for its quantized inputs in the model whose earlier Linea
 ones make up for earlier ones. The images may be synthetic: what they have to get right is which inputs occur together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from qvit.models.dense import Dense
 from qvit.models.simulated import Simulated
-from qvit.models.streams import begin_stream, pass_stream
+from qvit.models.streams import BATCH, begin_stream
 from qvit.models.vit import Block, ViT
 from qvit.quant.compensation import compensate
 from qvit_kernels.reference import Quantized
@@ -38,37 +39,42 @@ def round_weights(
     Returns:
         The model.
     """
-    stream = begin_stream(folded, images, Simulated())
+    parts = begin_stream(folded, images, Simulated()).split(BATCH)
     for i, block in enumerate(folded.blocks):
         assert isinstance(block, Block)
-        for dense in block.linears():
-            moments = _Moments(dense)
-            pass_stream(block, stream, moments)
-            _round(dense, moments.total, damping)
-        stream = pass_stream(block, stream, Simulated())
+        parts = _round_block(block, parts, damping)
         if done is not None:
             done(f"block {i + 1}")
     return folded
 
 
-def _round(dense: Dense, moments: Tensor, damping: float) -> None:
+def _round_block(block: Block, parts: Sequence[Tensor], damping: float) -> list[Tensor]:
+    """Round the Linears of a block, and hand on what it makes of the residual stream's parts, [n, T, D] each.
+
+    It is `Block.forward` for all images, step by step: no step is computed twice.
+    """
+    run, attn, mlp = Simulated(), block.attn, block.mlp
+    inputs = [run.norm(x, block.norm1, to=attn.qkv) for x in parts]
+    _round(attn.qkv, inputs, damping)
+    inputs = [run.attention(*run.qkv(h, attn), attn) for h in inputs]
+    _round(attn.proj, inputs, damping)
+    parts = [run.residual(x, h, attn.proj) for x, h in zip(parts, inputs, strict=True)]
+    inputs = [run.norm(x, block.norm2, to=mlp.fc1) for x in parts]
+    _round(mlp.fc1, inputs, damping)
+    inputs = [run.gelu(h, mlp) for h in inputs]
+    _round(mlp.fc2, inputs, damping)
+    return [run.residual(x, h, mlp.fc2) for x, h in zip(parts, inputs, strict=True)]
+
+
+def _round(dense: Dense, inputs: Sequence[Quantized], damping: float) -> None:
+    """Put the weights of one Linear on their codes, for inputs [n, T, K]."""
     steps = dense.steps()
     steps = steps.repeat_interleave(dense.weight.shape[1] // steps.shape[1], 1)
     bits = dense.scheme.weight.bits
-    dense.weight.copy_(compensate(dense.weight, steps, moments, bits, damping))
+    dense.weight.copy_(compensate(dense.weight, steps, _moments(inputs), bits, damping))
 
 
-class _Moments(Simulated):
-    """The simulated execution; second moments of the inputs of one Linear, in `total`, float64 [K, K]."""
-
-    def __init__(self, dense: Dense) -> None:
-        width = dense.weight.shape[1]
-        self.dense = dense
-        self.total = torch.zeros(width, width, dtype=torch.float64, device=dense.weight.device)
-
-    def product(self, x: Quantized, dense: Dense) -> Tensor:
-        """See Simulated."""
-        if dense is self.dense:
-            rows = x.values().flatten(0, -2)
-            self.total += (rows.T @ rows).double()
-        return super().product(x, dense)
+def _moments(inputs: Sequence[Quantized]) -> Tensor:
+    """The second moments of a Linear's inputs, fp64 [K, K]."""
+    rows = (x.values().flatten(0, -2) for x in inputs)
+    return reduce(torch.add, ((r.T @ r).double() for r in rows))

@@ -62,17 +62,19 @@ class Weights:
 class Activations:
     """Inputs of the Linears: symmetric, dynamic, per token.
 
-    `proj_group` and `fc2_group`: channels that share a scale in the inputs of proj and fc2 (0: the whole token).
-    A group that does not divide the width is replaced by the largest divisor below it; that of proj is a whole
-    number of heads, and one head at least.
+    `norm_group`, `proj_group` and `fc2_group`: channels that share a scale in what LayerNorms hand on (to qkv, fc1 and
+    the head), and in the inputs of proj and fc2 (0: the whole token). A group that does not divide the width is
+    replaced by the largest divisor below it; that of proj is a whole number of heads, and one head at least.
     """
 
     bits: int = 8
+    norm_group: int = 0
     proj_group: int = 0
     fc2_group: int = 0
 
     def __post_init__(self) -> None:
         check_bits("activations.bits", self.bits)
+        _check_size("activations.norm_group", self.norm_group)
         _check_size("activations.proj_group", self.proj_group)
         _check_size("activations.fc2_group", self.fc2_group)
 
@@ -172,6 +174,7 @@ class Recipe:
             "layers": self.layers,
             "weights.group": self.weights.group,
             "weights.rounding": self.weights.rounding != "nearest",
+            "activations.norm_group": a.norm_group,
             "activations.proj_group": a.proj_group,
             "activations.fc2_group": a.fc2_group,
             **{f"transforms.{name}": getattr(t, name) for name in ("norm", "fc2", "qk", "v")},
@@ -326,17 +329,27 @@ def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
     # Weights rounded for leaves (gptq), KL on 500 development images (benchmarks/README.md, Rounding): W4A8 0.107 to
     # 0.089, W4A4 0.219 to 0.208, W3A3 2.10 to 1.62; real images 0.075, 0.185, 1.46; noise at best as good as none. 32,
     # 64 and 128 leaves are alike.
-    group = 128 if activation_bits < 8 else 0
+    # 3 bits and fewer are short of levels, and finer scales pay. W3A3, KL on 125 development images, seed 0: as at 4
+    # bits 1.41, both ends at 8 bits 1.16, and groups of 64 after LayerNorms, of 16 in weights 1.01, and of 64 in fc2
+    # 0.90 (benchmarks/README.md, Three bits).
+    few = min(weight_bits, activation_bits) <= 3
+    group = (64 if few else 128) if activation_bits < 8 else 0
+    weight_group = (16 if few else 32) if weight_bits <= 4 else 0
     rounding = "gptq" if weight_bits < 8 else "nearest"
     return {
-        "weights": Weights(
-            bits=weight_bits, group=32 if weight_bits <= 4 else 0, rounding=rounding
+        "weights": Weights(bits=weight_bits, group=weight_group, rounding=rounding),
+        "activations": Activations(
+            bits=activation_bits, norm_group=group if few else 0, proj_group=group, fc2_group=group
         ),
-        "activations": Activations(bits=activation_bits, proj_group=group, fc2_group=group),
         "attention": Attention(),
         "transforms": Transforms(norm=64, fc2=32, qk=True, v=True),
+        "layers": dict(_ENDS) if few else {},
         "synthesis": Synthesis.preset("leaves", images=200) if rounding == "gptq" else None,
     }
+
+
+# The ends of a ViT, which publications often leave at 8 bits, too: 6 % of the weights of a ViT-Tiny, 2 % of a ViT-B.
+_ENDS = {"patch_embed.proj": "W8", "head": "W8A8", "head_dist": "W8A8"}
 
 
 def _plain(weight_bits: int, activation_bits: int) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class Synthesis:
         latent, width: Random numbers of an image, and channels of the generator's first block.
         retries: New seeds for a batch whose loss is not finite, before giving up.
         data, class_map: The user's images and the order of their classes (folder); "" for none.
+        leaves: How many of the images, the last ones, are dead leaves and not the user's (folder).
         labelled: Whether the folders of those images are the model's classes; if not, they may lie anyhow, and have
             the label -1.
     """
@@ -118,6 +119,7 @@ class Synthesis:
     retries: int = 5
     data: str = ""
     class_map: str = ""
+    leaves: int = 0
     labelled: bool = True
 
     def __post_init__(self) -> None:
@@ -161,6 +163,11 @@ class Synthesis:
                 f"synthesis.data = {self.data!r}: {self.method} reads no images; "
                 f"use it with {' or '.join(READING)}"
             )
+        if self.leaves and (self.data_free or self.leaves >= self.images):
+            raise UsageError(
+                f"synthesis.leaves = {self.leaves} of {self.images} images of {self.method}: they stand beside images "
+                f"of your own, one at least; use fewer, with {' or '.join(READING)}, or synthesis=leaves for no others"
+            )
 
     @property
     def optimised(self) -> bool:
@@ -177,6 +184,11 @@ class Synthesis:
         """Whether no image is read."""
         return self.method not in READING
 
+    @property
+    def images_read(self) -> int:
+        """How many of the images are the user's."""
+        return 0 if self.data_free else self.images - self.leaves
+
     @classmethod
     def preset(cls, method: str, **changes: Any) -> Self:
         """A method with its published constants, some of them replaced; where a preset departs from its publication,
@@ -190,6 +202,7 @@ class Synthesis:
 
 _RANGES: Ranges = (
     ("images", 1, None),
+    ("leaves", 0, None),
     ("batch", 1, None),
     ("iterations", 0, None),
     ("rounds", 1, None),

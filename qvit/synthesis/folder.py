@@ -31,12 +31,12 @@ class UserImages:
             DataConfig.from_pretrained_cfg(cfg),
             class_map=settings.class_map or None,
             num_classes=(classes or None) if settings.labelled else None,
-            limit=settings.images,
+            limit=settings.images_read,
         )
         self._labelled = settings.labelled
-        if len(self._images) < settings.images:
+        if len(self._images) < settings.images_read:
             raise InputError(
-                f"{settings.data} has {len(self._images)} images, and {settings.images} are wanted; "
+                f"{settings.data} has {len(self._images)} images, and {settings.images_read} are wanted; "
                 f"ask for fewer with -n"
             )
         self.fingerprint = fingerprint(self._images)
@@ -55,10 +55,14 @@ class UserImages:
         return torch.stack(images), torch.tensor(labels)
 
 
-def calibration_images(data: str, cfg: Mapping[str, Any], most: int = CALIBRATION) -> Synthesis:
-    """The settings that make a folder's images, `most` of them at most, those that weights are rounded for.
+def calibration_images(
+    data: str, cfg: Mapping[str, Any], most: int = CALIBRATION, leaves: int = 0
+) -> Synthesis:
+    """The settings that make a folder's images, `most` of them at most, those that weights are rounded for, and so many
+    dead leaves beside them.
 
     They need no labels, and may lie in one folder or in many. Raises what `open_images` does.
     """
     found = open_images(data, DataConfig.from_pretrained_cfg(cfg))
-    return Synthesis.preset("folder", images=min(most, len(found)), data=data, labelled=False)
+    count = min(most, len(found)) + leaves
+    return Synthesis.preset("folder", images=count, data=data, leaves=leaves, labelled=False)

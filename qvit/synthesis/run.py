@@ -18,6 +18,7 @@ from qvit.recipe import Synthesis
 from qvit.synthesis.acq import draw_images
 from qvit.synthesis.bns import StatisticsMatching
 from qvit.synthesis.distribution import Place, joined, processes_here
+from qvit.synthesis.folder import UserImages
 from qvit.synthesis.generator import ImageGenerator
 from qvit.synthesis.leaves import draw_leaves
 from qvit.synthesis.loop import NotFiniteError, optimise
@@ -129,7 +130,7 @@ def synthesize(
         "found": len(mine) - len(missing),
         "retried": sum(m.attempt for m in made),
         "complete": complete,
-        "images_read": 0 if settings.data_free else settings.images,
+        "images_read": settings.images_read,
         "seconds": round(seconds, 2),
         "seconds_per_image": round(seconds / max(1, sum(m.images for m in made)), 3),
         "measures": _average(made),
@@ -269,7 +270,7 @@ class _Work:
 
     def _begin(self, device: torch.device) -> tuple[Tensor, Tensor, Objective | None]:
         if self.teacher.given is not None:
-            images, labels = self.teacher.given.read(self.positions)
+            images, labels = self._read(self.teacher.given)
             return images.to(device), labels, None
         leaves = "leaves" in (self.settings.method, self.settings.start)
         start = (draw_leaves if leaves else draw_noise)(self.batch).to(device)
@@ -280,6 +281,17 @@ class _Work:
         else:
             objective = _OBJECTIVES[self.settings.method](self.batch, device)
         return start, objective.labels, objective
+
+    def _read(self, given: UserImages) -> tuple[Tensor, Tensor]:
+        """The user's images, and leaves, which have no label, in the places behind the last of those."""
+        mine = [p for p in self.positions if p < self.settings.images_read]
+        parts = [given.read(mine)] if mine else []
+        count = len(self.positions) - len(mine)
+        if count:
+            leaves = draw_leaves(replace(self.batch, count=count))
+            parts.append((leaves, torch.full((count,), -1)))
+        images, labels = zip(*parts, strict=True)
+        return torch.cat(images), torch.cat(labels)
 
     def _optimise(self, objective: Objective, start: Tensor) -> Tensor:
         def sample(iteration: int, losses: Mapping[str, float]) -> None:

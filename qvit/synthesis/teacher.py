@@ -167,11 +167,12 @@ def describe(source: Source, teacher: Teacher, settings: Synthesis, seed: int) -
 
 def _privacy(settings: Synthesis, teacher: Teacher) -> dict[str, Any]:
     if not settings.data_free:
+        beside = f", and {settings.leaves} dead leaves" if settings.leaves else ""
         return {
             "data_free": False,
-            "images_read": settings.images,
+            "images_read": settings.images_read,
             "inputs": ["the weights", f"images of the user: {settings.data}"],
-            "statement": "These are the user's own images, preprocessed for the model.",
+            "statement": f"These are the user's own images, preprocessed for the model{beside}.",
         }
     return {
         "data_free": True,

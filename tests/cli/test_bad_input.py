@@ -49,6 +49,7 @@ def refuse(capsys, arguments, code, *words):
         (["quantize", "vit_t", "--recipe", "qvti"], ["did you mean qvit"]),
         (["quantize", "vit_t", "--weights", "x", "--no-pretrained"], ["--weights"]),
         (["quantize", "vit_t", "--calib-data", "demo"], ["W8A8", "learns from no images"]),
+        (["quantize", "vit_t", "--w", "4", "--calib-leaves", "8"], ["beside --calib-data"]),
         (["quantize", "diet_s"], ["deit_s"]),
         (["quantize", "google/vit-base-patch16-224"], ["hf-hub:"]),
         (["eval", "vit_t"], ["--data"]),

@@ -79,6 +79,11 @@ def test_real_images_take_the_place_of_synthetic_ones(tiny_model, tmp_path, caps
     assert run([*arguments, "-o", str(out), "-q", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"]["images_read"] == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
+    beside = [*arguments, "--calib-leaves", "2", "-o", str(out), "--overwrite", "-q", "--json"]
+    assert run(beside) == 0
+    images = json.loads(capsys.readouterr().out)["images"]
+    assert (images["images"], images["images_read"]) == (5, 3)
+    assert "on 3 images" in (out / "README.md").read_text()
 
 
 def test_dry_run_writes_nothing(tiny_model, tmp_path, capsys):

@@ -5,6 +5,7 @@ import gc
 import os
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
 
@@ -50,6 +51,23 @@ def test_self_test_notices_saturation(monkeypatch):
     assert integer_matmul.int8_matmul_is_exact.__wrapped__() is True
     monkeypatch.setattr(integer_matmul, "_int_mm", saturating)
     assert integer_matmul.int8_matmul_is_exact.__wrapped__() is False
+
+
+def test_an_exact_product_that_is_slow_is_not_taken(monkeypatch):
+    """What another build of torch has without VNNI: sums value by value."""
+    pays = integer_matmul.int8_matmul_pays.__wrapped__
+    monkeypatch.setattr(integer_matmul, "int8_matmul_is_exact", lambda: True)
+
+    def slow(a, b, out):
+        time.sleep(0.05)
+        return out
+
+    monkeypatch.setattr(integer_matmul, "_int_mm", slow)
+    assert pays() is False
+    monkeypatch.setattr(integer_matmul, "_int_mm", lambda a, b, out: out)
+    assert pays() is True
+    monkeypatch.setattr(integer_matmul, "int8_matmul_is_exact", lambda: False)
+    assert pays() is False
 
 
 WITHOUT_VNNI = """

@@ -115,15 +115,17 @@ def test_other_backends():
     assert find_route(*product, "reference") == routes.Route("reference", (), (), "float", None)
     assert find_route(*rows_alone, "cpu") == routes.Route("cpu", (), (), None, None)
     found = find_route(*product, "auto")
-    assert found.computes_in == ("int8" if integer_matmul.int8_matmul_is_exact() else "float")
+    assert found.computes_in == ("int8" if integer_matmul.int8_matmul_pays() else "float")
 
 
 def test_reasons_of_backends(monkeypatch):
     product, rows_alone = called(CALLS["linear"]), called(CALLS["quantize_rows"])
-    monkeypatch.setattr(routes, "int8_matmul_is_exact", lambda: False)
-    found = find_route(*product, "cpu")
-    assert found.computes_in == "float"
-    assert "saturates" in found.reason
+    monkeypatch.setattr(routes, "int8_matmul_pays", lambda: False)
+    for exact, words in ((False, "saturates"), (True, "slower than its fp32")):
+        monkeypatch.setattr(routes, "int8_matmul_is_exact", lambda exact=exact: exact)
+        found = find_route(*product, "cpu")
+        assert found.computes_in == "float"
+        assert words in found.reason
     assert find_route(*rows_alone, "cpu").reason is None
     elsewhere = torch.empty(3, 32, device="meta")
     monkeypatch.setattr(backends, "warn_once", lambda message: None)

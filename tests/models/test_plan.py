@@ -31,6 +31,21 @@ def test_groups_of_proj_are_whole_heads():
         assert plan.linears["blocks.0.attn.proj"].input.group == expected
 
 
+def test_what_layer_norms_hand_on_may_have_groups():
+    recipe = Recipe.preset("plain", weight_bits=4, activation_bits=4)
+    plan = scheme(recipe.override(["activations.norm_group=64"]), embed_dim=128, num_heads=2)
+    grouped = {name for name, linear in plan.linears.items() if linear.input.group == 64}
+    blocks = {f"blocks.{i}.{name}" for i in range(2) for name in ("attn.qkv", "mlp.fc1")}
+    assert grouped == {"head", *blocks}
+
+
+def test_a_model_without_classifier_takes_the_default_of_any():
+    recipe = Recipe.preset("qvit", weight_bits=3, activation_bits=3)
+    plan = scheme(recipe, num_classes=0)
+    assert "head" not in plan.linears
+    assert plan.linears["patch_embed.proj"].weight.bits == 8
+
+
 def test_w8a8_is_per_token_without_transforms():
     plan = scheme(Recipe.preset("qvit", weight_bits=8, activation_bits=8))
     for name, linear in plan.linears.items():
@@ -113,6 +128,7 @@ def test_bits_that_no_layer_can_have(setting, message):
 def test_groups_and_blocks_fit_every_width(heads, head_dim, hidden, group, weight_group):
     recipe = Recipe.preset("qvit", weight_bits=4, activation_bits=4).override(
         [
+            f"activations.norm_group={group}",
             f"activations.proj_group={group}",
             f"activations.fc2_group={group}",
             f"weights.group={weight_group}",

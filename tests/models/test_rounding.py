@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from qvit.models import rounding
 from qvit.models.calibration import set_weight_ranges
 from qvit.models.dense import Dense
 from qvit.models.floating import Float
@@ -52,6 +53,17 @@ def test_weights_end_on_grids_that_stay_and_the_patch_embedding_is_left_alone():
             torch.testing.assert_close(new.weight, dequantized(new))
     assert moved == [False] + [True] * 8 + [False]
     assert finished == ["block 1", "block 2"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
+def test_what_a_rounded_block_hands_on_is_what_it_computes(shape):
+    """Later blocks are rounded for it; images come in parts, and the last of them is smaller."""
+    vit = float_vit(shape)
+    block = folded(vit).blocks[0]
+    x = torch.randn(5, 7, vit.config.embed_dim, generator=torch.Generator().manual_seed(0))
+    found = rounding._round_block(block, x.split(2), 0.3)
+    torch.testing.assert_close(torch.cat(found), block(x, Simulated()))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
