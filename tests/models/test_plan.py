@@ -29,12 +29,15 @@ def test_groups_of_proj_are_whole_heads():
         assert plan.linears["blocks.0.attn.proj"].input.group == expected
 
 
-def test_w8a8_is_per_token_without_transforms():
+def test_w8a8_has_no_transforms_and_groups_in_proj_and_fc2():
     plan = scheme(Recipe.preset("qvit", weight_bits=8, activation_bits=8))
     for name, linear in plan.linears.items():
         assert linear.transform == 0
         assert linear.weight.granularity is Granularity.CHANNEL
-        if name != "patch_embed.proj":
+        if name.endswith((".proj", ".fc2")) and name != "patch_embed.proj":
+            assert linear.input.granularity is Granularity.GROUP
+            assert linear.input.group in (64, 128)
+        elif name != "patch_embed.proj":
             assert linear.input.granularity is Granularity.TOKEN
     assert not any(a.rotate_qk or a.rotate_v for a in plan.attentions.values())
 
