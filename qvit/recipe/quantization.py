@@ -349,8 +349,8 @@ def _stage_of(name: str, text: str) -> dict[str, Any] | None:
 def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
     """The default: the best that the project knows at these bit-widths.
 
-    The inputs of proj and fc2 have a scale for each 128 columns at any width: what shares a scale is then in one program
-    of a GPU, which takes seven launches a block, and eight or nine with a scale a token.
+    The inputs of proj and fc2 have a scale for each 128 columns at any width: what shares a scale is then in one
+    program of a GPU, which takes seven launches a block, and eight or nine with a scale a token.
     """
     activations = Activations(bits=activation_bits, proj_group=128, fc2_group=128)
     if weight_bits >= 8 and activation_bits >= 8:
