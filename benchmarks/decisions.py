@@ -23,7 +23,6 @@ from qvit.recipe import Recipe
 
 _GROUPS = tuple(f"weights.group={size}" for size in (0, 64, 16))
 _PER_TOKEN = "activations.proj_group=0 activations.fc2_group=0"
-_PER_GROUP = "activations.proj_group=128 activations.fc2_group=128"
 # What every recipe of a scheme has: the rows of W4A4 are about Linears, attention at 8 bits is the last of them
 _BASES = {(4, 4): ["attention.bits=4", "attention.softmax_bits=4"]}
 # (weight bits, activation bits): changes of the default recipe, each alone; "" is none
@@ -32,9 +31,9 @@ CHANGES: dict[tuple[int, int], tuple[str, ...]] = {
         "",
         "residual=float16",
         "residual=bfloat16",
-        _PER_GROUP,
+        _PER_TOKEN,
     ),
-    (4, 8): ("", *_GROUPS, _PER_GROUP, "residual=float16"),
+    (4, 8): ("", *_GROUPS, _PER_TOKEN, "residual=float16"),
     (4, 4): (
         "",
         *_GROUPS,

@@ -23,9 +23,9 @@ def test_few_bits_have_finer_scales_and_ends_of_eight_bits(w, a):
     assert few.layer_bits("patch_embed.proj")[0] == 8
     assert few.layer_bits("blocks.0.mlp.fc1") == (w, a)
     assert few.weights.group == (16 if w <= 4 else 0)
-    size = 64 if a < 8 else 0
     groups = few.activations
-    assert (groups.norm_group, groups.proj_group, groups.fc2_group) == (size,) * 3
+    sizes = (64, 64, 64) if a < 8 else (0, 128, 128)
+    assert (groups.norm_group, groups.proj_group, groups.fc2_group) == sizes
     four = Recipe.preset("qvit", weight_bits=4, activation_bits=4)
     assert not four.layers
     assert (four.weights.group, four.activations.norm_group) == (32, 0)

@@ -35,10 +35,10 @@ KERNELS = ("fc1", "qkv", "attention", "fc2", "proj", "ln_quant", "product")
 Call = Callable[[str], object]  # of the backend
 
 
-# How proj's and fc2's inputs are quantized: as the default recipe has it, by tokens where they have 8 bits; or by
-# groups of 128 columns, the form of seven launches a block.
-GROUPED = ("activations.proj_group=128", "activations.fc2_group=128")
-FORMS = {"default": (), "groups of 128": GROUPED}
+# How proj's and fc2's inputs are quantized: in groups of 128 columns, as the default recipe has it, which makes seven
+# launches a block; or with a scale a token, which makes eight or nine.
+PER_TOKEN = ("activations.proj_group=0", "activations.fc2_group=0")
+FORMS = {"default": (), "a scale a token": PER_TOKEN}
 
 
 def depth_of(model: str) -> int:
@@ -81,7 +81,7 @@ def model_config(model: str, depth: int | None = None) -> ViTConfig:
 
 @lru_cache(maxsize=64)
 def scheme_of(
-    model: str, scheme: str, depth: int | None = None, form: str = "groups of 128"
+    model: str, scheme: str, depth: int | None = None, form: str = "default"
 ) -> ModelScheme:
     """The default recipe of a scheme in one of FORMS, resolved for a model."""
     weight_bits, activation_bits = SCHEMES[scheme]

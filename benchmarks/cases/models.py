@@ -15,7 +15,7 @@ def random_vit(
     device: torch.device,
     *,
     depth: int | None = None,
-    form: str = "groups of 128",
+    form: str = "default",
 ) -> ViT:
     """Weights of the scheme's bits, all codes alike often; activations keep the size they have in a trained model.
 

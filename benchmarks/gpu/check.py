@@ -24,7 +24,7 @@ from benchmarks.gpu.session import DONE, FAILED, UNFINISHED, Session, Work
 SUITE = "gpu-check"
 _IMAGES = 512
 _DRY_IMAGES = 1
-_GRAPHS = (("W8A8", "default"), ("W8A8", "groups of 128"), ("W4A4", "default"))
+_GRAPHS = (("W8A8", "default"), ("W8A8", "a scale a token"), ("W4A4", "default"))
 
 
 def run(session: Session) -> int:

@@ -98,11 +98,9 @@ def _linear(name: str, width: int, config: ViTConfig, recipe: Recipe) -> LinearS
         group = _divisor(width, recipe.activations.fc2_group)
         transform = fitting_block(width, recipe.transforms.fc2)
     else:
-        group = _divisor(width, recipe.activations.norm_group)
+        # eight bits among fewer, those of the head, have levels enough for a scale a token
+        group = _divisor(width, recipe.activations.norm_group) if bits < MAX_BITS else 0
         transform = fitting_block(width, recipe.transforms.norm)
-    # eight bits among fewer go without groups, as a recipe of eight bits does: see its numbers
-    if recipe.activations.bits < bits == MAX_BITS:
-        group = 0
     return LinearScheme(weight=weight, input=_rows(bits, group), transform=transform)
 
 

@@ -314,16 +314,20 @@ def preset_names() -> tuple[str, ...]:
 
 
 def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
-    """The default: the best that the project knows at these bit-widths."""
+    """The default: the best that the project knows at these bit-widths.
+
+    The inputs of proj and fc2 have a scale for each 128 columns at any width: what shares a scale is then in one
+    program of a GPU, which takes seven launches a block, and eight or nine with a scale a token.
+    """
+    activations = Activations(bits=activation_bits, proj_group=128, fc2_group=128)
     if weight_bits >= 8 and activation_bits >= 8:
         return {
             "weights": Weights(bits=weight_bits),
-            "activations": Activations(bits=activation_bits),
+            "activations": activations,
             "attention": Attention(bits=activation_bits, softmax_bits=activation_bits),
         }
     # Mean KL of three seeds on 500 development images, W4A8 and W4A4 (kernels/README.md, Decisions): weight groups none
-    # 0.225, 0.436; 64 0.135, 0.329; 32 0.106, 0.285; 16 0.092, 0.272. One scale a token in proj and fc2: 0.107, 0.361;
-    # so 8 bits go without groups there. A CPU likes that; a GPU has groups for nothing and wants them set.
+    # 0.225, 0.436; 64 0.135, 0.329; 32 0.106, 0.285; 16 0.092, 0.272. One scale a token in proj and fc2: 0.107, 0.361.
     # Both attention products take int8 operands whatever their bits: 8 of them cost nothing, and take W4A4 from 0.285
     # to 0.242.
     # Weights rounded for leaves (gptq), KL on 500 development images (benchmarks/README.md, Rounding): W4A8 0.107 to
@@ -333,14 +337,13 @@ def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
     # bits 1.41, both ends at 8 bits 1.16, and groups of 64 after LayerNorms, of 16 in weights 1.01, and of 64 in fc2
     # 0.90 (benchmarks/README.md, Three bits).
     few = min(weight_bits, activation_bits) <= 3
-    group = (64 if few else 128) if activation_bits < 8 else 0
+    if few and activation_bits < 8:
+        activations = Activations(bits=activation_bits, norm_group=64, proj_group=64, fc2_group=64)
     weight_group = (16 if few else 32) if weight_bits <= 4 else 0
     rounding = "gptq" if weight_bits < 8 else "nearest"
     return {
         "weights": Weights(bits=weight_bits, group=weight_group, rounding=rounding),
-        "activations": Activations(
-            bits=activation_bits, norm_group=group if few else 0, proj_group=group, fc2_group=group
-        ),
+        "activations": activations,
         "attention": Attention(),
         "transforms": Transforms(norm=64, fc2=32, qk=True, v=True),
         "layers": dict(_ENDS) if few else {},

@@ -5,16 +5,18 @@ import io
 import pytest
 import torch
 
-from benchmarks.cases.kernels import GROUPED
+from benchmarks.cases.kernels import PER_TOKEN
 from qvit import pipeline, zoo
 from qvit.deployment import QuantViT
 from qvit.recipe import Recipe
 from tests.support import images_for
 
-# W8A8 of 8-bit codes, and packed codes with multipliers and transforms; one with the scales of a GPU.
+# W8A8 of 8-bit codes, and packed codes with multipliers and transforms; one with a scale a token everywhere.
 RECIPES = {
     "W8A8": Recipe.preset("qvit", weight_bits=8, activation_bits=8),
-    "W4A8, groups": Recipe.preset("qvit", weight_bits=4, activation_bits=8).override(list(GROUPED)),
+    "W4A8, a scale a token": Recipe.preset("qvit", weight_bits=4, activation_bits=8).override(
+        list(PER_TOKEN)
+    ),
     "W4A4": Recipe.preset("qvit", weight_bits=4, activation_bits=4),
 }
 

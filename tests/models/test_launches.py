@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.cases.kernels import GROUPED, SCHEMES, model_config
+from benchmarks.cases.kernels import PER_TOKEN, SCHEMES, model_config
 from qvit import zoo
 from qvit.models.dense import IntegerDense
 from qvit.models.integer import Integer
@@ -17,10 +17,11 @@ from tests.support import float_vit, images_for
 
 BLOCKS = 12
 
-# Launches of a block. With groups of 128, which is W4A4's default, seven: what a scale is shared by is in one program.
-# One scale a token, the default of W8A8 and W4A8, takes a launch more for fc2's input, which no tile of fc1 holds a row
-# of, and one for proj's, unless a program of attention holds all heads (DeiT-T).
-OF_A_BLOCK = {"grouped": 7, "deit_t": 8, "deit_s": 9, "deit_b": 9}
+# Launches of a block, seven by default: what shares a scale is in one program. One scale a token takes a launch more
+# for fc2's input, which no tile of fc1 holds a row of, and one for proj's, unless a program of attention holds all
+# heads (DeiT-T).
+BY_DEFAULT = 7
+PER_TOKEN_BLOCK = {"deit_t": 8, "deit_s": 9, "deit_b": 9}
 # Pixels, patch embedding with tokens and positions; final norm of the class token for the head, head.
 AROUND = 4
 
@@ -44,21 +45,24 @@ def launched(vit, images, *, execute=False):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("model", ["deit_t", "deit_s", "deit_b"])
-@pytest.mark.parametrize("form", ["default", "grouped"])
-def test_launches_of_a_deit(model, scheme, form):
-    grouped = form == "grouped" or scheme == "W4A4"
-    vit = random_integer(model, scheme, GROUPED if form == "grouped" else ())
-    trace = launched(vit, torch.zeros(1, 3, 224, 224))
-    each = OF_A_BLOCK["grouped" if grouped else model]
-    assert len(trace.launches) == AROUND + BLOCKS * each
+def test_seven_launches_a_block(model, scheme):
+    trace = launched(random_integer(model, scheme), torch.zeros(1, 3, 224, 224))
+    assert len(trace.launches) == AROUND + BLOCKS * BY_DEFAULT
     assert trace.launches[:2] == ["quantize_pixels_kernel", "embed_kernel"]
     assert trace.launches[-2:] == ["quantize_rows_kernel", "linear_kernel"]
     assert trace.torch_ops == []
-    if grouped:
-        assert trace.launches[2:9] == [
-            "quantize_rows_kernel", "qkv_kernel", "attention_kernel", "linear_kernel",
-            "quantize_rows_kernel", "gelu_quantize_kernel", "linear_kernel",
-        ]  # fmt: skip
+    assert trace.launches[2:9] == [
+        "quantize_rows_kernel", "qkv_kernel", "attention_kernel", "linear_kernel",
+        "quantize_rows_kernel", "gelu_quantize_kernel", "linear_kernel",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["W8A8", "W4A8"])
+@pytest.mark.parametrize("model", PER_TOKEN_BLOCK)
+def test_launches_with_a_scale_a_token(model, scheme):
+    trace = launched(random_integer(model, scheme, PER_TOKEN), torch.zeros(1, 3, 224, 224))
+    assert len(trace.launches) == AROUND + BLOCKS * PER_TOKEN_BLOCK[model]
+    assert trace.torch_ops == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

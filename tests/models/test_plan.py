@@ -46,12 +46,15 @@ def test_a_model_without_classifier_takes_the_default_of_any():
     assert plan.linears["patch_embed.proj"].weight.bits == 8
 
 
-def test_w8a8_is_per_token_without_transforms():
+def test_w8a8_has_no_transforms_and_groups_in_proj_and_fc2():
     plan = scheme(Recipe.preset("qvit", weight_bits=8, activation_bits=8))
     for name, linear in plan.linears.items():
         assert linear.transform == 0
         assert linear.weight.granularity is Granularity.CHANNEL
-        if name != "patch_embed.proj":
+        if name.endswith((".proj", ".fc2")) and name != "patch_embed.proj":
+            assert linear.input.granularity is Granularity.GROUP
+            assert linear.input.group in (64, 128)
+        elif name != "patch_embed.proj":
             assert linear.input.granularity is Granularity.TOKEN
     assert not any(a.rotate_qk or a.rotate_v for a in plan.attentions.values())
 

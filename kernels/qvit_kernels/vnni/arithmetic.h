@@ -9,16 +9,31 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <utility>
 
 #ifndef __AVX512VNNI__
 #error "the compiled path is written for AVX512-VNNI"
 #endif
+
+#define INLINE __attribute__((always_inline))
 
 namespace qvit {
 
 using Floats = __m512;
 using Ints = __m512i;
 constexpr int64_t LANES = 16;
+
+// body(0), .., body(N - 1), each a constant: arrays that only constants index become registers. A loop that a compiler
+// unrolls comes too late for that now and then, and a step of a product then loads and stores all its sums.
+template <int... I, class Body>
+inline INLINE void each(std::integer_sequence<int, I...>, Body&& body) {
+    (body(std::integral_constant<int, I>{}), ...);
+}
+
+template <int N, class Body>
+inline INLINE void each(Body&& body) {
+    each(std::make_integer_sequence<int, N>{}, body);
+}
 
 inline Floats all(float x) { return _mm512_set1_ps(x); }
 

@@ -16,101 +16,116 @@ inline int64_t rows_at_once(const Step& s, bool keeps_results) {
     return std::max<int64_t>(std::min(by_codes, by_results) / TILE_ROWS, 1) * TILE_ROWS;
 }
 
-// Where tiles of a Linear go: y, fp32 with a pitch, first as sums over groups of x, then finished.
-struct Sums {
-    const Step* s;
-    const float* x_scale;  // of the first row and the group
-    float* y;
-    int64_t pitch;
-    const float* residual;
-    int64_t rows, columns;  // that exist from here on
+// A tile of results: where its rows lie, and what its 64 columns have in common. Rows that do not exist read what the
+// last one reads and write where nobody looks, so that no vector asks whether there is something for it to do: with
+// conditions a group of x took 677 instructions a tile beside its product, and takes 202 without.
+template <int ROWS>
+struct Tile {
+    const float* x_scale[ROWS];  // of the row's groups
+    const float* residual[ROWS];
+    float* y[ROWS];
+    const float *w_scale, *bias;
 };
 
-inline Floats rescaled(const Sums& to, int m, Ints sums) {
-    return _mm512_mul_ps(_mm512_cvtepi32_ps(sums), all(to.x_scale[m * to.s->x_pitch]));
-}
-
-// Only the last panel of a weight needs masks, without which a load is part of the instruction that takes the value.
-template <bool WHOLE>
-inline Floats load(__mmask16 mask, const float* place) {
-    return WHOLE ? _mm512_loadu_ps(place) : _mm512_maskz_loadu_ps(mask, place);
-}
-
-inline void store(float* place, __mmask16 mask, Floats y) {
-    if (mask == 0xFFFF)
-        _mm512_storeu_ps(place, y);
-    else
-        _mm512_mask_storeu_ps(place, mask, y);
-}
-
-template <int ROWS>
-inline void accumulate(const Sums& to, const uint8_t* a, int64_t pitch, const int8_t* b, int64_t steps,
-                       const int32_t* start, bool begins) {
-    multiply<ROWS, 4>(a, pitch, b, steps, start, [&](int m, int v, Ints sums) {
-        const __mmask16 mask = m < to.rows ? first(to.columns - v * LANES) : 0;
-        float* const place = to.y + m * to.pitch + v * LANES;
-        Floats y = m < to.rows ? rescaled(to, m, sums) : _mm512_setzero_ps();
-        if (!begins) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, place), y);
-        store(place, mask, y);
+// total[ROWS][64] plus the product with one group of x, rescaled. Totals stay in the first cache, as registers are full.
+template <int ROWS, bool FIRST>
+inline void add_group(const float* const* x_scale, int64_t group, const uint8_t* a, int64_t pitch, const int8_t* b,
+                      int64_t steps, const int32_t* start, float* total) {
+    float scale[ROWS];
+    for (int m = 0; m < ROWS; ++m) scale[m] = x_scale[m][group];
+    multiply<ROWS, 4>(a, pitch, b, steps, start, [&](auto m, auto v, Ints sums) INLINE {
+        float* const place = total + m * PANEL + v * LANES;
+        const Floats y = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), all(scale[m]));
+        _mm512_storeu_ps(place, FIRST ? y : _mm512_add_ps(_mm512_loadu_ps(place), y));
     });
 }
 
-template <int ROWS, int ACTIVATION, bool RESIDUAL, bool WHOLE>
-inline void finish(const Sums& to, const uint8_t* a, int64_t pitch, const int8_t* b, int64_t steps,
-                   const int32_t* start, const float* w_scale, const float* bias, bool begins) {
-    multiply<ROWS, 4>(a, pitch, b, steps, start, [&](int m, int v, Ints sums) {
-        if (m >= to.rows) return;
-        const __mmask16 mask = WHOLE ? 0xFFFF : first(to.columns - v * LANES);
-        float* const place = to.y + m * to.pitch + v * LANES;
-        Floats y = rescaled(to, m, sums);
-        if (!begins) y = _mm512_add_ps(load<WHOLE>(mask, place), y);
-        y = _mm512_mul_ps(y, load<WHOLE>(mask, w_scale + v * LANES));
-        if (bias) y = _mm512_add_ps(y, load<WHOLE>(mask, bias + v * LANES));
-        if (RESIDUAL) y = _mm512_add_ps(load<WHOLE>(mask, to.residual + m * to.pitch + v * LANES), y);
+// The last group (or the only one, TOTAL being false), and what follows when a sum is complete.
+template <int ROWS, int ACTIVATION, bool RESIDUAL, bool TOTAL>
+inline void finish(const Tile<ROWS>& given, int64_t group, const uint8_t* a, int64_t pitch, const int8_t* b,
+                   int64_t steps, const int32_t* start, const float* total) {
+    const Tile<ROWS> tile = given;  // of its own: no store can change it
+    multiply<ROWS, 4>(a, pitch, b, steps, start, [&](auto m, auto v, Ints sums) INLINE {
+        Floats y = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), all(tile.x_scale[m][group]));
+        if (TOTAL) y = _mm512_add_ps(_mm512_loadu_ps(total + m * PANEL + v * LANES), y);
+        y = _mm512_mul_ps(y, _mm512_loadu_ps(tile.w_scale + v * LANES));
+        y = _mm512_add_ps(y, _mm512_loadu_ps(tile.bias + v * LANES));
+        if (RESIDUAL) y = _mm512_add_ps(_mm512_loadu_ps(tile.residual[m] + v * LANES), y);
         if (ACTIVATION == GELU_ERF) y = gelu_erf(y);
         if (ACTIVATION == GELU_TANH) y = gelu_tanh(y);
-        store(place, mask, y);
+        _mm512_storeu_ps(tile.y[m] + v * LANES, y);
     });
 }
 
 template <int ROWS, int ACTIVATION, bool RESIDUAL>
-void multiply_tile(Sums to, const uint8_t* a, int64_t pitch, int64_t column) {
-    const Step& s = *to.s;
+void multiply_tile(const Step& s, const Tile<ROWS>& tile, const uint8_t* a, int64_t pitch, int64_t column) {
     const int64_t steps = (s.k + 3) / 4, part = s.groups == 1 ? steps : s.k / s.groups / 4;
     const int64_t padded = (s.n + PANEL - 1) / PANEL * PANEL;
     const int8_t* b = s.panels + column * steps * 4;
     const int32_t* start = s.starts + column;
-    for (int64_t g = 0; g + 1 < s.groups; ++g) {
-        accumulate<ROWS>(to, a, pitch, b, part, start, g == 0);
+    if (s.groups == 1)
+        return finish<ROWS, ACTIVATION, RESIDUAL, false>(tile, 0, a, pitch, b, part, start, nullptr);
+    alignas(64) float total[ROWS * PANEL];
+    add_group<ROWS, true>(tile.x_scale, 0, a, pitch, b, part, start, total);
+    for (int64_t g = 1; g < s.groups; ++g) {
         a += part * 4;
         b += part * PANEL * 4;
         start += padded;
-        ++to.x_scale;
+        if (g + 1 < s.groups)
+            add_group<ROWS, false>(tile.x_scale, g, a, pitch, b, part, start, total);
+        else
+            finish<ROWS, ACTIVATION, RESIDUAL, true>(tile, g, a, pitch, b, part, start, total);
     }
-    const float* const bias = s.bias ? s.bias + column : nullptr;
-    const float* const scale = s.w_scale + column;
-    if (to.columns >= PANEL)
-        finish<ROWS, ACTIVATION, RESIDUAL, true>(to, a, pitch, b, part, start, scale, bias, s.groups == 1);
-    else
-        finish<ROWS, ACTIVATION, RESIDUAL, false>(to, a, pitch, b, part, start, scale, bias, s.groups == 1);
+}
+
+// What leaves every value as it is, -0 too.
+alignas(64) constexpr float NO_BIAS[PANEL] = {
+#define EIGHT -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f
+    EIGHT, EIGHT, EIGHT, EIGHT, EIGHT, EIGHT, EIGHT, EIGHT};
+#undef EIGHT
+
+// What tiles of the last panel read and write where a weight's rows do not fill it.
+struct Edge {
+    float w_scale[PANEL] = {}, bias[PANEL] = {};
+    float residual[TILE_ROWS][PANEL] = {}, y[TILE_ROWS][PANEL];
+};
+
+// Rows m.. of `rows` from row `begin` on, at one panel. y, edge: as in `multiply_rows`.
+template <int ROWS, int ACTIVATION, bool RESIDUAL>
+void place_tile(const Step& s, int64_t begin, int64_t m, int64_t rows, const uint8_t* a, float* y, int64_t pitch,
+                int64_t column, Edge& edge) {
+    const int64_t columns = std::min(PANEL, s.n - column), a_pitch = (s.k + 3) / 4 * 4;
+    const bool whole = columns == PANEL;
+    const float* const bias = s.bias ? s.bias + column : NO_BIAS;
+    Tile<ROWS> tile{{}, {}, {}, whole ? s.w_scale + column : edge.w_scale, whole ? bias : edge.bias};
+    for (int i = 0; i < ROWS; ++i) {
+        const int64_t row = std::min(m + i, rows - 1);
+        tile.x_scale[i] = s.x_scale + (begin + row) * s.x_pitch;
+        tile.y[i] = whole && row == m + i ? y + row * pitch + column : edge.y[i];
+        if (!RESIDUAL) continue;
+        tile.residual[i] = s.residual + (begin + row) * s.n + column;
+        if (!whole) tile.residual[i] = std::copy_n(tile.residual[i], columns, edge.residual[i]) - columns;
+    }
+    multiply_tile<ROWS, ACTIVATION, RESIDUAL>(s, tile, a + m * a_pitch, a_pitch, column);
+    if (!whole)
+        for (int64_t i = 0; i < std::min<int64_t>(ROWS, rows - m); ++i)
+            std::copy_n(edge.y[i], columns, y + (m + i) * pitch + column);
 }
 
 // y[rows][pitch] = the Linear of `rows` rows from row `begin` on. a: their codes + 128, padded to whole tiles.
 template <int ACTIVATION, bool RESIDUAL>
 void multiply_rows(const Step& s, int64_t begin, int64_t rows, const uint8_t* a, float* y, int64_t pitch) {
-    const int64_t a_pitch = (s.k + 3) / 4 * 4;
+    Edge edge;
+    if (const int64_t columns = s.n % PANEL) {
+        std::copy_n(s.w_scale + s.n - columns, columns, edge.w_scale);
+        std::copy_n(s.bias ? s.bias + s.n - columns : NO_BIAS, columns, edge.bias);
+    }
     for (int64_t column = 0; column < s.n; column += PANEL)
-        for (int64_t m = 0; m < rows; m += TILE_ROWS) {
-            const int64_t row = begin + m;
-            const float* const residual = RESIDUAL ? s.residual + row * s.n + column : nullptr;
-            const Sums to{&s, s.x_scale + row * s.x_pitch, y + m * pitch + column, pitch, residual,
-                          rows - m, s.n - column};
-            const uint8_t* const tile = a + m * a_pitch;
+        for (int64_t m = 0; m < rows; m += TILE_ROWS)
             if (rows - m > TILE_ROWS / 2)
-                multiply_tile<TILE_ROWS, ACTIVATION, RESIDUAL>(to, tile, a_pitch, column);
+                place_tile<TILE_ROWS, ACTIVATION, RESIDUAL>(s, begin, m, rows, a, y, pitch, column, edge);
             else
-                multiply_tile<TILE_ROWS / 2, ACTIVATION, RESIDUAL>(to, tile, a_pitch, column);
-        }
+                place_tile<TILE_ROWS / 2, ACTIVATION, RESIDUAL>(s, begin, m, rows, a, y, pitch, column, edge);
 }
 
 inline void multiply_rows(const Step& s, int64_t begin, int64_t rows, const uint8_t* a, float* y, int64_t pitch) {

@@ -15,40 +15,31 @@ constexpr int TILE_ROWS = 6;
 
 // sums += x * w, fours of bytes. Written out, because GCC 12 copies accumulators of the intrinsic until they no longer fit
 // in registers: attention took 1.6 times as long.
-inline __attribute__((always_inline)) void add_products(Ints& sums, Ints x, Ints w) {
+inline INLINE void add_products(Ints& sums, Ints x, Ints w) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(w));
 }
 
 // out(row, vector, sums) for ROWS rows and VECTORS * 16 columns. a: bytes [ROWS][pitch]; b: a panel, from its first
 // step of four on; start: what each column's sum starts at, or null for zero.
 template <int ROWS, int VECTORS, class Out>
-inline __attribute__((always_inline)) void multiply(
+inline INLINE void multiply(
     const uint8_t* a, int64_t pitch, const int8_t* b, int64_t steps, const int32_t* start, Out&& out) {
-    Ints sums[ROWS][VECTORS];
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) {
+    Ints sums[ROWS][VECTORS], w[VECTORS];
+    each<VECTORS>([&](auto v) INLINE {
         const Ints first = start ? _mm512_loadu_si512(start + v * LANES) : _mm512_setzero_si512();
-#pragma GCC unroll 6
-        for (int m = 0; m < ROWS; ++m) sums[m][v] = first;
-    }
+        each<ROWS>([&](auto m) INLINE { sums[m][v] = first; });
+    });
     for (int64_t k = 0; k < steps; ++k) {
-        Ints w[VECTORS];
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) w[v] = _mm512_loadu_si512(b + v * 64);
-#pragma GCC unroll 6
-        for (int m = 0; m < ROWS; ++m) {
+        each<VECTORS>([&](auto v) INLINE { w[v] = _mm512_loadu_si512(b + v * 64); });
+        each<ROWS>([&](auto m) INLINE {
             int32_t four;
             __builtin_memcpy(&four, a + m * pitch + 4 * k, 4);
             const Ints x = _mm512_set1_epi32(four);
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v) add_products(sums[m][v], x, w[v]);
-        }
+            each<VECTORS>([&](auto v) INLINE { add_products(sums[m][v], x, w[v]); });
+        });
         b += PANEL * 4;
     }
-#pragma GCC unroll 6
-    for (int m = 0; m < ROWS; ++m)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) out(m, v, sums[m][v]);
+    each<ROWS>([&](auto m) INLINE { each<VECTORS>([&](auto v) INLINE { out(m, v, sums[m][v]); }); });
 }
 
 // Rows of codes as code + 128, [rows][pitch], pitch a multiple of 4; what is beyond `width` meets weights of zero. Up to

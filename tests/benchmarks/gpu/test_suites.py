@@ -97,7 +97,7 @@ def test_both_forms_are_what_their_names_say():
         return len(trace.launches)
 
     assert {name: launches(name) for name in gpu_models.OURS} == {
-        "W8A8": 4 + 9, "W8A8 g128": 4 + 7, "W4A8": 4 + 9, "W4A8 g128": 4 + 7, "W4A4": 4 + 7
+        "W8A8": 4 + 7, "W8A8 token": 4 + 9, "W4A8": 4 + 7, "W4A8 token": 4 + 9, "W4A4": 4 + 7
     }  # fmt: skip
 
 
