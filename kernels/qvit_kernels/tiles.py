@@ -107,8 +107,9 @@ def _by_rule(
         if math.ceil(m / shape[0]) * math.ceil(n / shape[1]) >= processors:
             block_m, block_n, warps = shape
             break
-    # With three stages ptxas spills 8 bytes of the small packed tiles on sm_120 (Triton 3.9), at 72 registers.
-    two = capability == 120 and kernel.endswith("w4a4") and block_m < 64
+    # With three stages ptxas spills 8 bytes of the small packed tiles on sm_120 (Triton 3.9): at 72 registers of W4A4,
+    # at 128 of 32 x 128 with GELU (W4A8).
+    two = capability == 120 and block_m < 64 and (kernel.endswith("w4a4") or kernel == "gelu-w4a8")
     return Tile(block_m, block_n, _depth(kernel, k, unit_k), warps, stages=2 if two else 3)
 
 

@@ -111,3 +111,17 @@ def test_malformed_tables_are_named_and_left_out(write, text):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once
         assert tuned(197) == expected
+
+
+@pytest.mark.parametrize(
+    ("kernel", "m", "capability", "stages"),
+    [
+        ("gelu-w4a8", 4160, 120, 2),
+        ("gelu-w4a4", 197, 120, 2),
+        ("gelu-w4a8", 12608, 120, 3),
+        ("gelu-w4a8", 4160, 89, 3),
+        ("gelu-w8a8", 4160, 120, 3),
+    ],
+)
+def test_small_packed_tiles_that_would_spill_have_two_stages(kernel, m, capability, stages):
+    assert tiles.choose(kernel, m, 256, 128, capability, unit_n=128).stages == stages
