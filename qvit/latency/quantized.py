@@ -5,12 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
-from qvit.deployment import QuantViT
-from qvit.deployment.checkpoint import WEIGHTS
+from qvit.deployment import QuantViT, storage
 from qvit.latency.floats import Runner
-from qvit.models.dense import IntegerDense
+from qvit.models.vit import ViT
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +38,17 @@ def open_folder(folder: Path, backend: str, device: str, batches: Sequence[int])
         prepare=lambda images: images,
         run=model,
         logits=lambda out: out.float().cpu(),
-        weight_bytes=(folder / WEIGHTS).stat().st_size,
+        weight_bytes=(folder / storage.WEIGHTS).stat().st_size,
         model=model,
     )
     scheme = model.scheme.lower().replace(" ", "-")
     return Quantized(f"qvit-{scheme}-{backend}", model, runner)
 
 
-def stored_bits(model: nn.Module) -> float:
-    """Mean over the weights of all Linears in integers, multipliers of groups included; 8 without any."""
-    bits, weights = 0, 0
-    for module in model.modules():
-        if isinstance(module, IntegerDense):
-            stored = module.stored
-            weights += stored.scale.numel() * module.in_features
-            bits += 8 * stored.codes.numel() * stored.codes.element_size()
-            bits += 8 * (0 if stored.multiplier is None else stored.multiplier.numel())
-    return round(bits / weights, 2) if weights else math.nan
+def stored_bits(vit: ViT) -> float:
+    """Mean over the weights of all Linears as the file holds them, multipliers of groups included."""
+    held = 0
+    for name, (shape, dtype) in storage.layout(vit).items():
+        if name.endswith("_packed"):
+            held += 8 * math.prod(shape) * dtype.itemsize
+    return round(held / sum(math.prod(shape) for shape in vit.config.linears().values()), 2)

@@ -7,9 +7,9 @@ from qvit.report.page import Key, Page, Section
 from qvit.report.rendering import render_html, render_markdown
 from qvit.report.sections.circumstances import list_circumstances
 from qvit.report.sections.latency import (
-    describe_speedup,
     explain_latency,
     find_own,
+    key_of_speed,
     name_time,
     show_latency,
 )
@@ -40,7 +40,7 @@ def make_page(report: Mapping[str, Any]) -> Page:
 
 
 def list_sections(report: Mapping[str, Any]) -> list[Section]:
-    """Those that the report has something for."""
+    """Those that the report has something for; the last says how it was measured."""
     return [section for make in SECTIONS if (section := make(report)) is not None]
 
 
@@ -53,8 +53,8 @@ def list_keys(report: Mapping[str, Any]) -> list[Key]:
         return []
     batch = f"batch {row['batch']}, {row['variant']}"
     keys = [Key("A pass", name_time(row), batch)]
-    if row["speedup_vs"].get("best_float") is not None:
-        keys.append(Key("Speed", f"{describe_speedup(row)}x", "of the fastest float model"))
+    if (speed := key_of_speed(row)) is not None:
+        keys.append(speed)
     if row["weights_mb"] is not None:
         keys.append(
             Key("Weights", megabytes(1e6 * row["weights_mb"]), f"{row['storage_bits']:g} bits each")

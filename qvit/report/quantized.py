@@ -7,18 +7,17 @@ from qvit.report.latency import list_sections
 from qvit.report.page import Key, Page, Section
 from qvit.report.records import Folder
 from qvit.report.sections.accuracy import show_accuracy
-from qvit.report.sections.latency import describe_speedup, find_own, name_time
+from qvit.report.sections.latency import find_own, key_of_speed, name_time
 from qvit.report.sections.model import list_missing, show_bits, show_provenance
 from qvit.report.sections.sensitivity import show_sensitivity
 from qvit.report.wording import megabytes, percent, shortly
 
-# In reading order; the sections of the latency report stand between the two.
+# In reading order; what the latency report has stands between the two, but for how it was measured, which comes last.
 BEFORE: tuple[Callable[[Folder], Section | None], ...] = (show_accuracy,)
 AFTER: tuple[Callable[[Folder], Section | None], ...] = (
     show_sensitivity,
     show_bits,
     show_provenance,
-    list_missing,
 )
 
 
@@ -26,11 +25,18 @@ def make_page(folder: Folder) -> Page:
     """The page of one quantized model."""
     latency = list_sections(folder.latency) if folder.latency is not None else []
     made = [[s for make in part if (s := make(folder)) is not None] for part in (BEFORE, AFTER)]
+    missing = list_missing(folder)
     return Page(
         title=f"{folder.name}, {folder.scheme}",
         subtitle=_subtitle(folder),
         keys=_keys(folder),
-        sections=[*made[0], *latency, *made[1]],
+        sections=[
+            *made[0],
+            *latency[:-1],
+            *made[1],
+            *latency[-1:],
+            *([missing] if missing else []),
+        ],
         footer=f"Written by qvit {__version__} from {folder.path.name}. Everything on this page is in this one file; it"
         " loads nothing.",
     )
@@ -55,7 +61,7 @@ def _keys(folder: Folder) -> list[Key]:
             keys.append(
                 Key(
                     "Same answer as float",
-                    percent(found["agreement"] / 100),
+                    f"{found['agreement']:.1f} %",
                     f"KL {shortly(found['kl'])} nats",
                 )
             )
@@ -65,8 +71,6 @@ def _keys(folder: Folder) -> list[Key]:
     row = None if latency is None else find_own(latency)
     if row is not None:
         keys.append(Key("A pass", name_time(row), f"batch {row['batch']}, {row['variant']}"))
-        if row["speedup_vs"].get("best_float") is not None:
-            keys.append(
-                Key("Speed", f"{describe_speedup(row)}x", "of the fastest float model there")
-            )
+        if (speed := key_of_speed(row)) is not None:
+            keys.append(speed)
     return keys

@@ -87,6 +87,11 @@ def test_report_of_a_folder(tiny_quantized, tmp_path, capsys):
         "left_out",
         "warnings",
     } <= found.keys()
+    check_files(files, found)
+
+
+def check_files(files, found):
+    """The same report as JSON, CSV, Markdown and HTML."""
     assert json.loads(files["json"].read_text()) == found
     (first, *_) = csv.DictReader(io.StringIO(files["csv"].read_text()))
     timm = (

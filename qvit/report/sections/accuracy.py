@@ -3,7 +3,7 @@
 from qvit.report.charts import draw_bars
 from qvit.report.page import FLOAT, OURS, Block, Figure, Section, Table
 from qvit.report.records import Folder
-from qvit.report.wording import percent, shortly
+from qvit.report.wording import shortly
 
 
 def show_accuracy(folder: Folder) -> Section | None:
@@ -33,7 +33,9 @@ def show_accuracy(folder: Folder) -> Section | None:
     blocks: list[Block] = [_draw(found["top1"], fp32, folder), Table(("", "", ""), rows)]
     lead = f"{found['top1']:.1f} % of {found['images']:,} images are classified correctly"
     if fp32 is not None:
-        lead += f", {fp32:.1f} % by the float model; on {percent(found['agreement'] / 100)} both say the same"
+        lead += (
+            f", {fp32:.1f} % by the float model; on {found['agreement']:.1f} % both say the same"
+        )
     return Section("accuracy", "Accuracy", lead + ".", blocks, dict(found))
 
 

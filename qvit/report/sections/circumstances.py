@@ -31,7 +31,7 @@ def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in report["machine"].items():
         if value not in (None, [], ""):
             yield (
-                words(name),
+                words(name).removesuffix(" bytes"),
                 f"{value / 2**30:.1f} GiB" if name == "memory_bytes" else plain(value),
             )
     if report["gpu"]:

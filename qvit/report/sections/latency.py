@@ -10,6 +10,7 @@ from qvit.report.page import (
     RIVAL,
     Block,
     Figure,
+    Key,
     Notice,
     Panels,
     Paragraph,
@@ -21,9 +22,10 @@ from qvit.report.wording import milliseconds, percent, shortly
 BEST = "best_float"
 _LEGEND = {OURS: "this model", FLOAT: "the float model", RIVAL: "other int8 and fp8"}
 _COLUMNS = (
-    "batch", "variant", "stored bits", "computes in", "p50 ms", "p90", "p95", "p99", "mean (95 %)", "images/s",
-    "x best float", "peak MB", "weights MB", "load s", "first call s", "launches", "same top-1",
+    "batch", "variant", "p50 ms", "x best float", "images/s", "stored bits", "computes in", "p90", "p95", "p99",
+    "mean (95 %)", "same top-1", "weights MB", "peak MB", "load s", "first call s", "launches",
 )  # fmt: skip
+_WORDS = (1, 6)  # columns without numbers
 
 
 def role_of(variant: str) -> str:
@@ -72,6 +74,17 @@ def describe_speedup(row: Mapping[str, Any]) -> str:
     return "-" if ratio is None else shortly(ratio["ratio"])
 
 
+def key_of_speed(row: Mapping[str, Any]) -> Key | None:
+    """The speed of a row as a number at the top; None where no compiled float model was timed."""
+    ratio = row["speedup_vs"].get(BEST)
+    if ratio is None:
+        return None
+    value = ratio["ratio"]
+    if value >= 1:
+        return Key("Speed", f"{shortly(value)}x", "that of the fastest float model")
+    return Key("Speed", f"{shortly(1 / value)}x slower", "than the fastest float model")
+
+
 def _lead(report: Mapping[str, Any]) -> str:
     machine = report["machine"]
     place = machine["gpu"] if report["device"].startswith("cuda") else machine["cpu"]
@@ -103,7 +116,7 @@ def _draw(rows: Sequence[Mapping[str, Any]], batch: int) -> Figure:
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     cells = [_cells(row) for row in rows]
     kept = [i for i in range(len(_COLUMNS)) if any(line[i] != "-" for line in cells)]
-    numeric = frozenset(n for n, i in enumerate(kept) if i not in (1, 3))
+    numeric = frozenset(n for n, i in enumerate(kept) if i not in _WORDS)
     return Table(
         [_COLUMNS[i] for i in kept],
         [[line[i] for i in kept] for line in cells],
@@ -121,15 +134,16 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     return [
         str(row["batch"]),
         row["variant"],
+        shortly(times["p50"]),
+        describe_speedup(row) + unsure,
+        shortly(row["images_per_s"]),
         f"{row['storage_bits']:g}",
         row["compute_dtype"],
-        *(shortly(times[q]) for q in ("p50", "p90", "p95", "p99")),
+        *(shortly(times[q]) for q in ("p90", "p95", "p99")),
         f"{shortly(times['mean'])} ({shortly(low)} to {shortly(high)})",
-        shortly(row["images_per_s"]),
-        describe_speedup(row) + unsure,
-        *(shortly(row[k]) for k in ("peak_mem_mb", "weights_mb", "load_s", "first_call_s")),
-        "-" if row["launch_count"] is None else str(row["launch_count"]),
         "-" if agreement is None else percent(agreement / 100),
+        *(shortly(row[k]) for k in ("weights_mb", "peak_mem_mb", "load_s", "first_call_s")),
+        "-" if row["launch_count"] is None else str(row["launch_count"]),
     ]
 
 
