@@ -21,6 +21,7 @@ MAX_CALLS_A_TURN = 100
 
 # A ratio whose interval is wider than this share of it may come out as much different the next time.
 STEADY = 0.05
+_FEWEST = 6  # rounds, of which the extremes hold the median 95 times in 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,13 @@ class Ratio:
     """How many times faster one callable is than another: the median over rounds, and a 95 % interval of it.
 
     The interval is that of order statistics: whatever the distribution of a round's ratio, the k-th smallest and the
-    k-th largest enclose its median as often. Below six rounds nothing does, and the extremes are given.
+    k-th largest enclose its median as often. Below six `rounds` nothing does, and the extremes are given.
     """
 
     value: float
     low: float
     high: float
+    rounds: int
 
     @property
     def spread(self) -> float:
@@ -43,7 +45,7 @@ class Ratio:
     @property
     def steady(self) -> bool:
         """Whether another run on the same machine may be expected within 5 %."""
-        return self.spread <= STEADY
+        return self.spread <= STEADY and self.rounds >= _FEWEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ def median_ratio(ratios: Sequence[float]) -> Ratio:
     """The median of ratios, one a round, with its interval."""
     ordered = sorted(ratios)
     outside = _outside(len(ordered))
-    return Ratio(statistics.median(ordered), ordered[outside], ordered[-1 - outside])
+    low, high = ordered[outside], ordered[-1 - outside]
+    return Ratio(statistics.median(ordered), low, high, len(ordered))
 
 
 def _outside(count: int) -> int:

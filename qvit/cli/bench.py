@@ -199,8 +199,9 @@ def _render(found: Mapping[str, Any]) -> str:
     shown = {
         key: head for key, head in _COLUMNS.items() if any(row.get(key) is not None for row in rows)
     }
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     lines = [
-        f"{title} on {place}, {machine['threads']} threads, torch {machine['torch']}",
+        f"{title} on {place}, {threads}, torch {machine['torch']}",
         "",
         tabulate(rows, shown),
         "",

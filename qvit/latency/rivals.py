@@ -93,7 +93,7 @@ def _export(floats: FloatModels, images: Tensor) -> Path:
         with torch.inference_mode(False), torch.no_grad():
             torch.onnx.export(
                 floats.load(), (images.clone(),), str(exported),
-                input_names=["images"], dynamo=True, external_data=False,
+                input_names=["images"], dynamo=True, external_data=False, verbose=False,
             )  # fmt: skip
         preparation.quant_pre_process(str(exported), str(prepared))
     return prepared

@@ -99,7 +99,10 @@ def _explain(found: Mapping[str, Any], name: str, batch: int) -> Iterator[str]:
     floor = sum(layer["floor_ms"] for layer in timed)
     products = sum(layer["floor_ms"] for layer in timed if layer["bound"] == OPERATIONS)
     gaps = max(0.0, 1 - spent / whole)
-    held = _name_bound(floor / whole, products / floor if floor else 0.0, gaps)
+    if floor > whole:
+        held = "That is more than all of it: the machine was busier when its rates were measured than during the pass."
+    else:
+        held = _name_bound(floor / whole, products / floor if floor else 0.0, gaps)
     yield (
         f"Batch {batch}: {100 * min(spent / whole, 1):.0f} % of the time are layers, {100 * gaps:.0f} % gaps between "
         f"them; the machine's floor for the same bytes and operations is {100 * floor / whole:.0f} % of it. {held}"
@@ -168,9 +171,8 @@ def _say_unsteady(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if unsteady:
         named = unsteady if len(unsteady) < 4 else [*unsteady[-3:], f"and {len(unsteady) - 3} more"]
         yield (
-            "The interval of these speed-ups is wider than 5 %, and another run may find others: "
-            + ", ".join(named)
-            + ". A quieter machine or more --rounds narrow it."
+            "The interval of these speed-ups is wider than 5 %, or has fewer than six rounds behind it, and another "
+            f"run may find others: {', '.join(named)}. A quieter machine or more --rounds narrow it."
         )
 
 

@@ -57,6 +57,12 @@ def test_which_bound_holds(layers, sentence):
     assert sentence in said(pair(1, 1.0, 2.0), layers)
 
 
+def test_a_floor_above_the_time_is_not_believed():
+    text = said(pair(1, 1.0, 2.0), [layer("head", 0.9, 1.5)])
+    assert "busier when its rates were measured" in text
+    assert "holds it up" not in text
+
+
 def test_shares_and_layers_far_from_their_floor_are_named():
     layers = [layer("blocks.0.mlp.fc1", 0.5, 0.1, reason="no VNNI"), layer("head", 0.2, 0.19)]
     text = said(pair(1, 1.0, 2.0), layers)
