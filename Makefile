@@ -24,7 +24,7 @@ demo: $(READY)
 	@mkdir -p out/demo
 	$(PYTHON) -m qvit quantize demo_vit --w 4 --a 4 --overwrite -o out/demo/demo_vit-w4a4 --json > out/demo/quantize.json
 	$(PYTHON) -m qvit eval out/demo/demo_vit-w4a4 --data demo --json > out/demo/eval.json
-	$(PYTHON) -m qvit bench out/demo/demo_vit-w4a4 --batch 1,8 --variants fp32,bf16,qvit --json > out/demo/bench.json
+	$(PYTHON) -m qvit bench out/demo/demo_vit-w4a4 --baseline fp32,bf16 --no-footprint --agreement 0 --json > out/demo/bench.json
 	@$(PYTHON) -m qvit.demo out/demo/quantize.json out/demo/eval.json out/demo/bench.json
 
 test: $(READY)

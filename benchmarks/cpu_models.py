@@ -16,6 +16,7 @@ MODELS = ("vit_t", "deit_s")
 BATCHES = (1, 8)
 SCHEMES = ((8, 8), (4, 8), (4, 4))
 ROUNDS = 11
+RIVALS = ("openvino-int8", "onnxruntime-dynamic", "onnxruntime-static")
 # Whose times ours are divided into: each alone, and the better of the two in bf16.
 BASES = {
     "fp32": ("fp32",),
@@ -39,9 +40,14 @@ def _time(name: str, batch: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     source = zoo.resolve(name, pretrained=False)
     images = torch.randn(batch, *source.pretrained_cfg["input_size"], generator=generator)
-    with torch.inference_mode(), warnings.catch_warnings():
+    with (
+        torch.inference_mode(),
+        warnings.catch_warnings(),
+        tempfile.TemporaryDirectory() as folder,
+    ):
         warnings.simplefilter("ignore")  # of compilers and exporters, about themselves
-        calls = _floats(source, images) | _rivals(source, images, left_out) | _ours(source, images)
+        rivals = _rivals(source, images, Path(folder), left_out)
+        calls = _floats(source, images) | rivals | _ours(source, images)
         taken = timing.measure(calls, rounds=ROUNDS)
     return {
         "model": source.timm_name,
@@ -83,20 +89,20 @@ def _floats(source: Any, images: Any) -> dict[str, Callable[[], object]]:
     }
 
 
-def _rivals(source: Any, images: Any, left_out: dict[str, str]) -> dict[str, Callable[[], object]]:
-    import torch
-
-    from benchmarks import cpu_rivals
+def _rivals(
+    source: Any, images: Any, work: Path, left_out: dict[str, str]
+) -> dict[str, Callable[[], object]]:
+    from qvit.latency.floats import FloatModels
+    from qvit.latency.variants import VARIANTS
 
     calls: dict[str, Callable[[], object]] = {}
-    for name in cpu_rivals.RIVALS:
-        reason = cpu_rivals.missing(name)
-        if reason is None:
+    floats = FloatModels(source, "cpu", 0, work)
+    for name in RIVALS:
+        missing = VARIANTS[name].find_missing("cpu")
+        reason = None if missing is None else missing.reason
+        if missing is None:
             try:
-                with torch.inference_mode(False), torch.no_grad():
-                    calls[name] = cpu_rivals.build(
-                        name, zoo.load(source, seed=0).eval(), images.clone()
-                    )
+                calls[name] = VARIANTS[name].build(floats, images).bind(images)
                 calls[name]()
             except Exception as error:  # noqa: BLE001 - whatever a rival dislikes, the others can still be timed
                 calls.pop(name, None)

@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,38 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def describe_clocks() -> dict[str, str] | None:
+    """What the driver says of the first card's clocks, power limit, persistence and error correction; None without."""
+    fields = "driver_version,clocks.sm,clocks.mem,power.limit,persistence_mode,ecc.mode.current"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "-i", "0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    values = [value.strip() for value in done.stdout.split(",")]
+    names = fields.split(",")
+    return dict(zip(names, values, strict=True)) if len(values) == len(names) else None
+
+
+def name_machine() -> str:
+    """A file name for this machine: its card, or processor and cores, and whether an x86 one lacks VNNI, on which int8
+    depends more than on its name.
+    """
+    cpu = describe_cpu()
+    words = "".join(c if c.isalnum() else " " for c in cpu["name"].lower()).split()
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    vnni = any("vnni" in feature or "amx_int8" in feature for feature in cpu["features"])
+    return "-".join(
+        [*words, f"{cpu['cores']}-cores", *(["without-vnni"] if x86 and not vnni else [])]
+    )
+
+
+def cache_folder() -> Path | None:
+    """Where this user's programs keep what can be made again; None for a user without a home."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "qvit"
+    except RuntimeError:
+        return None

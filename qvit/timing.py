@@ -6,9 +6,10 @@ compares calls of the same round.
 """
 
 import gc
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +17,35 @@ from dataclasses import dataclass
 # ms is repeated.
 TURN_SECONDS = 0.2
 MAX_CALLS_A_TURN = 100
+
+
+# A ratio whose interval is wider than this share of it may come out as much different the next time.
+STEADY = 0.05
+_FEWEST = 6  # rounds, of which the extremes hold the median 95 times in 100
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times faster one callable is than another: the median over rounds, and a 95 % interval of it.
+
+    The interval is that of order statistics: whatever the distribution of a round's ratio, the k-th smallest and the
+    k-th largest enclose its median as often. Below six `rounds` nothing does, and the extremes are given.
+    """
+
+    value: float
+    low: float
+    high: float
+    rounds: int
+
+    @property
+    def spread(self) -> float:
+        """Width of the interval as a share of the value."""
+        return (self.high - self.low) / self.value
+
+    @property
+    def steady(self) -> bool:
+        """Whether another run on the same machine may be expected within 5 %."""
+        return self.spread <= STEADY and self.rounds >= _FEWEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +72,69 @@ class Timing:
         """The median of all calls in ms."""
         return self.percentile(50)
 
+    @property
+    def medians(self) -> tuple[float, ...]:
+        """The median of each round in ms."""
+        return tuple(statistics.median(turn) for turn in self.rounds)
+
+    @property
+    def mean(self) -> float:
+        """The mean of all calls in ms."""
+        return statistics.fmean(self.samples)
+
+    @property
+    def mean_interval(self) -> tuple[float, float]:
+        """95 % interval of the mean in ms: Student's, over the means of the rounds, since calls of a round share what
+        the machine does meanwhile. The mean itself, twice, where there is one round.
+        """
+        means = [statistics.fmean(turn) for turn in self.rounds]
+        if len(means) < 2:
+            return self.mean, self.mean
+        half = _student(len(means) - 1) * statistics.stdev(means) / math.sqrt(len(means))
+        return self.mean - half, self.mean + half
+
     def speedup_over(self, other: "Timing") -> float:
         """How many times faster than `other`: the median over rounds of the ratio of the rounds'
         medians.
         """
-        pairs = zip(other.rounds, self.rounds, strict=True)
-        return statistics.median(
-            statistics.median(theirs) / statistics.median(ours) for theirs, ours in pairs
-        )
+        return self.ratio_to(other).value
+
+    def ratio_to(self, other: "Timing") -> Ratio:
+        """`speedup_over` with its interval; raises ValueError for timings of different runs."""
+        pairs = zip(other.medians, self.medians, strict=True)
+        return median_ratio([theirs / ours for theirs, ours in pairs])
+
+
+def median_ratio(ratios: Sequence[float]) -> Ratio:
+    """The median of ratios, one a round, with its interval."""
+    ordered = sorted(ratios)
+    outside = _outside(len(ordered))
+    low, high = ordered[outside], ordered[-1 - outside]
+    return Ratio(statistics.median(ordered), low, high, len(ordered))
+
+
+def _outside(count: int) -> int:
+    """How many of `count` values lie on either side of the narrowest interval that has their median 95 times in 100."""
+    tail, outside = 0.0, 0
+    for k in range(count // 2):
+        tail += math.comb(count, k) / 2**count
+        if 2 * tail > 0.05:
+            break
+        outside = k
+    return outside
+
+
+def _student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, by its expansion in 1 / freedom, which is off by 1 % at three."""
+    if freedom < 3:
+        return (12.706, 4.303)[freedom - 1]
+    z = statistics.NormalDist().inv_cdf(0.975)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / freedom ** (i + 1) for i, term in enumerate(terms))
 
 
 def measure(
@@ -58,6 +143,8 @@ def measure(
     rounds: int = 10,
     warmup: int = 3,
     device: str = "cpu",
+    waiting: bool = False,
+    turn_seconds: float | None = None,
     after_round: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Times the callables in alternating rounds.
@@ -73,6 +160,9 @@ def measure(
         warmup: uncounted calls of each before the first round (allocations, compilation).
         device: where the callables work. On "cuda" calls are timed by events on the device, with
             one synchronisation a turn, since waiting after each call would time the wait.
+        waiting: on "cuda", read the host's clock around a call and the wait for its result instead:
+            what somebody who needs each answer at once waits. On a CPU the two are the same.
+        turn_seconds: how long a turn lasts about; None: `TURN_SECONDS`.
         after_round: called after each round, for progress.
 
     Returns:
@@ -86,13 +176,16 @@ def measure(
         raise ValueError("nothing to measure: callables is empty")
     if rounds < 1 or warmup < 0:
         raise ValueError(f"rounds must be at least 1 and warmup 0, got {rounds} and {warmup}")
-    time_turn = _time_turn_cuda if device.startswith("cuda") else _time_turn_cpu
+    time_turn = _time_turn_cpu
+    if device.startswith("cuda"):
+        time_turn = _time_turn_waiting if waiting else _time_turn_cuda
     names = list(callables)
     calls: dict[str, int] = {}
     for name in names:
         for _ in range(warmup):
             callables[name]()
-        calls[name] = _calls_a_turn(time_turn(callables[name], 1)[0])
+        turn = TURN_SECONDS if turn_seconds is None else turn_seconds
+        calls[name] = _calls_a_turn(time_turn(callables[name], 1)[0], turn)
     turns: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
     with _without_garbage_collection():
         for index in range(rounds):
@@ -104,8 +197,8 @@ def measure(
     return {name: Timing(tuple(turns[name])) for name in names}
 
 
-def _calls_a_turn(call_ms: float) -> int:
-    fitting = int(TURN_SECONDS * 1000 / max(call_ms, 1e-6))
+def _calls_a_turn(call_ms: float, turn_seconds: float) -> int:
+    fitting = int(turn_seconds * 1000 / max(call_ms, 1e-6))
     return max(1, min(fitting, MAX_CALLS_A_TURN))
 
 
@@ -134,6 +227,17 @@ def _time_turn_cuda(call: Callable[[], object], count: int) -> list[float]:
         end.record()
     torch.cuda.synchronize()
     return [start.elapsed_time(end) for start, end in events]
+
+
+def _time_turn_waiting(call: Callable[[], object], count: int) -> list[float]:
+    import torch
+
+    def call_and_wait() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    torch.cuda.synchronize()
+    return _time_turn_cpu(call_and_wait, count)
 
 
 @contextmanager

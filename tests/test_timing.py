@@ -7,6 +7,8 @@ import itertools
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qvit import timing
 from qvit.timing import Timing, measure
@@ -51,6 +53,40 @@ def test_speedup_is_paired_by_round():
     assert ours.speedup_over(theirs) == 2.0
     with pytest.raises(ValueError, match="zip"):
         ours.speedup_over(Timing(((1.0,),)))
+
+
+def rounds_of(*values):
+    return Timing(tuple((value,) for value in values))
+
+
+def test_a_ratio_has_the_interval_of_its_order_statistics():
+    """Of ten rounds the second and the ninth hold the median 97.9 times in 100, the third and the eighth only 89."""
+    ratio = rounds_of(*[1.0] * 10).ratio_to(rounds_of(*range(1, 11)))
+    assert (ratio.value, ratio.low, ratio.high) == (5.5, 2, 9)
+    assert ratio.spread == pytest.approx(7 / 5.5)
+    assert not ratio.steady
+
+
+def test_few_rounds_are_never_steady():
+    assert rounds_of(*[1.0] * 6).ratio_to(rounds_of(*[2.0] * 6)).steady
+    assert not rounds_of(*[1.0] * 5).ratio_to(rounds_of(*[2.0] * 5)).steady
+    ratio = rounds_of(1.0, 1.0).ratio_to(rounds_of(2.0, 3.0))
+    assert (ratio.low, ratio.high) == (2.0, 3.0)
+
+
+def test_the_interval_of_the_mean_is_students():
+    assert rounds_of(3.0).mean_interval == (3.0, 3.0)
+    low, high = rounds_of(1.0, 2.0, 3.0, 4.0).mean_interval
+    half = 3.182 * (5 / 3) ** 0.5 / 2  # t of three degrees of freedom
+    assert (low, high) == pytest.approx((2.5 - half, 2.5 + half), abs=0.01 * half)
+    low, high = rounds_of(*[float(i % 2) for i in range(40)]).mean_interval
+    assert high - low == pytest.approx(2 * 2.023 * 0.5064 / 40**0.5, rel=1e-3)
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=30))
+def test_intervals_hold_their_median(values):
+    ratio = timing.median_ratio(values)
+    assert min(values) <= ratio.low <= ratio.value <= ratio.high <= max(values)
 
 
 def test_garbage_collection_waits_and_comes_back():

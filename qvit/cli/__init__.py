@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 from qvit import __version__
-from qvit.cli import bench, doctor, evaluate, info, models, quantize, report, synthesize
+from qvit.cli import bench, doctor, evaluate, info, models, quantize, report, sense, synthesize
 from qvit.cli.exits import FAILED, OK, report_failure, silence_stdout
 from qvit.cli.session import Result, Session, print_result
 
@@ -23,7 +23,7 @@ Exit codes:
   2  the command line makes no sense, or asks for what is not supported
   3  something it needs is missing (a device, a package, a download)
   4  an input file or folder is missing, broken or does not fit
-  5  a gate was not met (--min-top1, --max-drop)
+  5  a gate was not met (--min-top1, --max-drop, --min-speedup, --fail-slower)
   130  interrupted
 """
 
@@ -37,7 +37,7 @@ def cli() -> None:
     """Low-bit Vision Transformers from pretrained weights alone: no images needed."""
 
 
-for _module in (quantize, synthesize, evaluate, bench, report, info, models, doctor):
+for _module in (quantize, synthesize, evaluate, bench, sense, report, info, models, doctor):
     cli.add_command(_module.command)
 
 

@@ -51,6 +51,10 @@ from qvit.recipe import BUDGETS, Recipe, load_recipe, preset_names
     "--calib-leaves", type=click.IntRange(min=0), metavar="N",
     help="So many synthetic images (dead leaves) beside those of --calib-data [0].",
 )  # fmt: skip
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN",
+    help="Keep layers of this name at 8 bits, such as blocks.*.mlp.fc2; `qvit sense` suggests some.",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 def command(session: Session, model: str, **options: Any) -> Result:
@@ -67,6 +71,7 @@ def command(session: Session, model: str, **options: Any) -> Result:
     settings = list(options["settings"])
     if options["seed"] is not None:
         settings.append(f"seed={options['seed']}")
+    settings += map(_kept_wide, options["exclude"])
     bits = options["weight_bits"], options["act_bits"]
     recipe = load_recipe(options["recipe_name"], *bits, options["budget"])
 
@@ -97,6 +102,12 @@ def command(session: Session, model: str, **options: Any) -> Result:
         source, recipe, out, overwrite=options["overwrite"], progress=session.progress
     )
     return Result(summary, outline(summary))
+
+
+def _kept_wide(pattern: str) -> str:
+    """The recipe's setting that keeps layers of a name at 8 bits; attention products have no weights."""
+    bits = "A8" if pattern.rpartition(".")[2] == "attn" else "W8A8"
+    return f"layers.{pattern}={bits}"
 
 
 def _with_images(recipe: Recipe, data: str, leaves: int, cfg: Mapping[str, Any]) -> Recipe:

@@ -1,19 +1,27 @@
-"""`qvit report`: one page about what a folder holds, to look at and to send."""
+"""`qvit report`: one page about a quantized model or a folder of images, to look at and to send."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from qvit.cli.kept import EVALUATION, keep_beside
 from qvit.cli.session import Result, Session, outline, verb
+from qvit.cli.target import as_folder
 from qvit.errors import UsageError
 
 
 @verb("report")
 @click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
 @click.option(
-    "--images", "data", metavar="PATH",
-    help="Real images to compare with: a folder, a .tar, or demo[:COUNT] for rendered ones.",
+    "--data", metavar="PATH",
+    help="Evaluate a quantized model on these labelled images first, as `qvit eval` does.",
+)  # fmt: skip
+@click.option("--class-map", metavar="FILE", help="With --data: class names in index order.")
+@click.option(
+    "--images", metavar="PATH",
+    help="Real images to compare synthetic ones with: a folder, a .tar, or demo[:COUNT] for rendered ones.",
 )  # fmt: skip
 @click.option(
     "--limit", default=256, show_default=True, help="Measure so many images of each kind at most."
@@ -26,20 +34,30 @@ from qvit.errors import UsageError
     "-o", "--out", type=click.Path(path_type=Path), help="Folder to write the report to [FOLDER]."
 )
 def command(session: Session, folder: Path, **options: Any) -> Result:
-    """Write a page about FOLDER, images that `qvit synthesize` made: report.html, and the same as report.md.
+    """Write a page about FOLDER: report.html, everything in one file, and the same as report.md.
 
-    The page holds everything in one file. grid.png is its grid of images as a picture. The float
-    model that the images came from looks at them again for it; real images are read only if given.
+    Of a quantized model: accuracy, latency and why, sensitivity of the layers, bits and provenance, as far as `eval`,
+    `bench` and `sense` have left them in FOLDER; --data evaluates first.
+
+    Of images that `qvit synthesize` made: the images, and what the float model that they came from sees in them;
+    grid.png is the grid as a picture. Real images are read only if given.
     """
     if options["limit"] < 1:
         raise UsageError(f"--limit {options['limit']}: at least 1 image is needed")
+    quantized = as_folder(str(folder)) is not None
+    for name, given, fits in (("--data", "data", quantized), ("--images", "images", not quantized)):
+        if options[given] is not None and not fits:
+            kind = "a quantized model" if quantized else "a folder of images"
+            raise UsageError(f"{name}: {folder} is {kind}, see `qvit report --help`")
+    if options["data"] is not None:
+        _evaluate(folder, session, options)
 
     from qvit import report
 
     found = report.write_report(
         folder,
         out=options["out"],
-        real=options["data"],
+        real=options["images"],
         limit=options["limit"],
         weights=options["weights"],
         progress=session.progress,
@@ -47,3 +65,13 @@ def command(session: Session, folder: Path, **options: Any) -> Result:
     return Result(
         found, outline({key: found[key] for key in ("report", "markdown", "pictures", "summary")})
     )
+
+
+def _evaluate(folder: Path, session: Session, options: Mapping[str, Any]) -> None:
+    from qvit.evaluation import assessment
+
+    images = assessment.Images(data=options["data"], class_map=options["class_map"])
+    found = assessment.assess_folder(
+        folder, images, float_weights=options["weights"], progress=session.progress
+    )
+    keep_beside(folder, EVALUATION, found | {"data": options["data"]})

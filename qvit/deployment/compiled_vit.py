@@ -10,6 +10,12 @@ from qvit.deployment.compiled_memory import BLOCK_STEPS, ImageMemory
 from qvit.models.vit import ViT
 from qvit_kernels.compiled_program import Program
 
+# Which module, of the model or of its block, a step is taken for.
+_MODULES = {
+    "pixels": "patch_embed.proj", "patch_embed": "patch_embed.proj", "norm1": "norm1", "qkv": "attn.qkv",
+    "attention": "attn", "quantize": "attn", "proj": "attn.proj", "norm2": "norm2", "fc1": "mlp.fc1", "fc2": "mlp.fc2",
+}  # fmt: skip
+
 
 class CompiledViT:
     """The programs of a ViT with its present parameters and image size. Not for two callers at a time.
@@ -74,6 +80,18 @@ class CompiledViT:
         _kept = self._point(images)
         names = ["pixels", "patch_embed", *BLOCK_STEPS * self._depth]
         return list(zip(names, self._features.time(images.shape[0]), strict=True))
+
+    def time_layers(self, images: Tensor) -> list[tuple[str, float]]:
+        """The same by the names of modules: "blocks.0.attn.qkv"; softmax attention is "blocks.0.attn"."""
+        names = [_MODULES[step] for step in ("pixels", "patch_embed")]
+        for index in range(self._depth):
+            names += [f"blocks.{index}.{_MODULES[step]}" for step in BLOCK_STEPS]
+        return [(name, taken) for name, (_, taken) in zip(names, self.time(images), strict=True)]
+
+    @property
+    def threads(self) -> int:
+        """How many threads may take images of a batch alone."""
+        return self._features.threads
 
     def _point(self, images: Tensor) -> Tensor:
         out = torch.empty((images.shape[0], *self._shape), dtype=torch.float32, device="cpu")

@@ -1,5 +1,6 @@
 """One real pass of a model, with every operation of qvit_kernels in it noted: nothing about it is guessed."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,18 +37,61 @@ def listen(
     return tuple(layers)
 
 
-class _Listening(TorchDispatchMode):
-    """Calls `note` with name, arguments and result of every op of qvit, once it is computed."""
+@torch.no_grad()
+def time_layers(vit: ViT, images: Tensor, backend: str | None) -> dict[str, float]:
+    """Seconds of the operations of every layer of `listen`, by its name, in one pass that takes them one by one.
 
-    def __init__(self, note: Callable[[str, tuple[Any, ...], object], None]) -> None:
+    On a CUDA device between events before and after the launches, so that the device's own time is seen wherever it is
+    longer than the host takes for them.
+    """
+    run = _Named(vit, backend)
+    on_device = images.device.type == "cuda"
+    marks: list[tuple[str, Any, Any]] = []
+
+    def mark(begun: Any, ended: Any) -> None:
+        marks.append((run.layer, begun, ended))
+
+    with _Listening(around=mark, read=_read_device if on_device else time.perf_counter):
+        vit(images, run)
+    if on_device:
+        torch.cuda.synchronize(images.device)
+    seconds: dict[str, float] = {}
+    for name, begun, ended in marks:
+        taken = begun.elapsed_time(ended) / 1000 if on_device else ended - begun
+        seconds[name] = seconds.get(name, 0.0) + taken
+    return seconds
+
+
+def _read_device() -> Any:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+class _Listening(TorchDispatchMode):
+    """Calls `around` with what `read` says before and after every op of qvit, then `note` with the op's name, arguments
+    and result.
+    """
+
+    def __init__(
+        self,
+        note: Callable[[str, tuple[Any, ...], object], None] | None = None,
+        around: Callable[[Any, Any], None] | None = None,
+        read: Callable[[], Any] = time.perf_counter,
+    ) -> None:
         super().__init__()
-        self._note = note
+        self._note, self._around, self._read = note, around, read
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> object:
+        if func.namespace != "qvit":
+            return func(*args, **(kwargs or {}))
+        begun = self._read()
         result = func(*args, **(kwargs or {}))
-        if func.namespace == "qvit":
+        if self._around is not None:
+            self._around(begun, self._read())
+        if self._note is not None:
             self._note(func.name().partition("::")[2], args, result)
         return result
 

@@ -13,7 +13,7 @@ from qvit.data import DataConfig
 from qvit.deployment import checkpoint, cpu_preparation
 from qvit.deployment.cuda_graphs import GraphRecorder
 from qvit.deployment.explanation import Explanation, MachineRates
-from qvit.deployment.listening import listen
+from qvit.deployment.listening import listen, time_layers
 from qvit.deployment.placement import require_device
 from qvit.deployment.provenance import architecture_of
 from qvit.deployment.recorded_passes import RecordedPasses
@@ -237,6 +237,17 @@ class QuantViT(nn.Module):
             layers=listen(self.vit, images, self._backend, rates),
             one_program=self._on_cpu and cpu_preparation.covers(self.vit),
         )
+
+    def time_layers(self, images: Tensor) -> dict[str, float]:
+        """Seconds that the parts of one pass over images [B, C, H, W] take: a name of `explain()`'s layers -> its time.
+
+        Where the compiled path of a CPU takes the model as one program, the program's own clock is read, up to the last
+        block; what comes behind is not in it. Elsewhere the operations of the model are taken, and timed, one by one.
+        The first pass pays what first passes pay.
+        """
+        self._check(images)
+        seconds = cpu_preparation.layer_seconds(self.vit, images) if self._on_cpu else None
+        return seconds or time_layers(self.vit, images, self._backend)
 
     def dequantize(self) -> nn.Module:
         """timm's float model with the values that the integers stand for: fp32, in eval mode, on the same device.

@@ -4,6 +4,8 @@ evidence -> sections (values) -> page -> rendering. A section is a small functio
 consists of is the list of them, as in synthesis.py.
 """
 
+from qvit.report.latency import describe_latency
+from qvit.report.sensitivity import describe_sensitivity
 from qvit.report.writing import write_report
 
-__all__ = ["write_report"]
+__all__ = ["describe_latency", "describe_sensitivity", "write_report"]

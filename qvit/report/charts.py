@@ -83,15 +83,21 @@ def draw_bars(
     role: str,
     value_name: str,
     mark_name: str = "",
+    roles: Sequence[str] = (),
+    least: float = 1.0,
     width: int = 470,
 ) -> str:
-    """Horizontal bars, one a row of (name, value, mark or None); a mark is a short line across at that value."""
+    """Horizontal bars, one a row of (name, value, mark or None); a mark is a short line across at that value.
+
+    roles: Of the rows one by one, where they are not all `role`'s. least: What the longest bar stands for at least.
+    """
     pitch, thickness = 21, 13
     left = min(150, max([30, *(int(len(_cut(name)) * _CHARACTER) + 14 for name, _, _ in rows)]))
-    top = max([1.0, *(max(value, mark or 0) for _, value, mark in rows)])
-    scale = (width - left - 44) / top
+    top = max([least, *(max(value, mark or 0) for _, value, mark in rows)])
+    scale = (width - left - 54) / top
     parts = []
     for index, (name, value, mark) in enumerate(rows):
+        own = roles[index] if roles else role
         y = 4 + index * pitch
         words = f"{name}: {_number(value)} {value_name}"
         words += f", {_number(mark)} {mark_name}" if mark is not None else ""
@@ -99,7 +105,7 @@ def draw_bars(
             f"<g><title>{escape(words)}</title>",
             f'<text class="tick" x="{left - 8}" y="{y + 11}" text-anchor="end">{escape(_cut(name))}</text>',
             f'<line class="grid" x1="{left}" x2="{left}" y1="{y - 4}" y2="{y + pitch - 4}"/>',
-            f'<rect class="bar {role}" x="{left}" y="{y}" width="{value * scale:.1f}" height="{thickness}" rx="2"/>',
+            f'<rect class="bar {own}" x="{left}" y="{y}" width="{value * scale:.1f}" height="{thickness}" rx="2"/>',
         ]
         if mark is not None:
             x = left + mark * scale
@@ -216,7 +222,7 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
 def _number(value: float) -> str:
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}".replace(",", "\u202f") if abs(value) >= 10000 else str(int(value))
-    return f"{value:.4g}"
+    return f"{value:.4g}" if abs(value) >= 1 else f"{value:.3g}"
 
 
 def _cut(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 # Who a mark belongs to. Each has one colour in the whole report, light and dark.
 SYNTHETIC, REAL, NOISE = "synthetic", "real", "noise"
+OURS, RIVAL, FLOAT = "ours", "rival", "float"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,15 @@
-"""A run's own records: its manifest and its log, as the sections read them."""
+"""A folder's own records, as sections read them: manifest and log of a synthesis, or what a quantized model holds."""
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qvit.deployment import checkpoint
+from qvit.deployment.provenance import read_architecture
+from qvit.errors import InputError
 from qvit.report.evidence import Run, Trace
 from qvit.synthesis import training
 
@@ -75,3 +79,82 @@ def _read_training(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folder:
+    """A quantized folder as its own files tell it.
+
+    Attributes:
+        path: The folder.
+        name: The float model's.
+        scheme: Such as "W4A8".
+        weights_bytes: Of model.safetensors.
+        fp32_bytes: Of the float weights; None where that is not known.
+        bits: As `qvit info` lists them.
+        residual: Dtype of the residual stream.
+        license: Of the float weights, where they say.
+        license_note: What it forbids.
+        recipe: recipe.yaml.
+        run: run.json.
+        evaluation, latency, sensitivity: What `eval`, `bench` and `sense` have kept there; None where they have not.
+    """
+
+    path: Path
+    name: str
+    scheme: str
+    weights_bytes: int
+    fp32_bytes: int | None
+    bits: Sequence[Mapping[str, Any]]
+    residual: str
+    license: str | None
+    license_note: str
+    recipe: str
+    run: Mapping[str, Any]
+    evaluation: Mapping[str, Any] | None = None
+    latency: Mapping[str, Any] | None = None
+    sensitivity: Mapping[str, Any] | None = None
+
+
+def read_folder(path: Path) -> Folder:
+    """Read a quantized folder's records; raises InputError for a folder or a record that is broken."""
+    import torch
+
+    from qvit import zoo
+
+    described = checkpoint.describe(path)
+    source = read_architecture(path)
+    with torch.device("meta"):
+        fp32_bytes = sum(4 * p.numel() for p in zoo.build(source).parameters())
+    recipe = path / checkpoint.RECIPE
+    note = "The licence of the float weights does not allow commercial use, and holds for this model too."
+    return Folder(
+        path=path.resolve(),
+        name=source.timm_name,
+        scheme=described["scheme"],
+        weights_bytes=described["weights_bytes"],
+        fp32_bytes=fp32_bytes,
+        bits=described["bits"],
+        residual=described["residual"],
+        license=described["license"],
+        license_note=note if described["license"] and source.non_commercial else "",
+        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+        run=checkpoint.read_run(path),
+        evaluation=_read_kept(path / "eval.json", "top1", "qvit eval"),
+        latency=_read_kept(path / "bench.json", "rows", "qvit bench"),
+        sensitivity=_read_kept(path / "sense.json", "layers", "qvit sense"),
+    )
+
+
+def _read_kept(path: Path, key: str, verb: str) -> Mapping[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read: {error}; remove it, or measure again with `{verb}`"
+        ) from error
+    if not isinstance(found, dict) or key not in found:
+        raise InputError(f"{path} is no result of `{verb}`; remove it, or measure again")
+    return found

@@ -1,5 +1,7 @@
 """Numbers as the report writes them."""
 
+import math
+
 _THIN = "\u202f"  # a thin space that does not break, between a number and its unit
 
 
@@ -32,3 +34,23 @@ def plain(value: object) -> str:
 def words(name: str) -> str:
     """A key as words: "images_read" is "images read"."""
     return name.replace("_", " ")
+
+
+def milliseconds(ms: float) -> str:
+    """7.153 as "7.15 ms"; three digits that count."""
+    return f"{shortly(ms)}{_THIN}ms"
+
+
+def shortly(value: float | None) -> str:
+    """Three digits that count, without an exponent; a dash for nothing."""
+    if value is None:
+        return "-"
+    if value == 0 or not -1e9 < value < 1e9:
+        return f"{value:.3g}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(digits, 6)}f}"
+
+
+def megabytes(size: float) -> str:
+    """Bytes as "5.71 MB"."""
+    return f"{shortly(size / 1e6)}{_THIN}MB"

@@ -14,8 +14,11 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qvit.models.networks import NetworkConfig
+from qvit.recipe import Synthesis
 from qvit.synthesis.noise import pixel_bounds
 from qvit.synthesis.objective import Batch
+from qvit.synthesis.seeds import generator_for
 
 # float32 throughout, [height, width, channels]; numpy's stubs believe that a Python float makes it float64
 Picture = NDArray[np.floating]
@@ -163,3 +166,12 @@ def _exposed(rng: Generator, picture: Picture) -> Picture:
     picture = picture - rng.uniform(0, 1) * picture.mean((0, 1))
     picture = picture * (rng.uniform(0.15, 0.3) / (picture.std() + 1e-6)) + rng.normal(0.475, 0.1)
     return np.clip(picture, 0, 1).astype(np.float32)
+
+
+def draw_pictures(config: NetworkConfig, count: int, purpose: str) -> Tensor:
+    """Pictures to compare models on, the same ones every time, fp32 [count, C, H, W], normalised.
+
+    purpose: Whose they are; others get other pictures.
+    """
+    settings = Synthesis.preset("leaves", images=count)
+    return draw_leaves(Batch(count, config, settings, generator_for(0, purpose, 0))).float()

@@ -57,8 +57,10 @@ def refuse(capsys, arguments, code, *words):
         (["eval", "vit_t", "--data", "x", "--float-weights", "y"], ["--weights"]),
         (["bench", "vit_t", "--batch", "1,two"], ["two"]),
         (["bench", "vit_t", "--batch", "0"], ["batch"]),
-        (["bench", "vit_t", "--variants", "fp23"], ["fp32"]),
-        (["bench", "vit_t", "--variants", "qvit"], ["qvit quantize"]),
+        (["bench", "vit_t", "--baseline", "fp23"], ["fp32"]),
+        (["bench", "vit_t", "--baseline", "none"], ["qvit quantize"]),
+        (["bench", "vit_t", "--fail-slower", "3%"], ["--against"]),
+        (["sense", "vit_t", "--images", "0"], ["--images"]),
         (["bench", "vit_t", "--device", "tpu"], ["cpu or cuda"]),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
@@ -215,7 +217,7 @@ def test_folder_that_is_broken(capsys, tiny_quantized, tiny_images, tmp_path, ve
         values = json.loads(config.read_text())
         values["quantization_config"]["format_version"] = 99
         config.write_text(json.dumps(values))
-    rest = {"info": [], "eval": ["--data", tiny_images], "bench": ["--variants", "qvit"]}[verb]
+    rest = {"info": [], "eval": ["--data", tiny_images], "bench": ["--baseline", "none"]}[verb]
     refuse(capsys, [verb, folder, *rest], 4, str(folder))
 
 

@@ -1,0 +1,311 @@
+"""One benchmark from request to report."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from qvit import machine
+from qvit.deployment.placement import require_device, resolve_backend
+from qvit.latency.agreement import answer, draw_for, find_agreement
+from qvit.latency.circumstances import describe_run, find_warnings
+from qvit.latency.floats import FloatModels, Runner
+from qvit.latency.footprint import Nursery
+from qvit.latency.launches import count_launches
+from qvit.latency.measuring import measure_calls, speedups
+from qvit.latency.quantized import Quantized, open_folder
+from qvit.latency.rates import find_rates
+from qvit.latency.request import Request, Subject
+from qvit.latency.steps import sum_by_kind, time_steps
+from qvit.latency.variants import VARIANTS
+from qvit.latency.verdict import judge
+
+SCHEMA_VERSION = 2
+# A variant that nobody named is left out where a pass takes longer than this, and so many times as long as fp32's.
+_SLOW_SECONDS, _SLOW_TIMES = 0.5, 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A variant that runs here: what it is, and how it is called for a batch size."""
+
+    storage_bits: float
+    compute_dtype: str
+    mode: str
+    runners: dict[int, Runner]
+    own: Quantized | None = None
+
+
+def bench(subject: Subject, request: Request, *, progress: bool = True) -> dict[str, Any]:
+    """Time a model and its rivals in turns, and say why they take what they take.
+
+    Returns the report, plain values. `rows`, one a variant and batch size: `variant`, `storage_bits`, `compute_dtype`,
+    `mode`, `batch`, `img_size`, `latency_ms` {mean, std, min, p50, p90, p95, p99, max, ci95}, `device_ms` (the same by
+    the device's clock; None on a CPU, where it is the same), `images_per_s`, `calls`, `rounds_ms` (each round's
+    median), `speedup_vs` {float variant: {ratio, low, high, spread, steady}}, `peak_mem_mb`, `weights_mb`, `load_s`,
+    `first_call_s`, `launch_count`, `agree_top1_with_float`. `layers`, and `kinds` (those of all blocks together): see
+    steps.py. `verdict`, `warnings`: sentences. `left_out`: variants with `reason` and `command`. What cannot be
+    measured is None.
+
+    Raises:
+        InputError: The folder is no quantized model.
+        RequirementError: The device or a backend is missing.
+    """
+    require_device(request.device)
+    warnings = find_warnings(request.device)
+    source = subject.source
+    size = tuple(source.pretrained_cfg["input_size"])
+    generator = torch.Generator().manual_seed(request.seed)
+    images = {
+        b: torch.randn(b, *size, generator=generator).to(request.device) for b in request.batches
+    }
+    with tempfile.TemporaryDirectory(prefix="qvit-bench-") as work, torch.inference_mode():
+        floats = FloatModels(source, request.device, request.seed, Path(work))
+        with _Progress(progress, request) as bar:
+            entries, left_out = _build(subject, request, floats, images, bar)
+            rows, layers = [], []
+            rates = find_rates(request.device)
+            for batch in request.batches:
+                rows += _time(entries, batch, images[batch], request, bar)
+            for entry in entries.values():
+                if entry.own is not None:
+                    for batch in request.batches:
+                        layers += time_steps(entry.own, images[batch], rates, bar.say)
+            _add_answers(rows, entries, subject, request, bar)
+            if request.footprint:
+                _add_footprints(rows, subject, request, Path(work), bar)
+    found = {
+        "schema_version": SCHEMA_VERSION,
+        **describe_run(),
+        "model": source.timm_name,
+        "scheme": _scheme(entries),
+        "folder": None if subject.folder is None else str(subject.folder),
+        "float_weights": subject.weights is not None,
+        "device": request.device,
+        "input_size": list(size),
+        "param_count": _parameters(source),
+        "rounds": request.rounds,
+        "rates": rates.to_dict(),
+        "rows": rows,
+        "layers": layers,
+        "kinds": sum_by_kind(layers),
+        "left_out": left_out,
+        "warnings": warnings,
+        "machine": machine.describe_machine(),
+    }
+    return found | {"verdict": judge(found)}
+
+
+def _build(
+    subject: Subject,
+    request: Request,
+    floats: FloatModels,
+    images: Mapping[int, Tensor],
+    bar: "_Progress",
+) -> tuple[dict[str, _Entry], list[dict[str, Any]]]:
+    entries: dict[str, _Entry] = {}
+    left_out: list[dict[str, Any]] = []
+    fp32_seconds = None
+    for name in request.variants:
+        variant = VARIANTS[name]
+        missing = variant.find_missing(request.device)
+        if missing is not None:
+            left_out.append({"variant": name, "reason": missing.reason, "command": missing.command})
+            continue
+        bar.say(f"preparing {name}")
+        limit = None
+        if not request.chosen and name != "fp32" and fp32_seconds is not None:
+            limit = max(_SLOW_SECONDS, _SLOW_TIMES * fp32_seconds)
+        runners: dict[int, Runner] = {}
+        try:
+            for batch in sorted(request.batches):
+                with _quiet_libraries():
+                    runners[batch] = variant.build(floats, images[batch])
+                    seconds = _try(runners[batch], images[batch], request.device)
+                if name == "fp32" and fp32_seconds is None:
+                    fp32_seconds = seconds
+                if limit is not None and seconds > limit:
+                    raise _TooSlowError(seconds, batch, fp32_seconds or 0.0)
+                limit = None  # the smallest batch has told
+        except Exception as error:  # noqa: BLE001 - whatever a library dislikes, the others can still be timed
+            left_out.append({"variant": name, **_reason(error, name)})
+            continue
+        entries[name] = _Entry(variant.storage_bits, variant.compute_dtype, variant.mode, runners)
+    if subject.folder is not None:
+        for backend in dict.fromkeys(resolve_backend(b, request.device) for b in request.backends):
+            bar.say(f"loading the {backend} backend")
+            own = open_folder(subject.folder, backend, request.device, request.batches)
+            runners = dict.fromkeys(request.batches, own.runner)
+            mode = "cudagraph" if request.device.startswith("cuda") else "eager"
+            entries[own.name] = _Entry(own.storage_bits, own.compute_dtype, mode, runners, own)
+    return entries, left_out
+
+
+class _TooSlowError(Exception):
+    """A variant takes so long that measuring it would take minutes, and tell nothing."""
+
+    def __init__(self, seconds: float, batch: int, fp32: float) -> None:
+        times = f", {seconds / fp32:.1f} times what fp32 takes" if fp32 else ""
+        super().__init__(f"too slow here: a pass of batch {batch} takes {seconds:.1f} s{times}")
+
+
+def _reason(error: Exception, name: str) -> dict[str, Any]:
+    if isinstance(error, _TooSlowError):
+        return {"reason": str(error), "command": f"qvit bench ... --baseline {name}"}
+    first_line = (str(error).splitlines() or [""])[0]
+    return {"reason": f"failed: {type(error).__name__}: {first_line}", "command": None}
+
+
+def _try(runner: Runner, images: Tensor, device: str) -> float:
+    """Call twice; the seconds of the second call, which compiles nothing any more."""
+    from qvit import timing
+
+    return (
+        timing.measure(
+            {"it": runner.bind(images)}, rounds=1, warmup=1, device=device, turn_seconds=0.0
+        )["it"].median
+        / 1000
+    )
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Compilers and exporters warn about their own internals; none of it is about the user's model."""
+    import logging
+    import warnings
+
+    loggers = [
+        logging.getLogger(name)
+        for name in ("torch.onnx", "onnxruntime", "nncf", "root", "onnxscript")
+    ]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _time(
+    entries: Mapping[str, _Entry], batch: int, images: Tensor, request: Request, bar: "_Progress"
+) -> list[dict[str, Any]]:
+    """Rows of one batch size."""
+    calls = {name: entry.runners[batch].bind(images) for name, entry in entries.items()}
+    if not calls:
+        return []
+    bar.say(f"batch {batch}")
+    taken = measure_calls(calls, request.rounds, request.device, bar.advance)
+    compared = speedups(taken, entries)
+    rows = []
+    for name, entry in entries.items():
+        runner, watch = entry.runners[batch], taken[name]
+        rows.append(
+            {
+                "variant": name,
+                "storage_bits": entry.storage_bits,
+                "compute_dtype": entry.compute_dtype,
+                "mode": entry.mode,
+                "batch": batch,
+                "img_size": images.shape[-1],
+                **watch.to_dict(batch),
+                "speedup_vs": compared[name],
+                "weights_mb": None if runner.weight_bytes is None else runner.weight_bytes / 1e6,
+                "launch_count": count_launches(
+                    runner, calls[name], entry.own, request.device, entry.mode
+                ),
+                "peak_mem_mb": None,
+                "load_s": None,
+                "first_call_s": None,
+                "agree_top1_with_float": None,
+            }
+        )
+    return rows
+
+
+def _add_answers(
+    rows: list[dict[str, Any]],
+    entries: Mapping[str, _Entry],
+    subject: Subject,
+    request: Request,
+    bar: "_Progress",
+) -> None:
+    """Fill in the agreement, where the float weights are at hand; without them there is nothing to agree with."""
+    if subject.weights is None or not request.agreement or subject.source.num_classes == 0:
+        return
+    bar.say("agreement with the float model")
+    batch = min(request.batches)
+    pictures = draw_for(subject.source, request.agreement)
+    reference = answer(
+        FloatModels(subject.source, "cpu", 0, Path()).eager("float32"), pictures, 1, "cpu"
+    )
+    for name, entry in entries.items():
+        if name == "onnxruntime-static" or name == "openvino-int8":
+            continue  # calibrated on noise, see rivals.py
+        share = find_agreement(
+            reference, answer(entry.runners[batch], pictures, batch, request.device)
+        )
+        for row in rows:
+            if row["variant"] == name:
+                row["agree_top1_with_float"] = share
+
+
+def _add_footprints(
+    rows: list[dict[str, Any]], subject: Subject, request: Request, work: Path, bar: "_Progress"
+) -> None:
+    """Fill in memory, loading and the first call, each from a process of its own."""
+    with Nursery() as nursery:
+        for row in rows:
+            bar.say(f"memory of {row['variant']}, batch {row['batch']}")
+            row |= nursery.measure(
+                {
+                    "variant": row["variant"],
+                    "batch": row["batch"],
+                    "subject": subject.to_dict(),
+                    "device": request.device,
+                    "seed": request.seed,
+                    "work": str(work),
+                    "threads": torch.get_num_threads(),
+                }
+            )
+
+
+def _scheme(entries: Mapping[str, _Entry]) -> str | None:
+    return next((e.own.model.scheme for e in entries.values() if e.own is not None), None)
+
+
+def _parameters(source: Any) -> float:
+    """Millions, as timm counts them."""
+    from qvit import zoo
+
+    with torch.device("meta"):
+        return round(sum(p.numel() for p in zoo.build(source).parameters()) / 1e6, 2)
+
+
+class _Progress:
+    """One bar for all of it: a step a round, and what is being done."""
+
+    def __init__(self, shown: bool, request: Request) -> None:
+        total = len(request.batches) * request.rounds
+        # disable=None: silent where stderr is no terminal
+        self._bar = tqdm(total=total, unit="round", leave=False, disable=None if shown else True)
+        self.advance: Callable[[], object] = self._bar.update
+
+    def say(self, text: str) -> None:
+        """Show what is being done."""
+        self._bar.set_description(text)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()

@@ -1,0 +1,94 @@
+"""Calls timed in turns: percentiles, the mean with its interval, and ratios paired by round."""
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qvit import timing
+from qvit.latency.variants import FLOAT, is_compiled_float
+from qvit.timing import Ratio, Timing
+
+BEST = "best_float"
+_PERCENTILES = (50, 90, 95, 99)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """One variant at one batch size. `wall`: what a caller waits for; `device`: by the device's own clock, None on a
+    CPU, where the two are one.
+    """
+
+    wall: Timing
+    device: Timing | None = None
+
+    def to_dict(self, batch: int) -> dict[str, Any]:
+        """Fields of a row."""
+        return {
+            "latency_ms": describe(self.wall),
+            "device_ms": None if self.device is None else describe(self.device),
+            "images_per_s": batch / self.wall.median * 1000,
+            "calls": len(self.wall.samples),
+            "rounds_ms": list(self.wall.medians),
+        }
+
+
+def measure_calls(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: str,
+    after_round: Callable[[], object],
+) -> dict[str, Taken]:
+    """Time calls in alternating rounds; on a card twice over, by the host's clock and by the device's."""
+    wall = timing.measure(
+        calls, rounds=rounds, device=device, waiting=True, after_round=after_round
+    )
+    if not device.startswith("cuda"):
+        return {name: Taken(watch) for name, watch in wall.items()}
+    own = timing.measure(calls, rounds=rounds, device=device)
+    return {name: Taken(watch, own[name]) for name, watch in wall.items()}
+
+
+def describe(watch: Timing) -> dict[str, Any]:
+    """A timing as JSON has it, in ms; `ci95` is the interval of the mean."""
+    samples = watch.samples
+    return {
+        "mean": watch.mean,
+        "ci95": list(watch.mean_interval),
+        "std": statistics.stdev(samples) if len(samples) > 1 else 0.0,
+        "min": min(samples),
+        **{f"p{q}": watch.percentile(q) for q in _PERCENTILES},
+        "max": max(samples),
+    }
+
+
+def speedups(
+    taken: Mapping[str, Taken], variants: Mapping[str, Any]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """For every variant: float variant -> how many times faster it is than that one; "best_float" is the fastest.
+
+    Nothing at all where no compiled float model was timed: against an eager one alone a speed-up says little.
+    """
+    floats = [name for name in taken if name in FLOAT]
+    if not any(map(is_compiled_float, floats)):
+        return {name: {} for name in variants}
+    best = min(floats, key=lambda name: taken[name].wall.median)
+    found = {}
+    for name in variants:
+        ours = taken[name].wall
+        ratios = {other: ours.ratio_to(taken[other].wall) for other in floats if other != name}
+        if name != best:
+            ratios[BEST] = ours.ratio_to(taken[best].wall)
+        found[name] = {other: as_dict(ratio) for other, ratio in ratios.items()}
+    return found
+
+
+def as_dict(ratio: Ratio) -> dict[str, Any]:
+    """A ratio as JSON has it."""
+    return {
+        "ratio": ratio.value,
+        "low": ratio.low,
+        "high": ratio.high,
+        "spread": ratio.spread,
+        "steady": ratio.steady,
+    }

@@ -1,0 +1,54 @@
+"""The folder itself as a variant: one a backend."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qvit.deployment import QuantViT, storage
+from qvit.latency.floats import Runner
+from qvit.models.vit import ViT
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A loaded folder on one backend, warmed up."""
+
+    name: str
+    model: QuantViT
+    runner: Runner
+
+    @property
+    def storage_bits(self) -> float:
+        """Bits that a weight of its Linears takes where it is kept, the mean over all of them."""
+        return stored_bits(self.model.vit)
+
+    @property
+    def compute_dtype(self) -> str:
+        """What its matrix products are made in, "int8" or "float"; both where layers differ."""
+        found = {layer.route.computes_in for layer in self.model.explain().layers}
+        return "/".join(sorted(filter(None, found)))
+
+
+def open_folder(folder: Path, backend: str, device: str, batches: Sequence[int]) -> Quantized:
+    """Load a folder and warm it up for these batch sizes."""
+    model = QuantViT.from_pretrained(folder, device=device, backend=backend)
+    model.warmup(batches)
+    runner = Runner(
+        prepare=lambda images: images,
+        run=model,
+        logits=lambda out: out.float().cpu(),
+        weight_bytes=(folder / storage.WEIGHTS).stat().st_size,
+        model=model,
+    )
+    scheme = model.scheme.lower().replace(" ", "-")
+    return Quantized(f"qvit-{scheme}-{backend}", model, runner)
+
+
+def stored_bits(vit: ViT) -> float:
+    """Mean over the weights of all Linears as the file holds them, multipliers of groups included."""
+    held = 0
+    for name, (shape, dtype) in storage.layout(vit).items():
+        if name.endswith("_packed"):
+            held += 8 * math.prod(shape) * dtype.itemsize
+    return round(held / sum(math.prod(shape) for shape in vit.config.linears().values()), 2)

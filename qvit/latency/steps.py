@@ -1,0 +1,93 @@
+"""Where the time of a pass goes: every layer of the quantized model beside what it cannot take less than."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from qvit.deployment.explanation import Layer
+from qvit.latency.quantized import Quantized
+from qvit.latency.rates import Rates
+
+_SECONDS = 2.0  # of passes a batch size
+_PASSES = (5, 30)  # at least, at most
+
+
+def time_steps(
+    own: Quantized, images: Tensor, rates: Rates, say: Callable[[str], None] = lambda _: None
+) -> list[dict[str, Any]]:
+    """One entry a layer, in order.
+
+    `variant`, `batch`, `name` ("blocks.0.mlp.fc1"), `kind` (the operation), `ms` (median of several passes),
+    `fastest_ms`, `share` of the layers' time, `kernel`, `bits` of its weights and `input_bits`, `computes_in`,
+    `bytes`, `operations`, `floor_ms` and what it is the floor of (`bound`), `fallback_reason`. A layer that the
+    compiled path takes after its last clock has no time.
+    """
+    say(f"layers of {own.name}, batch {len(images)}")
+    passes = _time_passes(own, images)
+    merged: dict[str, list[Layer]] = defaultdict(list)
+    for layer in own.model.explain(len(images)).layers:
+        merged[layer.name].append(layer)
+    entries = [
+        _describe(name, layers, [p[name] for p in passes if name in p], rates)
+        for name, layers in merged.items()
+    ]
+    whole = sum(entry["ms"] or 0.0 for entry in entries)
+    for entry in entries:
+        entry["share"] = None if entry["ms"] is None else entry["ms"] / whole
+    return [{"variant": own.name, "batch": len(images), **entry} for entry in entries]
+
+
+def _time_passes(own: Quantized, images: Tensor) -> list[dict[str, float]]:
+    own.model.time_layers(images)  # pays what first passes pay
+    first = own.model.time_layers(images)
+    count = int(_SECONDS / max(sum(first.values()), 1e-6))
+    count = max(_PASSES[0], min(count, _PASSES[1]))
+    return [first, *(own.model.time_layers(images) for _ in range(count - 1))]
+
+
+def _describe(name: str, layers: list[Layer], seconds: list[float], rates: Rates) -> dict[str, Any]:
+    """One layer of one or two operations, of which the one with weights names it."""
+    main = max(layers, key=lambda layer: layer.operations)
+    floors = [rates.floor(la.bytes, la.operations, la.route.computes_in) for la in layers]
+    reasons = [layer.route.reason for layer in layers if layer.route.reason]
+    return {
+        "name": name,
+        "kind": main.op,
+        "ms": 1000 * statistics.median(seconds) if seconds else None,
+        "fastest_ms": 1000 * min(seconds) if seconds else None,
+        "share": None,
+        "kernel": " + ".join(main.route.kernels) or f"torch ({main.route.backend})",
+        "bits": main.weight_bits,
+        "input_bits": main.input_bits,
+        "computes_in": main.route.computes_in,
+        "bytes": sum(layer.bytes for layer in layers),
+        "operations": sum(layer.operations for layer in layers),
+        "floor_ms": 1000 * sum(floor for floor, _ in floors),
+        "bound": max(floors)[1],
+        "fallback_reason": reasons[0] if reasons else None,
+    }
+
+
+def sum_by_kind(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Layers of each variant and batch, those of all blocks together: `name` with a star for the block's number,
+    `times`, and the sums of times, floors, bytes and operations.
+    """
+    sums: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for layer in layers:
+        name = ".".join("*" if part.isdigit() else part for part in layer["name"].split("."))
+        key = layer["variant"], layer["batch"], name
+        if key not in sums:
+            sums[key] = {**layer, "name": name, "times": 1}
+            continue
+        into = sums[key]
+        into["times"] += 1
+        for field in ("bytes", "operations", "floor_ms"):
+            into[field] += layer[field]
+        for field in ("ms", "fastest_ms", "share"):
+            known = into[field] is not None and layer[field] is not None
+            into[field] = into[field] + layer[field] if known else None
+        into["fallback_reason"] = into["fallback_reason"] or layer["fallback_reason"]
+    return list(sums.values())

@@ -1,0 +1,60 @@
+"""A report as rows for a spreadsheet, under timm's names where timm has one."""
+
+import csv
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from qvit.latency.measuring import BEST
+
+# timm's benchmark.py writes these, so that the file drops into sheets that are there already.
+_TIMM: tuple[str, ...] = (
+    "model",
+    "infer_samples_per_sec",
+    "infer_step_time",
+    "infer_batch_size",
+    "infer_img_size",
+    "param_count",
+)
+_OWN: tuple[str, ...] = (
+    "variant", "storage_bits", "compute_dtype", "mode", "device", "mean", "ci95_low", "ci95_high", "std", "min", "p50",
+    "p90", "p95", "p99", "max", "device_p50", "calls", "speedup_vs_best_float", "speedup_low", "speedup_high",
+    "weights_mb", "peak_mem_mb", "load_s", "first_call_s", "launch_count", "agree_top1_with_float",
+)  # fmt: skip
+
+
+def to_csv(found: Mapping[str, Any]) -> str:
+    """One line a row, times in ms; what was not measured is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, (*_TIMM, *_OWN), restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in found["rows"]:
+        writer.writerow({k: _cell(v) for k, v in _flatten(found, row).items()})
+    return text.getvalue()
+
+
+def _flatten(found: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    times, ratio = row["latency_ms"], row["speedup_vs"].get(BEST, {})
+    return {
+        "model": found["model"],
+        "infer_samples_per_sec": row["images_per_s"],
+        "infer_step_time": times["mean"],
+        "infer_batch_size": row["batch"],
+        "infer_img_size": row["img_size"],
+        "param_count": found["param_count"],
+        "device": found["device"],
+        **{name: times[name] for name in ("mean", "std", "min", "p50", "p90", "p95", "p99", "max")},
+        "ci95_low": times["ci95"][0],
+        "ci95_high": times["ci95"][1],
+        "device_p50": None if row["device_ms"] is None else row["device_ms"]["p50"],
+        "speedup_vs_best_float": ratio.get("ratio"),
+        "speedup_low": ratio.get("low"),
+        "speedup_high": ratio.get("high"),
+        **{name: row[name] for name in _OWN if name in row},
+    }
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value

@@ -1,0 +1,187 @@
+"""What the figures say, in sentences that are computed from them: what holds a pass up, and from when int8 pays."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from qvit.latency.measuring import BEST
+from qvit.latency.rates import OPERATIONS
+from qvit.latency.variants import FLOAT, is_compiled_float
+
+# A layer with more than this share of the time is named, and one that takes more times its floor is far from it.
+_LARGE, _FAR = 0.15, 2.0
+
+
+def judge(found: Mapping[str, Any]) -> list[str]:
+    """Sentences about a report: for each of the folder's own variants, or for the best one where there is none."""
+    rows = found["rows"]
+    own = list(dict.fromkeys(row["variant"] for row in rows if row["variant"].startswith("qvit-")))
+    sentences: list[str] = []
+    for name in own:
+        sentences += _compare(found, name)
+        sentences += _find_crossover(found, name)
+        for batch in dict.fromkeys(row["batch"] for row in rows):
+            sentences += _explain(found, name, batch)
+        sentences += _say_bits(found, name)
+        sentences += _say_rates(found)
+    if not own:
+        sentences += _name_best(found)
+    return [*sentences, *_say_unsteady(rows), *_say_unknown(found)]
+
+
+def _of(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    return sorted((row for row in rows if row["variant"] == name), key=lambda row: row["batch"])
+
+
+def _compare(found: Mapping[str, Any], name: str) -> Iterator[str]:
+    """How many times faster than the best float model, at every batch size."""
+    for row in _of(found["rows"], name):
+        ratio = row["speedup_vs"].get(BEST)
+        if ratio is None:
+            continue
+        floats = [r for r in found["rows"] if r["batch"] == row["batch"] and r["variant"] in FLOAT]
+        best = min(floats, key=lambda r: r["latency_ms"]["p50"])
+        faster = ratio["ratio"] >= 1
+        times = ratio["ratio"] if faster else 1 / ratio["ratio"]
+        low, high = (
+            (ratio["low"], ratio["high"]) if faster else (1 / ratio["high"], 1 / ratio["low"])
+        )
+        yield (
+            f"Batch {row['batch']}: {name} takes {row['latency_ms']['p50']:.2f} ms, {times:.2f} times as "
+            f"{'fast' if faster else 'long'} as {best['variant']}, the fastest float model here "
+            f"(95 % interval {low:.2f} to {high:.2f})."
+        )
+
+
+def _find_crossover(found: Mapping[str, Any], name: str) -> Iterator[str]:
+    """From which batch size the low-bit model pays."""
+    points = [
+        (row["batch"], row["speedup_vs"][BEST])
+        for row in _of(found["rows"], name)
+        if BEST in row["speedup_vs"]
+    ]
+    if not points:
+        return
+    measured = ", ".join(str(batch) for batch, _ in points)
+    pays = [ratio["low"] > 1 for _, ratio in points]
+    if all(pays):
+        yield f"It pays at every batch size that was measured ({measured})."
+    elif not any(ratio["ratio"] > 1 for _, ratio in points):
+        yield f"It pays at none of the batch sizes that were measured ({measured})."
+    elif pays[-1]:
+        start = max(index for index, paying in enumerate(pays) if not paying)
+        (below, less), (above, more) = points[start], points[start + 1]
+        between = _interpolate(below, less["ratio"], above, more["ratio"])
+        about = f", by interpolation from about {between:.0f}" if between else ""
+        yield f"It pays from batch {above} on, of those measured ({measured}){about}."
+    else:
+        paying = ", ".join(str(b) for (b, _), yes in zip(points, pays, strict=True) if yes)
+        yield f"It pays at batch {paying or 'sizes that cannot be told apart from 1'}, not at all of {measured}."
+
+
+def _interpolate(below: int, less: float, above: int, more: float) -> float | None:
+    """The batch size where the ratio passes one, on logarithmic axes."""
+    if not less < 1 < more:
+        return None
+    share = math.log(1 / less) / math.log(more / less)
+    return below * (above / below) ** share
+
+
+def _explain(found: Mapping[str, Any], name: str, batch: int) -> Iterator[str]:
+    """What the time of a pass consists of, and which bound holds."""
+    layers = [la for la in found["layers"] if la["variant"] == name and la["batch"] == batch]
+    timed = [layer for layer in layers if layer["ms"] is not None]
+    row = next((r for r in found["rows"] if r["variant"] == name and r["batch"] == batch), None)
+    if not timed or row is None:
+        return
+    whole = row["latency_ms"]["p50"]
+    spent = sum(layer["ms"] for layer in timed)
+    floor = sum(layer["floor_ms"] for layer in timed)
+    products = sum(layer["floor_ms"] for layer in timed if layer["bound"] == OPERATIONS)
+    gaps = max(0.0, 1 - spent / whole)
+    if floor > whole:
+        held = "That is more than all of it: the machine was busier when its rates were measured than during the pass."
+    else:
+        held = _name_bound(floor / whole, products / floor if floor else 0.0, gaps)
+    yield (
+        f"Batch {batch}: {100 * min(spent / whole, 1):.0f} % of the time are layers, {100 * gaps:.0f} % gaps between "
+        f"them; the machine's floor for the same bytes and operations is {100 * floor / whole:.0f} % of it. {held}"
+    )
+    kinds = [k for k in found["kinds"] if k["variant"] == name and k["batch"] == batch and k["ms"]]
+    for kind in sorted(kinds, key=lambda k: -k["share"]):
+        if kind["share"] > _LARGE and kind["ms"] > _FAR * kind["floor_ms"]:
+            yield (
+                f"{kind['name']} ({kind['kind']}) has {100 * kind['share']:.0f} % of the layers' time and takes "
+                f"{kind['ms'] / kind['floor_ms']:.1f} times its floor, which is set by {kind['bound']}."
+            )
+    reasons = dict.fromkeys(la["fallback_reason"] for la in layers if la["fallback_reason"])
+    for reason in reasons:
+        yield f"Slow path: {reason}."
+
+
+def _name_bound(reached: float, products: float, gaps: float) -> str:
+    if gaps > 0.4:
+        return "Gaps hold it up: launches from Python, not arithmetic."
+    if reached < 0.5:
+        return "Neither arithmetic nor memory holds it up: the kernels do not reach what this machine can."
+    if products > 0.5:
+        return "Arithmetic holds it up: matrix products have most of the floor."
+    return "Memory holds it up: bytes have most of the floor."
+
+
+def _say_bits(found: Mapping[str, Any], name: str) -> Iterator[str]:
+    row = _of(found["rows"], name)[0]
+    if row["storage_bits"] < 8 and "int8" in row["compute_dtype"]:
+        yield (
+            f"Weights take {row['storage_bits']:g} bits where they are stored and 8 where they are multiplied: fewer "
+            "bits save bytes, not arithmetic."
+        )
+    elif "float" in row["compute_dtype"]:
+        yield (
+            "Matrix products of the integers are computed in float here, exactly: this path is for being right, not "
+            "for being fast."
+        )
+
+
+def _say_rates(found: Mapping[str, Any]) -> Iterator[str]:
+    """Whether this machine is one on which integers can be faster at all."""
+    rates = found["rates"]["operations"]
+    if rates["int8"] < rates["float"]:
+        yield (
+            f"This machine was measured to multiply int8 at {rates['int8'] / 1e9:.3g} Gop/s and floats at "
+            f"{rates['float'] / 1e9:.3g}: torch has no fast int8 product here, so integers cannot be faster by it."
+        )
+
+
+def _name_best(found: Mapping[str, Any]) -> Iterator[str]:
+    for batch in dict.fromkeys(row["batch"] for row in found["rows"]):
+        rows = [row for row in found["rows"] if row["batch"] == batch]
+        best = min(rows, key=lambda row: row["latency_ms"]["p50"])
+        yield f"Batch {batch}: {best['variant']} is the fastest of {len(rows)}, {best['latency_ms']['p50']:.2f} ms."
+
+
+def _say_unsteady(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Ratios of which another run may give others."""
+    unsteady = [
+        f"{row['variant']} at batch {row['batch']} ({100 * ratio['spread']:.0f} %)"
+        for row in rows
+        for other, ratio in row["speedup_vs"].items()
+        if other == BEST and not ratio["steady"]
+    ]
+    if unsteady:
+        named = unsteady if len(unsteady) < 4 else [*unsteady[-3:], f"and {len(unsteady) - 3} more"]
+        yield (
+            "The interval of these speed-ups is wider than 5 %, or has fewer than six rounds behind it, and another "
+            f"run may find others: {', '.join(named)}. A quieter machine or more --rounds narrow it."
+        )
+
+
+def _say_unknown(found: Mapping[str, Any]) -> Iterator[str]:
+    timed = {row["variant"] for row in found["rows"]}
+    if found["rows"] and not any(map(is_compiled_float, timed)):
+        left = [item for item in found["left_out"] if is_compiled_float(item["variant"])]
+        why = f" ({left[0]['reason']})" if left else ""
+        yield (
+            f"No speed-up is stated: no compiled float model was timed{why}, and against an eager one it would say "
+            "little."
+        )

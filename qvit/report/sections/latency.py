@@ -1,0 +1,181 @@
+"""How fast the model is, beside what, and why."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qvit.report.charts import draw_bars
+from qvit.report.page import (
+    FLOAT,
+    OURS,
+    RIVAL,
+    Block,
+    Figure,
+    Key,
+    Notice,
+    Panels,
+    Paragraph,
+    Section,
+    Table,
+)
+from qvit.report.wording import milliseconds, percent, shortly
+
+BEST = "best_float"
+_LEGEND = {OURS: "this model", FLOAT: "the float model", RIVAL: "other int8 and fp8"}
+_COLUMNS = (
+    "batch", "variant", "p50 ms", "x best float", "images/s", "stored bits", "computes in", "p90", "p95", "p99",
+    "mean (95 %)", "same top-1", "weights MB", "peak MB", "load s", "first call s", "launches",
+)  # fmt: skip
+_WORDS = (1, 6)  # columns without numbers
+
+
+def role_of(variant: str) -> str:
+    """Whose a variant is."""
+    if variant.startswith("qvit-"):
+        return OURS
+    return FLOAT if variant.removesuffix("-compile") in ("fp32", "fp16", "bf16") else RIVAL
+
+
+def show_latency(report: Mapping[str, Any]) -> Section:
+    """Times of all variants, drawn and as numbers."""
+    rows = report["rows"]
+    batches = list(dict.fromkeys(row["batch"] for row in rows))
+    roles = list(dict.fromkeys(role_of(row["variant"]) for row in rows))
+    panels = Panels(
+        [_draw(rows, batch) for batch in batches],
+        caption="Median time of a pass, in milliseconds: shorter is faster. Variants took turns, round by round.",
+        legend=[(role, _LEGEND[role]) for role in (OURS, FLOAT, RIVAL) if role in roles],
+    )
+    blocks: list[Block] = [panels, _table(rows)]
+    blocks += [Notice(f"{warning[0].upper()}{warning[1:]}.") for warning in report["warnings"]]
+    if report["left_out"]:
+        blocks.append(_left_out(report["left_out"]))
+    data = {"rows": [_short(row) for row in rows]}
+    return Section("latency", "Latency", _lead(report), blocks, data)
+
+
+def explain_latency(report: Mapping[str, Any]) -> Section | None:
+    """The verdict: which bound holds, what share is gaps, and from which batch size low bits pay."""
+    if not report["verdict"]:
+        return None
+    sentences = [Paragraph(sentence) for sentence in report["verdict"][1:]]
+    return Section("why", "Why", report["verdict"][0], sentences, {"verdict": report["verdict"]})
+
+
+def find_own(report: Mapping[str, Any], batch: int | None = None) -> Mapping[str, Any] | None:
+    """The row of the model itself, at the smallest batch size or the one given."""
+    own = [row for row in report["rows"] if role_of(row["variant"]) == OURS]
+    own = [row for row in own if batch is None or row["batch"] == batch]
+    return min(own, key=lambda row: row["batch"], default=None)
+
+
+def describe_speedup(row: Mapping[str, Any]) -> str:
+    """ "1.34", or a dash where no compiled float model was timed."""
+    ratio = row["speedup_vs"].get(BEST)
+    return "-" if ratio is None else shortly(ratio["ratio"])
+
+
+def key_of_speed(row: Mapping[str, Any]) -> Key | None:
+    """The speed of a row as a number at the top; None where no compiled float model was timed."""
+    ratio = row["speedup_vs"].get(BEST)
+    if ratio is None:
+        return None
+    value = ratio["ratio"]
+    if value >= 1:
+        return Key("Speed", f"{shortly(value)}x", "that of the fastest float model")
+    return Key("Speed", f"{shortly(1 / value)}x slower", "than the fastest float model")
+
+
+def _lead(report: Mapping[str, Any]) -> str:
+    machine = report["machine"]
+    place = machine["gpu"] if report["device"].startswith("cuda") else machine["cpu"]
+    clock = (
+        "Times are what a caller waits for."
+        if report["device"].startswith("cuda")
+        else "Times are what a caller waits for; a CPU has no other clock."
+    )
+    return (
+        f"On {place}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, torch {machine['torch']}, "
+        f"{report['rounds']} rounds. {clock}"
+    )
+
+
+def _draw(rows: Sequence[Mapping[str, Any]], batch: int) -> Figure:
+    found = sorted((r for r in rows if r["batch"] == batch), key=lambda r: r["latency_ms"]["p50"])
+    bars = [(row["variant"], row["latency_ms"]["p50"], None) for row in found]
+    svg = draw_bars(
+        bars,
+        role=FLOAT,
+        roles=[role_of(row["variant"]) for row in found],
+        value_name="ms",
+        least=0.0,
+    )
+    words = "; ".join(f"{name} {shortly(value)}" for name, value, _ in bars)
+    return Figure(f"Batch {batch}, ms", svg, f"Milliseconds, fastest first: {words}.")
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    cells = [_cells(row) for row in rows]
+    kept = [i for i in range(len(_COLUMNS)) if any(line[i] != "-" for line in cells)]
+    numeric = frozenset(n for n, i in enumerate(kept) if i not in _WORDS)
+    return Table(
+        [_COLUMNS[i] for i in kept],
+        [[line[i] for i in kept] for line in cells],
+        numeric,
+        caption=_caption(rows),
+    )
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    times = row["latency_ms"]
+    low, high = times["ci95"]
+    agreement = row["agree_top1_with_float"]
+    ratio = row["speedup_vs"].get(BEST)
+    unsure = "" if ratio is None or ratio["steady"] else " *"
+    return [
+        str(row["batch"]),
+        row["variant"],
+        shortly(times["p50"]),
+        describe_speedup(row) + unsure,
+        shortly(row["images_per_s"]),
+        f"{row['storage_bits']:g}",
+        row["compute_dtype"],
+        *(shortly(times[q]) for q in ("p90", "p95", "p99")),
+        f"{shortly(times['mean'])} ({shortly(low)} to {shortly(high)})",
+        "-" if agreement is None else percent(agreement / 100),
+        *(shortly(row[k]) for k in ("weights_mb", "peak_mem_mb", "load_s", "first_call_s")),
+        "-" if row["launch_count"] is None else str(row["launch_count"]),
+    ]
+
+
+def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = (
+        "p90 is what MLPerf calls SingleStream, p99 MultiStream, images a second Offline. Peak memory counts from "
+        "before the model is loaded, first calls with what they compile."
+    )
+    if any(row["agree_top1_with_float"] is not None for row in rows):
+        text += " Same top-1: on synthetic pictures without objects, of which a model is less sure than of photographs."
+    ratios = [row["speedup_vs"].get(BEST) for row in rows]
+    if any(ratio is not None and not ratio["steady"] for ratio in ratios):
+        text += " * The interval of this ratio is wider than 5 %: another run may find another."
+    return text
+
+
+def _left_out(items: Sequence[Mapping[str, Any]]) -> Table:
+    cells = [(item["variant"], item["reason"], item["command"] or "") for item in items]
+    return Table(
+        ("left out", "why", "what adds it"), cells, code=True, folded=f"{len(items)} left out"
+    )
+
+
+def _short(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "variant": row["variant"],
+        "batch": row["batch"],
+        "p50": row["latency_ms"]["p50"],
+        "speedup_vs": row["speedup_vs"].get(BEST),
+    }
+
+
+def name_time(row: Mapping[str, Any]) -> str:
+    """The median of a row, in words."""
+    return milliseconds(row["latency_ms"]["p50"])

@@ -1,0 +1,305 @@
+"""`bench`: what is measured, what is left out and why, and the shape of the report."""
+
+import csv
+import io
+import json
+
+import pytest
+import torch
+
+from qvit import machine
+from qvit.cli import run
+from qvit.deployment import placement
+from qvit.errors import InputError, RequirementError, UsageError
+from qvit.latency import Request, Subject, bench, rates, steps, variants
+from qvit.latency import bench as bench_function
+from qvit.latency.footprint import take
+from qvit.latency.variants import FLOAT, RIVALS
+
+BENCH = __import__("sys").modules[bench_function.__module__]
+QUICK = {"rounds": 2, "footprint": False, "agreement": 0}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    """Turns of a few calls, rates that nobody measures, and a compiler that leaves models as they are."""
+    monkeypatch.setattr("qvit.timing.TURN_SECONDS", 0.005)
+    monkeypatch.setattr(steps, "_SECONDS", 0.01)
+    known = rates.Rates(
+        copies=((1000, 1e10),), operations={"int8": 1e10, "float": 1e9}, created="x"
+    )
+    monkeypatch.setattr(BENCH, "find_rates", lambda device: known)
+    monkeypatch.setattr(machine, "find_compiler", lambda: "c++")
+    monkeypatch.setattr(torch, "compile", lambda model, **_: lambda images: model(images))
+
+
+def measure(folder, **settings):
+    return bench(Subject.of_folder(folder), Request(**(QUICK | settings)), progress=False)
+
+
+def test_report_of_a_folder(tiny_quantized, tmp_path, capsys):
+    files = {kind: tmp_path / "out" / f"bench.{kind}" for kind in ("json", "csv", "md", "html")}
+    arguments = [
+        "bench",
+        tiny_quantized,
+        "--batch",
+        "1,3",
+        "--baseline",
+        "fp32,bf16-compile",
+        "--rounds",
+        "2",
+    ]
+    outputs = [
+        "-o",
+        files["json"],
+        *(a for k in ("csv", "md", "html") for a in (f"--{k}", files[k])),
+    ]
+    backends = ["--backend", "cpu,reference", "--no-footprint", "--agreement", "8"]
+    assert run([str(a) for a in (*arguments, *outputs, *backends, "--json")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = ["fp32", "bf16-compile", "qvit-w4a4-cpu", "qvit-w4a4-reference"]
+    assert [(row["variant"], row["batch"]) for row in found["rows"]] == [
+        (name, batch) for batch in (1, 3) for name in names
+    ]
+    for row in found["rows"]:
+        times = row["latency_ms"]
+        assert 0 < times["min"] <= times["p50"] <= times["p90"] <= times["p99"] <= times["max"]
+        assert times["ci95"][0] <= times["mean"] <= times["ci95"][1]
+        assert row["images_per_s"] == pytest.approx(1000 * row["batch"] / times["p50"])
+        assert row["device_ms"] is None
+        assert row["agree_top1_with_float"] is not None
+        assert len(row["rounds_ms"]) == 2
+    assert found["rows"][0]["agree_top1_with_float"] == 100.0
+    own = found["rows"][2]
+    assert set(own["speedup_vs"]) == {"fp32", "bf16-compile", "best_float"}
+    assert 4 < own["storage_bits"] < 5
+    assert own["compute_dtype"] in ("int8", "float")
+    assert found["rows"][0]["launch_count"] > 20
+    assert found["rows"][1]["launch_count"] is None
+    assert {layer["variant"] for layer in found["layers"]} == set(names[2:])
+    assert found["verdict"]
+    assert {
+        "created",
+        "command",
+        "versions",
+        "machine",
+        "rates",
+        "left_out",
+        "warnings",
+    } <= found.keys()
+    check_files(files, found)
+
+
+def check_files(files, found):
+    """The same report as JSON, CSV, Markdown and HTML."""
+    assert json.loads(files["json"].read_text()) == found
+    (first, *_) = csv.DictReader(io.StringIO(files["csv"].read_text()))
+    timm = (
+        "infer_samples_per_sec",
+        "infer_step_time",
+        "infer_batch_size",
+        "infer_img_size",
+        "param_count",
+    )
+    assert all(float(first[name]) > 0 for name in timm)
+    assert "qvit-w4a4-cpu" in files["md"].read_text()
+    assert "<svg" in files["html"].read_text()
+
+
+def test_the_report_is_kept_in_the_folder_and_compared(tiny_quantized, tmp_path, capsys):
+    common = ["bench", str(tiny_quantized), "--batch", "2", "--rounds", "2", "--no-footprint"]
+    common += ["--baseline", "fp32,fp32-compile", "--agreement", "0"]
+    assert run([*common, "-q"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "W4A4" in lines[0]
+    kept = tiny_quantized / "bench.json"
+    assert kept.is_file()
+    before = tmp_path / "before.json"
+    kept.rename(before)
+    assert run([*common, "-q", "--against", str(before), "--fail-slower", "100000%"]) == 0
+    assert "against the earlier report" in capsys.readouterr().out
+    report = json.loads(before.read_text())
+    for row in report["rows"]:
+        if row["variant"].startswith("qvit"):
+            row["rounds_ms"] = [ms / 1000 for ms in row["rounds_ms"]]
+    before.write_text(json.dumps(report))
+    assert run([*common, "-q", "--against", str(before), "--fail-slower", "3%"]) == 5
+    assert "more than --fail-slower 3%" in capsys.readouterr().err
+    assert run([*common, "-q", "--min-speedup", "1000"]) == 5
+    (tiny_quantized / "bench.json").unlink()
+
+
+def test_no_speedup_without_a_compiled_float_model(tiny_quantized):
+    found = measure(tiny_quantized, baselines=("fp32", "bf16"), batches=(1,))
+    assert all(row["speedup_vs"] == {} for row in found["rows"])
+    assert any("No speed-up is stated" in sentence for sentence in found["verdict"])
+
+
+def test_the_environment_chooses_the_backend(tiny_quantized, monkeypatch):
+    from qvit_kernels import backends
+
+    monkeypatch.setattr(backends._Process, "name", None)
+    monkeypatch.setenv("QVIT_BACKEND", "reference")
+    found = measure(tiny_quantized, baselines=("none",), batches=(1,))
+    assert [row["variant"] for row in found["rows"]] == ["qvit-w4a4-reference"]
+
+
+def test_without_extras_everything_that_torch_can_run_is_timed(tiny_quantized, monkeypatch):
+    """And what is left out comes with the command that adds it."""
+    monkeypatch.setattr(variants.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(BENCH, "_SLOW_SECONDS", 1e9)
+    found = measure(tiny_quantized, batches=(1,))
+    assert [row["variant"] for row in found["rows"]] == [*FLOAT, "qvit-w4a4-cpu"]
+    left = {item["variant"]: item for item in found["left_out"]}
+    assert set(left) == set(RIVALS)
+    assert left["torchao-int8"]["command"] == "pip install torchao"
+    assert left["openvino-int8"]["command"] == "pip install openvino nncf"
+    assert "cuda only" in left["tensorrt-fp16"]["reason"]
+
+
+def test_compiled_variants_need_a_compiler(tiny_quantized, monkeypatch):
+    monkeypatch.setattr(machine, "find_compiler", lambda: None)
+    found = measure(tiny_quantized, baselines=("fp32", "bf16-compile"), batches=(1,))
+    assert [row["variant"] for row in found["rows"]] == ["fp32", "qvit-w4a4-cpu"]
+    (entry,) = found["left_out"]
+    assert "compiler" in entry["reason"]
+    assert all(row["speedup_vs"] == {} for row in found["rows"])
+
+
+def test_compiled_variant_that_fails_is_left_out(tiny_quantized, monkeypatch):
+    def break_down(model, **_):
+        def call(images):
+            raise RuntimeError("cannot compile\nmore lines")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", break_down)
+    found = measure(tiny_quantized, baselines=("fp32", "fp32-compile"), batches=(1, 2))
+    assert [row["variant"] for row in found["rows"]] == ["fp32", "qvit-w4a4-cpu"] * 2
+    assert [entry["reason"] for entry in found["left_out"]] == [
+        "failed: RuntimeError: cannot compile"
+    ]
+
+
+def test_what_nobody_named_is_left_out_where_it_is_slow(tiny_quantized, monkeypatch):
+    monkeypatch.setattr(
+        BENCH, "_try", lambda runner, images, device: 60.0 if runner.weight_bytes < 300_000 else 1.0
+    )
+    found = measure(tiny_quantized, baselines=("float",), batches=(1,))
+    slow = {item["variant"]: item for item in found["left_out"]}
+    assert set(slow) == {"fp16", "bf16", "fp16-compile", "bf16-compile"}
+    assert "takes 60.0 s, 60.0 times what fp32 takes" in slow["bf16"]["reason"]
+    assert slow["bf16"]["command"].endswith("--baseline bf16")
+    named = measure(tiny_quantized, baselines=("fp32", "bf16"), batches=(1,))
+    assert named["left_out"] == []
+
+
+def test_float_variants_have_the_folders_architecture(tiny_quantized, monkeypatch):
+    from qvit.latency import floats
+
+    built = []
+    load = floats.zoo.load
+
+    def remember(source, **settings):
+        built.append(load(source, **settings))
+        return built[-1]
+
+    monkeypatch.setattr(floats.zoo, "load", remember)
+    measure(tiny_quantized, baselines=("fp32", "bf16"), batches=(1,))
+    assert [next(model.parameters()).dtype for model in built] == [torch.float32, torch.bfloat16]
+    for model in built:
+        assert (len(model.blocks), model.embed_dim, model.num_classes) == (2, 64, 6)
+
+
+def test_a_float_model_alone(tiny_model):
+    subject = Subject(model=f"local-dir:{tiny_model}")
+    found = bench(subject, Request(baselines=("fp32", "fp32-compile"), **QUICK), progress=False)
+    assert (found["scheme"], found["folder"], found["layers"]) == (None, None, [])
+    assert all(row["agree_top1_with_float"] is None for row in found["rows"])
+
+
+@pytest.mark.parametrize("variant", ["fp32", "qvit-w4a4-cpu"])
+def test_a_footprint(tiny_quantized, tmp_path, variant):
+    job = {
+        "variant": variant, "batch": 2, "subject": Subject.of_folder(tiny_quantized).to_dict(),
+        "device": "cpu", "seed": 0, "work": str(tmp_path), "threads": 1,
+    }  # fmt: skip
+    grad = torch.is_grad_enabled()
+    try:
+        found = take(job)
+    finally:
+        torch.set_grad_enabled(grad)
+    assert found["peak_mem_mb"] >= 0
+    assert found["load_s"] > 0
+    assert found["first_call_s"] > 0
+
+
+@pytest.mark.slow
+def test_footprints_in_processes_of_their_own(tiny_quantized, monkeypatch):
+    monkeypatch.undo()
+    found = bench(
+        Subject.of_folder(tiny_quantized),
+        Request(baselines=("fp32", "bf16-compile"), batches=(1,), rounds=1, agreement=0),
+        progress=False,
+    )
+    for row in found["rows"]:
+        assert row["first_call_s"] > 0, row
+        assert row["load_s"] > 0
+        assert row["peak_mem_mb"] > 0.3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"baselines": ("int4",)}, "int4"),
+        ({"baselines": ("all", "fp32")}, "--baseline all"),
+        ({"baselines": ()}, "no baseline"),
+        ({"batches": (0,)}, "batch"),
+        ({"rounds": 0}, "--rounds"),
+        ({"agreement": -1}, "--agreement"),
+    ],
+)
+def test_requests_that_make_no_sense(settings, message):
+    with pytest.raises(UsageError, match=message):
+        Request(**settings)
+
+
+def test_folders_and_devices_are_checked(tmp_path, tiny_model):
+    with pytest.raises(InputError):
+        Subject.of_folder(tmp_path / "nothing")
+    with pytest.raises(InputError, match="quantization_config"):
+        measure(tiny_model, baselines=("none",))
+    with pytest.raises(UsageError, match="cpu or cuda"):
+        placement.require_device("tpu")
+    with pytest.raises(UsageError, match="nonsense"):
+        placement.resolve_backend("nonsense", "cpu")
+    with pytest.raises(RequirementError, match="CPU tensors only"):
+        placement.resolve_backend("cpu", "cuda")
+
+
+@pytest.mark.slow
+def test_figures_match_an_outside_stopwatch(tmp_path, monkeypatch):
+    """Ten lines with time.perf_counter, in turns with the report, within 5 %; the machine must be quiet."""
+    import statistics
+    import time
+
+    from qvit.deployment import QuantViT
+
+    monkeypatch.undo()
+    assert (
+        run(["quantize", "demo_vit", "--w", "8", "--a", "8", "-o", str(tmp_path / "m"), "-q"]) == 0
+    )
+    model = QuantViT.from_pretrained(tmp_path / "m")
+    model.warmup((8,))
+    images, ratios = torch.randn(8, 3, 64, 64), []
+    for _ in range(3):
+        request = Request(baselines=("none",), batches=(8,), rounds=6, footprint=False, agreement=0)
+        (row,) = bench(Subject.of_folder(tmp_path / "m"), request, progress=False)["rows"]
+        taken = []
+        with torch.inference_mode():
+            for _ in range(200):
+                start = time.perf_counter()
+                model(images)
+                taken.append(1000 * (time.perf_counter() - start))
+        ratios.append(row["latency_ms"]["p50"] / statistics.median(taken))
+    assert statistics.median(ratios) == pytest.approx(1.0, abs=0.05), ratios

@@ -1,0 +1,114 @@
+"""The page of a quantized folder: what it holds, what it lacks, and that it is one file."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from qvit.cli import run
+from qvit.errors import InputError
+from qvit.report import describe_latency, write_report
+from qvit.report.wording import megabytes, milliseconds, shortly
+from tests.latency.reports import layer, report, row
+
+
+def latency():
+    return report(
+        [
+            row("fp32", 1, 9.0),
+            row("bf16-compile", 1, 4.0, peak_mem_mb=100.0),
+            row("openvino-int8", 1, 2.5, speedup=1.6),
+            row("qvit-w4a4-cpu", 1, 2.0, speedup=2.0, spread=0.2, peak_mem_mb=50.0),
+        ],
+        [
+            layer("blocks.0.mlp.fc1", 1.0, 0.5, reason="no VNNI"),
+            layer("blocks.1.mlp.fc1", 0.5, 0.5),
+        ],
+        verdict=["It takes 2 ms.", "Arithmetic holds it up."],
+        warnings=["the machine was busy"],
+        left_out=[
+            {"variant": "torchao-int8", "reason": "not installed", "command": "pip install torchao"}
+        ],
+    )
+
+
+@pytest.fixture
+def folder(tiny_quantized, tmp_path):
+    copy = tmp_path / "tiny-w4a4"
+    shutil.copytree(tiny_quantized, copy)
+    return copy
+
+
+def sections(folder):
+    return re.findall(r'<section id="(\w+)"', (folder / "report.html").read_text())
+
+
+def test_nothing_measured_yet(folder, capsys):
+    assert run(["report", str(folder), "-q", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "quantized"
+    assert sections(folder) == ["bits", "provenance", "missing"]
+    text = (folder / "report.md").read_text()
+    for command in ("qvit eval tiny-w4a4", "qvit bench tiny-w4a4", "qvit sense tiny-w4a4"):
+        assert command in text
+
+
+def test_everything_measured(folder, tiny_images, capsys):
+    (folder / "bench.json").write_text(json.dumps(latency()))
+    assert run(["sense", str(folder), "--images", "2", "-q"]) == 0
+    assert run(["report", str(folder), "--data", str(tiny_images), "-q", "--json"]) == 0
+    out = capsys.readouterr().out
+    found = json.loads(out[out.index("{\n") :])
+    assert found["summary"]["A pass"] == "2.00\u202fms"
+    assert found["summary"]["Speed"] == "2.00x"
+    assert sections(folder) == [
+        "accuracy", "latency", "why", "layers", "sensitivity", "bits", "provenance", "machine",
+    ]  # fmt: skip
+    html, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    assert html.count("<svg") >= 4
+    for words in (
+        "pip install torchao",
+        "Arithmetic holds it up",
+        "The machine was busy",
+        "no VNNI",
+        "2.00 *",
+    ):
+        assert words in html, words
+        assert words.replace("*", "\\*") in text or words in text, words
+    assert not re.search(r"(src|href)=\"(?!#|data:)", html)
+    assert "http" not in re.sub(r"http://www\.w3\.org/\S+", "", html)
+    assert (folder / "eval.json").is_file()
+
+
+def test_a_latency_page_of_its_own():
+    found = describe_latency(latency())
+    assert re.findall(r'<section id="(\w+)"', found["html"]) == [
+        "latency",
+        "why",
+        "layers",
+        "machine",
+    ]
+    assert "| 1 | qvit-w4a4-cpu | 2.00 | 2.00 * |" in found["md"]
+
+
+def test_broken_records_are_named(folder):
+    (folder / "bench.json").write_text("{")
+    with pytest.raises(InputError, match=r"bench\.json cannot be read"):
+        write_report(folder, progress=False)
+    (folder / "bench.json").write_text("{}")
+    with pytest.raises(InputError, match="no result of `qvit bench`"):
+        write_report(folder, progress=False)
+
+
+def test_options_that_do_not_fit(folder, tmp_path):
+    assert run(["report", str(folder), "--images", "demo", "-q"]) == 2
+    assert run(["report", str(tmp_path), "--data", "demo", "-q"]) == 2
+
+
+def test_numbers_have_three_digits_that_count():
+    assert [shortly(v) for v in (None, 0, 0.001234, 1.239, 12.34, 123.4, 12345.6)] == [
+        "-", "0", "0.00123", "1.24", "12.3", "123", "12346",
+    ]  # fmt: skip
+    assert milliseconds(7.153) == "7.15\u202fms"
+    assert megabytes(5_712_345) == "5.71\u202fMB"
