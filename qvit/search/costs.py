@@ -27,52 +27,56 @@ class CostTable:
     Attributes:
         name: "size", "bitops" or "latency"; unit: "B", "BitOps" or "s".
         fixed: What no choice changes.
-        pairs: For each layer the places of its weights' and its input's choice in an allocation, None where that is
-            settled, and fp64 [7, 7], the cost by weight bits and input bits 2 to 8 (rows alike where weights are
-            settled, columns where inputs are).
+        places: int64 [layers, 2], where in an allocation the bits of each layer's weights and input are; one behind its
+            end where they are settled.
+        costs: fp64 [layers, 7, 7], by weight bits and input bits 2 to 8; rows alike where weights are settled, columns
+            where inputs are. More bits never cost less.
     """
 
     name: str
     unit: str
     fixed: float
-    pairs: tuple[tuple[int | None, int | None, Tensor], ...]
+    places: Tensor
+    costs: Tensor
 
     def total(self, bits: Tensor | Sequence[int]) -> float:
         """The cost of an allocation."""
-        found = self.fixed
-        for weight, input, table in self.pairs:
-            row = 0 if weight is None else int(bits[weight]) - WIDTHS[0]
-            column = 0 if input is None else int(bits[input]) - WIDTHS[0]
-            found += float(table[row, column])
-        return found
+        layers, rows, columns = self._at(bits)
+        return self.fixed + float(self.costs[layers, rows, columns].sum())
 
     def slopes(self, bits: Tensor | Sequence[int]) -> Tensor:
-        """How the cost changes with each choice around an allocation, a bit more against a bit less: fp64 [choices]."""
-        found = torch.zeros(len(bits), dtype=torch.float64)
-        last = len(WIDTHS) - 1
-        for weight, input, table in self.pairs:
-            row = 0 if weight is None else int(bits[weight]) - WIDTHS[0]
-            column = 0 if input is None else int(bits[input]) - WIDTHS[0]
-            if weight is not None:
-                low, high = max(row - 1, 0), min(row + 1, last)
-                found[weight] += (table[high, column] - table[low, column]) / (high - low)
-            if input is not None:
-                low, high = max(column - 1, 0), min(column + 1, last)
-                found[input] += (table[row, high] - table[row, low]) / (high - low)
-        return found
+        """How the cost changes with each choice around an allocation, from a bit less to a bit more where both exist, a
+        bit: fp64 [choices].
+        """
+        layers, rows, columns = self._at(bits)
+        found = torch.zeros(len(bits) + 1, dtype=torch.float64)
+        low, high = (rows - 1).clamp(min=0), (rows + 1).clamp(max=_LAST)
+        change = self.costs[layers, high, columns] - self.costs[layers, low, columns]
+        found.index_add_(0, self.places[:, 0], change / (high - low))
+        low, high = (columns - 1).clamp(min=0), (columns + 1).clamp(max=_LAST)
+        change = self.costs[layers, rows, high] - self.costs[layers, rows, low]
+        found.index_add_(0, self.places[:, 1], change / (high - low))
+        return found[:-1]
+
+    def _at(self, bits: Tensor | Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Where in the costs an allocation is."""
+        known = torch.as_tensor(bits, dtype=torch.int64)
+        padded = torch.cat([known, known.new_tensor([WIDTHS[0]])]) - WIDTHS[0]
+        rows, columns = padded[self.places].unbind(1)
+        return torch.arange(len(rows)), rows, columns
 
     @property
     def smallest(self) -> float:
-        """The least that an allocation costs: bits cost more, never less."""
-        return self.fixed + sum(float(table.min()) for _, _, table in self.pairs)
+        """The least that an allocation costs."""
+        return self.fixed + float(self.costs[:, 0, 0].sum())
 
     @property
     def depends_on_inputs(self) -> bool:
         """Whether bits of activations cost anything."""
-        return any(
-            input is not None and bool((table != table[:, :1]).any())
-            for _, input, table in self.pairs
-        )
+        return bool((self.costs[:, :, :1] != self.costs).any())
+
+
+_LAST = len(WIDTHS) - 1
 
 
 def size_table(config: ViTConfig, space: Space) -> CostTable:
@@ -104,20 +108,16 @@ def _table(
     measure: Callable[[ModelScheme], tuple[float, dict[str, float]]],
 ) -> CostTable:
     """From what `measure` says of schemes in which all layers have the same bits: the rest, and each layer's part."""
-    places: dict[str, list[int | None]] = {}
+    places: dict[str, list[int]] = {}
     for place, choice in enumerate(space.choices):
-        places.setdefault(choice.layer, [None, None])["WA".index(choice.kind)] = place
-    side = len(WIDTHS)
-    tables = {layer: torch.zeros(side, side, dtype=torch.float64) for layer in places}
+        places.setdefault(choice.layer, [len(space.choices)] * 2)["WA".index(choice.kind)] = place
+    layers = list(places)
+    costs = torch.zeros(len(layers), len(WIDTHS), len(WIDTHS), dtype=torch.float64)
     fixed = 0.0
     for row, weights in enumerate(WIDTHS):
         for column, inputs in enumerate(WIDTHS):
             bits = [weights if c.kind == "W" else inputs for c in space.choices]
-            recipe = space.recipe_of(bits)
-            rest, parts = measure(plan_scheme(config, recipe))
-            for layer, table in tables.items():
-                table[row, column] = parts.get(layer, 0.0)
-            others = sum(part for layer, part in parts.items() if layer not in tables)
-            fixed = max(fixed, rest + others)
-    pairs = tuple((*places[layer], table) for layer, table in tables.items())
-    return CostTable(name, unit, fixed, pairs)  # pyright: ignore[reportArgumentType]
+            rest, parts = measure(plan_scheme(config, space.recipe_of(bits)))
+            costs[:, row, column] = torch.tensor([parts.pop(layer, 0.0) for layer in layers])
+            fixed = max(fixed, rest + sum(parts.values()))
+    return CostTable(name, unit, fixed, torch.tensor(list(places.values())), costs)
