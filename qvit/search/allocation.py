@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qvit.models.config import ViTConfig
-from qvit.recipe import MAX_BITS, MIN_BITS, Recipe
+from qvit.recipe import MAX_BITS, MIN_BITS, Recipe, find_bits
 from qvit.search.bitops import PATCHES
 
 WIDTHS = tuple(range(MIN_BITS, MAX_BITS + 1))
@@ -34,13 +34,17 @@ class Space:
     def of(
         cls, config: ViTConfig, recipe: Recipe, *, weights: bool = True, activations: bool = True
     ) -> "Space":
-        """All choices of a model; only those of weights, or of activations, where the others are settled."""
+        """All choices of a model that its recipe's `layers` leave open; only those of weights, or of activations, where
+        the others are settled.
+        """
+        attentions = [f"blocks.{i}.attn" for i in range(config.depth)]
         choices = []
-        for name in config.linears():
-            choices += [Choice(name, "W")] * weights
-            choices += [Choice(name, "A")] * (activations and name != PATCHES)
-        if activations:
-            choices += [Choice(f"blocks.{i}.attn", "A") for i in range(config.depth)]
+        for name in [*config.linears(), *attentions]:
+            settled = find_bits(recipe.layers, name)
+            if weights and name not in attentions and settled.weights is None:
+                choices.append(Choice(name, "W"))
+            if activations and name != PATCHES and settled.activations is None:
+                choices.append(Choice(name, "A"))
         return cls(recipe, tuple(choices))
 
     def uniform(self, bits: int) -> Tensor:
@@ -55,7 +59,7 @@ class Space:
         return {name: _text(kinds) for name, kinds in found.items()}
 
     def recipe_of(self, bits: Tensor | Sequence[int]) -> Recipe:
-        """The recipe with an allocation's bits; patterns that the recipe came with hold no longer for its layers."""
+        """The recipe with an allocation's bits."""
         return replace(self.recipe, layers={**self.recipe.layers, **self.layers(bits)})
 
 

@@ -82,7 +82,7 @@ class Searcher:
         with torch.no_grad():
             logits = [vit(some, Float()) for some in images.split(_PART)]
         self._expected = torch.cat(logits).log_softmax(-1)
-        self._take(space.uniform(MAX_BITS))
+        self._take(space.uniform(MAX_BITS))  # the float model, nearly
         found = measure_sensitivity(
             self._model,
             images,
