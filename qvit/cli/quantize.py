@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from qvit.cli.quantities import read_quantity
 from qvit.cli.session import Result, Session, outline, verb
 from qvit.cli.target import announce, name_folder
 from qvit.errors import UsageError
@@ -55,10 +56,19 @@ from qvit.recipe import BUDGETS, Recipe, load_recipe, preset_names
     "--exclude", multiple=True, metavar="PATTERN",
     help="Keep layers of this name at 8 bits, such as blocks.*.mlp.fc2; `qvit sense` suggests some.",
 )  # fmt: skip
+@click.option(
+    "--bits", type=click.Choice(["auto"]),
+    help="auto: find the bits of every layer, within --max-size and --max-bitops.",
+)  # fmt: skip
+@click.option("--max-size", metavar="SIZE", help="Of model.safetensors, for --bits auto: 8MB.")
+@click.option("--max-bitops", metavar="N", help="Of an image, for --bits auto: 76G.")
 @click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 def command(session: Session, model: str, **options: Any) -> Result:
     """Make MODEL low-bit from its weights alone and write a folder that loads without them.
+
+    With --bits auto, every layer gets the bits that keep the model closest to the float one within --max-size and
+    --max-bitops: those of activations too, where BitOps are limited.
 
     With --calib-data, weights are rounded for real images: any folder, .tar or hfds/NAME, no labels needed.
 
@@ -72,7 +82,8 @@ def command(session: Session, model: str, **options: Any) -> Result:
     if options["seed"] is not None:
         settings.append(f"seed={options['seed']}")
     settings += map(_kept_wide, options["exclude"])
-    bits = options["weight_bits"], options["act_bits"]
+    limits = _limits(options)
+    bits = _start(options, limits)
     recipe = load_recipe(options["recipe_name"], *bits, options["budget"])
 
     from qvit import pipeline, zoo
@@ -91,8 +102,10 @@ def command(session: Session, model: str, **options: Any) -> Result:
         announce(source)
     scheme = recipe.scheme.lower().replace(" ", "-")
     out = options["out"] or Path("out") / f"{name_folder(model)}-{scheme}"
+    recipe, found = _search(source, recipe, limits, out, options)
     if options["dry_run"]:
         plan = {
+            **found,
             **pipeline.plan(source, recipe, out, overwrite=options["overwrite"]),
             "out": str(out),
             "recipe": recipe.to_dict(),
@@ -101,6 +114,7 @@ def command(session: Session, model: str, **options: Any) -> Result:
     summary = pipeline.quantize(
         source, recipe, out, overwrite=options["overwrite"], progress=session.progress
     )
+    summary = {**summary, **found}
     return Result(summary, outline(summary))
 
 
@@ -108,6 +122,51 @@ def _kept_wide(pattern: str) -> str:
     """The recipe's setting that keeps layers of a name at 8 bits; attention products have no weights."""
     bits = "A8" if pattern.rpartition(".")[2] == "attn" else "W8A8"
     return f"layers.{pattern}={bits}"
+
+
+def _limits(options: Mapping[str, Any]) -> dict[str, float]:
+    """The budgets of --bits auto, in bytes and BitOps. Raises UsageError where one comes without the other."""
+    given = {"size": ("--max-size", "B"), "bitops": ("--max-bitops", "BitOps")}
+    limits = {
+        name: read_quantity(option, options[f"max_{name}"], unit)
+        for name, (option, unit) in given.items()
+        if options[f"max_{name}"] is not None
+    }
+    if limits and options["bits"] is None:
+        raise UsageError("--max-size and --max-bitops are for a search of bits: add --bits auto")
+    if options["bits"] is not None and not limits:
+        raise UsageError("--bits auto needs a budget: --max-size 8MB, --max-bitops 76G, or both")
+    return limits
+
+
+def _start(
+    options: Mapping[str, Any], limits: Mapping[str, float]
+) -> tuple[int | None, int | None]:
+    """Bits of weights and activations; a search begins with those of few bits, whose recipe has groups and transforms.
+    Activations that no budget depends on stay at eight.
+    """
+    weights, activations = options["weight_bits"], options["act_bits"]
+    if limits and weights is None:
+        weights = 4
+    if "bitops" in limits and activations is None:
+        activations = 4
+    return weights, activations
+
+
+def _search(
+    source: Any, recipe: Recipe, limits: Mapping[str, float], out: Path, options: Mapping[str, Any]
+) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe with the bits that are found within limits, if there are any, and what is to be said of the search."""
+    if not limits:
+        return recipe, {}
+    from qvit import pipeline
+    from qvit.search.run import allocate, plan_search
+
+    if options["dry_run"]:
+        return recipe, {"search": plan_search(source, recipe, limits)}
+    pipeline.plan(source, recipe, out, overwrite=options["overwrite"])  # what refuses, refuses now
+    found, known = allocate(source, recipe, limits)
+    return found, {"search": known}
 
 
 def _with_images(recipe: Recipe, data: str, leaves: int, cfg: Mapping[str, Any]) -> Recipe:

@@ -69,6 +69,26 @@ def file_bytes(model: ViT) -> int:
     return 8 + -(-len(header) // 8) * 8 + tensor_bytes(model)
 
 
+def layer_bytes(model: ViT) -> dict[str, int]:
+    """Bytes of each Linear in the file of a model, and of all else under "". Their sum is at least `file_bytes`: the
+    offsets in the header count with as many digits as the largest has in a file of 8 bits.
+    """
+    tensors = layout(model)
+    linears = [name for name, _ in _linears(model)]
+    found = dict.fromkeys(["", *linears], 0)
+    digits = len(str(sum(m.out_features * m.in_features for _, m in _linears(model)) * 2))
+    header = _header(tensors)
+    found[""] = 8 + 8 + len(json.dumps({"__metadata__": header.pop("__metadata__")}))
+    for name, entry in header.items():
+        shown = {name: entry | {"data_offsets": [10**digits, 10**digits]}}
+        owner = name.rpartition(".")[0]
+        size = entry["data_offsets"][1] - entry["data_offsets"][0]
+        found[owner if owner in found else ""] += size + len(
+            json.dumps(shown, separators=(",", ":"))
+        )
+    return found
+
+
 def _header(tensors: Layout) -> dict[str, Any]:
     """As safetensors writes it: wide dtypes first, then by name."""
     header: dict[str, Any] = {"__metadata__": _METADATA}

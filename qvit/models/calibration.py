@@ -23,12 +23,16 @@ def set_weight_ranges(folded: ViT, method: str = "mse") -> ViT:
             module.weight_scale.copy_(grid.scale)
             if module.weight_multiplier is not None and grid.multiplier is not None:
                 module.weight_multiplier.copy_(grid.multiplier)
-    _center_pixels(folded.patch_embed)
+    center_pixels(folded.patch_embed)
     return folded
 
 
-def _center_pixels(embed: PatchEmbed) -> None:
-    """Take the pixel offset through the quantized weight, so that an image of the mean colour keeps its value."""
+@torch.no_grad()
+def center_pixels(embed: PatchEmbed) -> None:
+    """Take the pixel offset through the quantized weight, so that an image of the mean colour keeps its value.
+
+    In place, once: the bias is that of the float weight before.
+    """
     weight = embed.proj.quantized_weight()
     quantized = weight.integers() * weight.scale.unsqueeze(-1)
     offsets = per_column(embed.offset, embed)

@@ -24,7 +24,7 @@ class Simulated:
 
     def norm(self, x: Tensor, norm: nn.LayerNorm, to: Dense) -> Quantized:
         """See Execution."""
-        return _quantize(reference.layer_norm(x, norm.weight, norm.bias, norm.eps), to)
+        return self.quantize(reference.layer_norm(x, norm.weight, norm.bias, norm.eps), to)
 
     def qkv(self, h: Quantized, attn: Attention) -> tuple[Quantized, Quantized, Quantized]:
         """See Execution."""
@@ -36,7 +36,7 @@ class Simulated:
 
     def attention(self, q: Quantized, k: Quantized, v: Quantized, attn: Attention) -> Quantized:
         """See Execution."""
-        return _quantize(self.attend(q, k, v, attn), attn.proj)
+        return self.quantize(self.attend(q, k, v, attn), attn.proj)
 
     def attend(self, q: Quantized, k: Quantized, v: Quantized, attn: Attention) -> Tensor:
         """Attention before it is quantized for proj: fp32 [B, T, H*d]."""
@@ -50,11 +50,11 @@ class Simulated:
 
     def gelu(self, h: Quantized, mlp: Mlp) -> Quantized:
         """See Execution."""
-        return _quantize(reference.gelu(self.product(h, mlp.fc1), mlp.gelu), mlp.fc2)
+        return self.quantize(reference.gelu(self.product(h, mlp.fc1), mlp.gelu), mlp.fc2)
 
     def head(self, x: Tensor, dense: Dense) -> Tensor:
         """See Execution."""
-        return self.logits(_quantize(x, dense), dense)
+        return self.logits(self.quantize(x, dense), dense)
 
     def logits(self, h: Quantized, dense: Dense) -> Tensor:
         """See Execution."""
@@ -71,9 +71,9 @@ class Simulated:
         """The weight that a Linear multiplies with."""
         return dense.quantized_weight()
 
-
-def _quantize(x: Tensor, to: Dense) -> Quantized:
-    scheme = to.scheme.input
-    return reference.quantize_rows(
-        reference.block_transform(x, to.transform), scheme.bits, scheme.group
-    )
+    def quantize(self, x: Tensor, to: Dense) -> Quantized:
+        """The input of a Linear, [..., K], transformed and in the codes that it takes."""
+        scheme = to.scheme.input
+        return reference.quantize_rows(
+            reference.block_transform(x, to.transform), scheme.bits, scheme.group
+        )

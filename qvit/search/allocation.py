@@ -1,0 +1,67 @@
+"""An allocation of bits: which layers may have how many, and the recipe that gives them theirs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from qvit.models.config import ViTConfig
+from qvit.recipe import MAX_BITS, MIN_BITS, Recipe, find_bits
+from qvit.search.bitops import PATCHES
+
+WIDTHS = tuple(range(MIN_BITS, MAX_BITS + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One number of bits that is to be found: of the weights ("W") or the input ("A") of a layer; of an attention, of
+    Q, K, V and the softmax numerators ("A").
+    """
+
+    layer: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What is to be found, in order; an allocation is int64 [len(choices)], bits. Other layers keep the recipe's."""
+
+    recipe: Recipe
+    choices: tuple[Choice, ...]
+
+    @classmethod
+    def of(
+        cls, config: ViTConfig, recipe: Recipe, *, weights: bool = True, activations: bool = True
+    ) -> "Space":
+        """All choices of a model that its recipe's `layers` leave open; only those of weights, or of activations, where
+        the others are settled.
+        """
+        attentions = [f"blocks.{i}.attn" for i in range(config.depth)]
+        choices = []
+        for name in [*config.linears(), *attentions]:
+            settled = find_bits(recipe.layers, name)
+            if weights and name not in attentions and settled.weights is None:
+                choices.append(Choice(name, "W"))
+            if activations and name != PATCHES and settled.activations is None:
+                choices.append(Choice(name, "A"))
+        return cls(recipe, tuple(choices))
+
+    def uniform(self, bits: int) -> Tensor:
+        """The allocation that gives everything the same bits."""
+        return torch.full((len(self.choices),), bits, dtype=torch.int64)
+
+    def layers(self, bits: Tensor | Sequence[int]) -> dict[str, str]:
+        """What a recipe's `layers` say for an allocation: {"blocks.0.mlp.fc2": "W3A5", ...}."""
+        found: dict[str, dict[str, int]] = {}
+        for choice, width in zip(self.choices, map(int, bits), strict=True):
+            found.setdefault(choice.layer, {})[choice.kind] = width
+        return {name: _text(kinds) for name, kinds in found.items()}
+
+    def recipe_of(self, bits: Tensor | Sequence[int]) -> Recipe:
+        """The recipe with an allocation's bits."""
+        return replace(self.recipe, layers={**self.recipe.layers, **self.layers(bits)})
+
+
+def _text(kinds: Mapping[str, int]) -> str:
+    return "".join(f"{kind}{kinds[kind]}" for kind in ("W", "A") if kind in kinds)

@@ -1,0 +1,166 @@
+"""Which layers get how many bits: real-valued widths, descending on what they cost the model's answers, without data.
+
+From Q-ViT (Li et al. 2022) are the real-valued widths, rounded straight through where budgets look at them, the scales
+of every width, BitOps, and its penalty, to compare with HDX's rule. Different is the objective: not the loss of a
+network that is trained meanwhile, with labels, but the sum of what each tensor's bits cost alone
+(models/sensitivity.py), log-linear between whole widths. That is measured once; the descent itself takes a second.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from qvit.models.config import ViTConfig
+from qvit.models.floating import Float
+from qvit.models.folding import fold
+from qvit.models.plan import plan_scheme
+from qvit.models.sensitivity import measure_sensitivity
+from qvit.models.simulated import Simulated
+from qvit.models.switching import SwitchableModel
+from qvit.models.vit import ViT
+from qvit.recipe import MAX_BITS, MIN_BITS
+from qvit.search.allocation import WIDTHS, Space
+from qvit.search.budgets import Budget, fit, largest_uniform
+from qvit.search.hdx import HardConstraints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How bits are searched.
+
+    labels: Drawn for every image; batch: of the images at a time.
+    steps: Of descent. rate: Length of the first step over all bits, in bits per root of their number; it falls to a
+    hundredth. margin, growth: HDX's, for gradients of length 1. penalty: None for HDX, or the weight of Q-ViT's penalty
+    against a gradient of length 1.
+    """
+
+    labels: int = 4
+    batch: int = 16
+    steps: int = 400
+    rate: float = 0.05
+    margin: float = 0.02
+    growth: float = 0.05
+    penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search ended with.
+
+    Attributes:
+        bits: int64 [choices], an allocation that meets every budget.
+        divergence: KL from the float model on the images, nats, weights rounded to nearest.
+        uniform: The same of the largest uniform allocation that meets the budgets.
+        wanted: fp64 [choices], the real-valued bits before they were rounded.
+    """
+
+    bits: Tensor
+    divergence: float
+    uniform: float
+    wanted: Tensor = field(repr=False)
+
+
+class Searcher:
+    """Measures a float ViT at different bits, and finds an allocation.
+
+    space: What is to be found. images: normalised fp32 [N, C, H, W]. `losses`: fp64 [choices, 7], nats that each choice
+    costs alone at 2 to 8 bits.
+    """
+
+    def __init__(
+        self, vit: ViT, space: Space, images: Tensor, *, seed: int, settings: Settings
+    ) -> None:
+        config = vit.config
+        widths = {b: plan_scheme(config, space.recipe_of(space.uniform(b))) for b in WIDTHS}
+        folded = fold(vit, plan_scheme(config, space.recipe), seed=space.recipe.seed)
+        self._config: ViTConfig = config
+        self._space, self._images, self._settings = space, images, settings
+        self._model = SwitchableModel(folded, widths, space.recipe.weights.range)
+        with torch.no_grad():
+            logits = [vit(some, Float()) for some in images.split(_PART)]
+        self._expected = torch.cat(logits).log_softmax(-1)
+        self._take(space.uniform(MAX_BITS))  # the float model, nearly
+        found = measure_sensitivity(
+            self._model,
+            images,
+            batch=settings.batch,
+            labels=settings.labels,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        rows = [[found[c.layer, c.kind][b] for b in WIDTHS] for c in space.choices]
+        self.losses = torch.tensor(rows, dtype=torch.float64)
+
+    def _take(self, bits: Tensor | Sequence[int]) -> None:
+        self._model.take(plan_scheme(self._config, self._space.recipe_of(bits)))
+
+    @torch.no_grad()
+    def measure(self, bits: Tensor | Sequence[int]) -> float:
+        """KL from the float model, nats, of an allocation, on all images."""
+        self._take(bits)
+        total = 0.0
+        parts = self._images.split(_PART), self._expected.split(_PART)
+        for images, expected in zip(*parts, strict=True):
+            found = self._model.vit(images, Simulated()).log_softmax(-1)
+            total += float((expected.exp() * (expected - found)).sum())
+        return total / len(self._images)
+
+    def search(self, budgets: Sequence[Budget]) -> Found:
+        """An allocation that meets every budget, close to the float model; never one worse than the uniform one.
+
+        Raises UsageError for a budget that nothing meets.
+        """
+        for budget in budgets:
+            budget.check()
+        uniform = self._space.uniform(largest_uniform(budgets, len(self._space.choices)))
+        wanted = descend(self.losses, uniform.double(), budgets, self._settings)
+        bits = fit(wanted, budgets)
+        divergence, plain = self.measure(bits), self.measure(uniform)
+        if plain < divergence:
+            return Found(uniform, plain, plain, wanted)
+        return Found(bits, divergence, plain, wanted)
+
+
+def descend(losses: Tensor, bits: Tensor, budgets: Sequence[Budget], settings: Settings) -> Tensor:
+    """Real-valued bits of small loss near the budgets' bounds, the mean over the last half of the way.
+
+    losses: fp64 [choices, 7], positive, at 2 to 8 bits; bits: fp64 [choices], where to begin.
+    """
+    constraints = HardConstraints(len(budgets), margin=settings.margin, growth=settings.growth)
+    logs = losses.clamp(min=_LEAST).log()
+    mean = torch.zeros_like(bits)
+    for step in range(settings.steps):
+        gradient = _unit(_slopes(logs, bits))
+        rounded = bits.round()
+        violations = [budget.violation(rounded) for budget in budgets]
+        costs = torch.stack([_unit(budget.table.slopes(rounded)) for budget in budgets])
+        if settings.penalty is None:
+            direction = constraints.steer(gradient, violations, costs)
+        else:
+            excess = torch.tensor(violations, dtype=torch.float64).clamp(min=0)
+            direction = gradient + 2 * settings.penalty * (excess @ costs)
+        length = settings.rate * len(bits) ** 0.5 * 0.01 ** (step / settings.steps)
+        bits = (bits - length * direction).clamp(MIN_BITS, MAX_BITS)
+        if 2 * step >= settings.steps:
+            mean += bits / math.ceil(settings.steps / 2)
+    return mean
+
+
+# Images that are simulated together: more would only take memory.
+_PART = 32
+_LEAST = 1e-12  # nats; nothing that costs less matters, and its logarithm would
+
+
+def _slopes(logs: Tensor, bits: Tensor) -> Tensor:
+    """Derivative by real-valued bits of a sum of losses that are log-linear between whole widths."""
+    below = bits.floor().clamp(max=MAX_BITS - 1).long() - MIN_BITS
+    low, high = (logs.gather(1, place.unsqueeze(1)).squeeze(1) for place in (below, below + 1))
+    share = bits - MIN_BITS - below
+    return (low + share * (high - low)).exp() * (high - low)
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    length = gradient.norm()
+    return gradient / length if length > 0 else gradient

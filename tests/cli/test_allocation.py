@@ -1,0 +1,87 @@
+"""`qvit quantize --bits auto`: budgets that hold on the file, and refusals before any work."""
+
+import json
+
+import pytest
+
+from qvit import zoo
+from qvit.cli import run
+from qvit.cli.quantities import read_quantity
+from qvit.errors import UsageError
+
+
+def test_budgets_hold_on_what_is_written(tiny_model, tmp_path, capsys):
+    command = ["quantize", str(tiny_model), "--bits", "auto", "-q", "--json"]
+    budgets = ["--max-size", "1MB", "--max-bitops", "1T"]
+    assert run([*command, *budgets, "--dry-run"]) == 0
+    possible = json.loads(capsys.readouterr().out)["search"]["budgets"]
+    limits = {n: (3 * b["smallest"] + b["largest"]) / 4 for n, b in possible.items()}
+    budgets = ["--max-size", f"{limits['size']:.0f}", "--max-bitops", f"{limits['bitops']:.0f}"]
+    out = tmp_path / "out"
+    settings = ["--set", "layers.head=W8A8", "--set", "synthesis.images=8"]
+    assert run([*command, *budgets, *settings, "-o", str(out)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    size = (out / "model.safetensors").stat().st_size
+    assert 0.9 * limits["size"] < size <= found["search"]["size"]["found"] <= limits["size"]
+    assert 0.9 < found["search"]["bitops"]["found"] / limits["bitops"] <= 1
+    assert found["search"]["kl"] <= found["search"]["kl_uniform"]
+    assert run(["info", str(out), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["bits"]
+    head = next(row for row in rows if "head" in row["modules"])
+    assert (head["weight_bits"], head["input_bits"]) == (8, 8)
+    assert len({row["weight_bits"] for row in rows if "weight_bits" in row}) > 2
+
+
+def test_size_alone_leaves_activations_at_eight_bits(tiny_model, capsys):
+    command = ["quantize", str(tiny_model), "--bits", "auto", "--max-size", "1MB", "-q"]
+    assert run([*command, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["recipe"]["activations"]["bits"] == 8
+    assert plan["search"]["choices"] == 10  # the weights of ten Linears
+
+
+def test_an_impossible_budget_is_refused_before_the_weights_are_read(
+    tiny_model, capsys, monkeypatch
+):
+    monkeypatch.setattr(zoo, "load", lambda *_, **__: pytest.fail("loaded the weights first"))
+    command = ["quantize", str(tiny_model), "--bits", "auto", "-q"]
+    assert run([*command, "--max-size", "1kB"]) == 2
+    assert "a size of 1,000 B cannot be met: the smallest" in capsys.readouterr().err
+    assert run([*command, "--max-bitops", "1k"]) == 2
+    assert "a bitops of 1,000 BitOps cannot be met" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bits", "auto"], "needs a budget"),
+        (["--max-size", "8MB"], "add --bits auto"),
+        (["--bits", "auto", "--max-size", "much"], "--max-size much: expected a number of B"),
+    ],
+)
+def test_half_a_request_is_refused(tiny_model, arguments, message, capsys):
+    assert run(["quantize", str(tiny_model), "-q", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "value"),
+    [
+        ("8MB", "B", 8e6),
+        ("1.5 MiB", "B", 1.5 * 2**20),
+        ("800k", "B", 8e5),
+        ("76G", "BitOps", 76e9),
+        (".5T", "BitOps", 5e11),
+        ("12", "B", 12),
+    ],
+)
+def test_quantities(text, unit, value):
+    assert read_quantity("--max", text, unit) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MB", "-3MB", "0", "8 apples", "8MBB", "1e3", "nan", "8BitOps"]
+)
+def test_what_is_no_quantity(text):
+    with pytest.raises(UsageError, match=r"--max .*: expected a number of B, such as 8MB"):
+        read_quantity("--max", text, "B")

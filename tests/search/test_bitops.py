@@ -1,0 +1,30 @@
+"""BitOps of the models that Q-ViT publishes budgets for."""
+
+import pytest
+import timm
+import torch
+
+from qvit.models.plan import plan_scheme
+from qvit.models.timm_import import read_config
+from qvit.recipe import Recipe
+from qvit.search.bitops import count_bitops
+from tests.support import STATISTICS
+
+# G of bits 2, 3, 4 and 5, patch embedding and head at 8: 21.455 is the budget in Q-ViT's own code, the others are its
+# formula's.
+PUBLISHED = {
+    "deit_tiny_patch16_224": (6.760, 12.883, 21.455, 32.477),
+    "deit_small_patch16_224": (21.887, 44.590, 76.375, 117.241),
+    "deit_base_patch16_224": (77.238, 164.475, 286.607, 443.634),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_budgets(name):
+    with torch.device("meta"):
+        config = read_config(timm.create_model(name), STATISTICS)
+    for bits, expected in zip((2, 3, 4, 5), PUBLISHED[name], strict=True):
+        recipe = Recipe.preset("plain", weight_bits=bits, activation_bits=bits)
+        recipe = recipe.override(["layers.head=W8A8", "layers.patch_embed.proj=W8"])
+        found = sum(count_bitops(config, plan_scheme(config, recipe)).values())
+        assert round(found / 1e9, 3) == expected

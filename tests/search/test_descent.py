@@ -1,0 +1,103 @@
+"""The search on a small model of which half does not matter, and on losses whose best allocation is known."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from qvit.errors import UsageError
+from qvit.recipe import Recipe
+from qvit.search.allocation import Space
+from qvit.search.budgets import Budget, fit, meets
+from qvit.search.costs import CostTable, bitops_table, size_table
+from qvit.search.descent import Searcher, Settings, descend
+from tests.support import float_vit, images_for
+
+RECIPE = Recipe.preset("qvit", weight_bits=4, activation_bits=4).without_images()
+FEW = Settings(steps=300, labels=2, batch=8)
+
+
+@pytest.fixture(scope="module")
+def searched():
+    """A model whose first block hardly adds to the residual stream, what is to be found, and its tables."""
+    vit = float_vit()
+    with torch.no_grad():
+        for dense in (vit.blocks[0].attn.proj, vit.blocks[0].mlp.fc2):
+            dense.weight.mul_(1e-2)
+            dense.bias.mul_(1e-2)
+    torch.manual_seed(0)
+    space = Space.of(vit.config, RECIPE)
+    searcher = Searcher(vit, space, images_for(vit, 24), seed=0, settings=FEW)
+    return space, searcher, size_table(vit.config, space), bitops_table(vit.config, space)
+
+
+def test_bits_go_where_they_matter(searched):
+    space, searcher, size, bitops = searched
+    budgets = [Budget(table, table.total(space.uniform(4))) for table in (size, bitops)]
+    found = searcher.search(budgets)
+    assert meets(budgets, found.bits)
+    assert found.divergence == searcher.measure(found.bits) < 0.4 * found.uniform
+    assert found.uniform == searcher.measure(space.uniform(4))
+    first, second = (
+        [float(b) for c, b in zip(space.choices, found.bits, strict=True) if f".{i}." in c.layer]
+        for i in (0, 1)
+    )
+    assert sum(second) / len(second) > sum(first) / len(first) + 1
+
+
+def test_what_a_choice_costs_alone_is_what_it_was_said_to(searched):
+    """By half or twice: curvature at one point, four labels an image, and other layers at eight bits."""
+    space, searcher, _, _ = searched
+    told, measured = [], []
+    for place in range(len(space.choices)):
+        bits = space.uniform(8)
+        bits[place] = 3
+        told.append(float(searcher.losses[place, 1]))
+        measured.append(searcher.measure(bits))
+    dear = [i for i, value in enumerate(measured) if value > 2e-3]
+    assert len(dear) >= 8
+    assert all(0.4 < told[i] / measured[i] < 2.5 for i in dear)
+    cheap = [i for i, value in enumerate(measured) if value < 3e-4]
+    assert len(cheap) >= 6
+    assert max(told[i] for i in cheap) < min(told[i] for i in dear)
+
+
+def test_an_impossible_budget_is_refused_before_anything_is_computed(searched, monkeypatch):
+    _, searcher, size, _ = searched
+    monkeypatch.setattr(searcher, "_take", lambda *_: pytest.fail("computed something first"))
+    with pytest.raises(UsageError, match="cannot be met: the smallest"):
+        searcher.search([Budget(size, 1000)])
+
+
+def linear_table(name: str, prices: list[float]) -> CostTable:
+    """A choice's cost is its price for every bit."""
+    bits = torch.arange(2, 9, dtype=torch.float64)
+    costs = torch.tensor(prices).double().view(-1, 1, 1) * bits.view(1, 7, 1).expand(-1, -1, 7)
+    places = torch.tensor([[i, len(prices)] for i in range(len(prices))])
+    return CostTable(name, "B", 0.0, places, costs)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("penalty", [None, 10.0], ids=["hdx", "penalty"])
+def test_exhaustive_search_finds_little_better(count, penalty):
+    """Losses that fall fourfold a bit, four choices, one and two budgets."""
+    generator = torch.Generator().manual_seed(count)
+    for _ in range(3):
+        scales = 10 ** (2 * torch.rand(4, generator=generator, dtype=torch.float64))
+        losses = scales.unsqueeze(1) * 0.25 ** torch.arange(7, dtype=torch.float64)
+        budgets = []
+        for i in range(count):
+            prices = (1 + 3 * torch.rand(4, generator=generator)).tolist()
+            share = float(torch.rand(1, generator=generator))
+            budgets.append(Budget(linear_table(f"cost{i}", prices), sum(prices) * (3 + 3 * share)))
+        settings = Settings(penalty=penalty)
+        start = torch.full((4,), 3.0, dtype=torch.float64)
+        bits = fit(descend(losses, start, budgets, settings), budgets)
+
+        def loss(bits: torch.Tensor, losses: torch.Tensor = losses) -> float:
+            return float(losses.gather(1, (bits - 2).unsqueeze(1)).sum())
+
+        every = (torch.tensor(b) for b in product(range(2, 9), repeat=4))
+        best = min(loss(b) for b in every if meets(budgets, b))
+        assert meets(budgets, bits)
+        assert loss(bits) < 1.6 * best  # a bit is four times
