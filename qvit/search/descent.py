@@ -3,7 +3,7 @@
 From Q-ViT (Li et al. 2022) are the real-valued widths, rounded straight through where budgets look at them, the scales
 of every width, BitOps, and its penalty, to compare with HDX's rule. Different is the objective: not the loss of a
 network that is trained meanwhile, with labels, but the sum of what each tensor's bits cost alone
-(models/sensitivity.py), log-linear between whole widths. That is measured once; the descent itself takes a second.
+(models/curvature.py), log-linear between whole widths. That is measured once; the descent itself takes a second.
 """
 
 import math
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from qvit.models.config import ViTConfig
+from qvit.models.curvature import measure_curvature
 from qvit.models.floating import Float
 from qvit.models.folding import fold
 from qvit.models.plan import plan_scheme
-from qvit.models.sensitivity import measure_sensitivity
 from qvit.models.simulated import Simulated
 from qvit.models.switching import SwitchableModel
 from qvit.models.vit import ViT
@@ -83,7 +83,7 @@ class Searcher:
             logits = [vit(some, Float()) for some in images.split(_PART)]
         self._expected = torch.cat(logits).log_softmax(-1)
         self._take(space.uniform(MAX_BITS))  # the float model, nearly
-        found = measure_sensitivity(
+        found = measure_curvature(
             self._model,
             images,
             batch=settings.batch,

@@ -23,7 +23,7 @@ from qvit_kernels.reference import Quantized, Weight
 Key = tuple[str, str]  # a layer and "W", its weights, or "A", its input or an attention's operands
 
 
-class Sensitivity(Simulated):
+class Curvature(Simulated):
     """Simulates a model and notes, in backward passes, (g . e)^2 / 2 of every tensor and width, summed over images.
 
     model: At as many bits as there are, for gradients near the float model's. found: What was noted, by layer and kind,
@@ -114,7 +114,7 @@ class Sensitivity(Simulated):
         widths[bits] = widths.get(bits, 0.0) + 0.5 * float(each.square().sum())
 
 
-def measure_sensitivity(
+def measure_curvature(
     model: SwitchableModel,
     images: Tensor,
     *,
@@ -128,7 +128,7 @@ def measure_sensitivity(
     probabilities; each costs a backward pass.
     """
     widths = next(iter(model.widths.values())).schemes
-    run = Sensitivity(model, widths)
+    run = Curvature(model, widths)
     for some in images.split(batch):
         for _ in range(labels):
             logits = model.vit(some, run)

@@ -2,9 +2,9 @@
 
 import torch
 
+from qvit.models.curvature import Curvature, measure_curvature
 from qvit.models.folding import fold
 from qvit.models.plan import plan_scheme
-from qvit.models.sensitivity import Sensitivity, measure_sensitivity
 from qvit.models.simulated import Simulated
 from qvit.models.switching import SwitchableModel
 from tests.models.test_switching import RECIPE, uniform
@@ -22,7 +22,7 @@ def switchable():
 def test_listening_changes_no_answer():
     model = switchable()
     images = images_for(model.vit)
-    heard = model.vit(images, Sensitivity(model, range(2, 9)))
+    heard = model.vit(images, Curvature(model, range(2, 9)))
     assert torch.equal(heard, model.vit(images, Simulated()))
 
 
@@ -31,7 +31,7 @@ def test_the_head_costs_what_its_fisher_matrix_says():
     model = switchable()
     images = images_for(model.vit, 4)
     generator = torch.Generator().manual_seed(0)
-    found = measure_sensitivity(model, images, batch=4, labels=60, generator=generator)
+    found = measure_curvature(model, images, batch=4, labels=60, generator=generator)
     head, seen = model.vit.head, {}
 
     class Watching(Simulated):
@@ -56,9 +56,7 @@ def test_the_head_costs_what_its_fisher_matrix_says():
 def test_every_choice_is_heard_at_every_width():
     model = switchable()
     generator = torch.Generator().manual_seed(0)
-    found = measure_sensitivity(
-        model, images_for(model.vit), batch=3, labels=1, generator=generator
-    )
+    found = measure_curvature(model, images_for(model.vit), batch=3, labels=1, generator=generator)
     inputs = {(name, "A") for name in model.widths if name != "patch_embed.proj"}
     weights = {(name, "W") for name in model.widths}
     assert found.keys() == inputs | weights | {("blocks.0.attn", "A")}
