@@ -21,31 +21,36 @@ MAX_CALLS_A_TURN = 100
 
 # A ratio whose interval is wider than this share of it may come out as much different the next time.
 STEADY = 0.05
-_FEWEST = 6  # rounds, of which the extremes hold the median 95 times in 100
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times faster one callable is than another: the median over rounds, and a 95 % interval of it.
-
-    The interval is that of order statistics: whatever the distribution of a round's ratio, the k-th smallest and the
-    k-th largest enclose its median as often. Below six `rounds` nothing does, and the extremes are given.
+    """How many times faster, or slower, something is, and the 95 % interval of that; None where too few rounds were
+    timed to have one.
     """
 
     value: float
-    low: float
-    high: float
-    rounds: int
+    interval: tuple[float, float] | None
 
     @property
-    def spread(self) -> float:
+    def low(self) -> float | None:
+        """The lower end of the interval."""
+        return None if self.interval is None else self.interval[0]
+
+    @property
+    def high(self) -> float | None:
+        """The upper end of the interval."""
+        return None if self.interval is None else self.interval[1]
+
+    @property
+    def spread(self) -> float | None:
         """Width of the interval as a share of the value."""
-        return (self.high - self.low) / self.value
+        return None if self.interval is None else (self.interval[1] - self.interval[0]) / self.value
 
     @property
     def steady(self) -> bool:
         """Whether another run on the same machine may be expected within 5 %."""
-        return self.spread <= STEADY and self.rounds >= _FEWEST
+        return self.spread is not None and self.spread <= STEADY
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +88,13 @@ class Timing:
         return statistics.fmean(self.samples)
 
     @property
-    def mean_interval(self) -> tuple[float, float]:
+    def mean_interval(self) -> tuple[float, float] | None:
         """95 % interval of the mean in ms: Student's, over the means of the rounds, since calls of a round share what
-        the machine does meanwhile. The mean itself, twice, where there is one round.
+        the machine does meanwhile. None where there is one round.
         """
         means = [statistics.fmean(turn) for turn in self.rounds]
         if len(means) < 2:
-            return self.mean, self.mean
+            return None
         half = _student(len(means) - 1) * statistics.stdev(means) / math.sqrt(len(means))
         return self.mean - half, self.mean + half
 
@@ -106,22 +111,41 @@ class Timing:
 
 
 def median_ratio(ratios: Sequence[float]) -> Ratio:
-    """The median of ratios, one a round, with its interval."""
+    """The median of ratios, one a round, and the interval of order statistics: whatever the distribution of a round's
+    ratio, the k-th smallest and the k-th largest enclose its median as often. Below six rounds not even the extremes
+    do.
+    """
     ordered = sorted(ratios)
     outside = _outside(len(ordered))
-    low, high = ordered[outside], ordered[-1 - outside]
-    return Ratio(statistics.median(ordered), low, high, len(ordered))
+    interval = None if outside is None else (ordered[outside], ordered[-1 - outside])
+    return Ratio(statistics.median(ordered), interval)
 
 
-def _outside(count: int) -> int:
-    """How many of `count` values lie on either side of the narrowest interval that has their median 95 times in 100."""
-    tail, outside = 0.0, 0
+def _outside(count: int) -> int | None:
+    """How many of `count` values lie on either side of the narrowest interval that has their median 95 times in 100;
+    None where none has.
+    """
+    tail, outside = 0.0, None
     for k in range(count // 2):
         tail += math.comb(count, k) / 2**count
         if 2 * tail > 0.05:
             break
         outside = k
     return outside
+
+
+def ratio_between(values: Sequence[float], others: Sequence[float]) -> Ratio:
+    """How many times as large positive values are as others that were taken at another time, so in no pairs.
+
+    The median of all quotients, which is Hodges and Lehmann's estimate on a logarithmic axis, and Mann and Whitney's
+    interval of it by the normal approximation: three values on each side have none.
+    """
+    quotients = sorted(value / other for value in values for other in others)
+    n, m = len(values), len(others)
+    z = statistics.NormalDist().inv_cdf(0.975)
+    outside = int(n * m / 2 - z * math.sqrt(n * m * (n + m + 1) / 12))
+    interval = (quotients[outside - 1], quotients[-outside]) if outside >= 1 else None
+    return Ratio(statistics.median(quotients), interval)
 
 
 def _student(freedom: int) -> float:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qvit import timing
-from qvit.timing import Timing, measure
+from qvit.timing import Ratio, Timing, measure, median_ratio, ratio_between
 
 
 def test_callables_alternate_and_the_order_rotates(monkeypatch):
@@ -67,26 +67,60 @@ def test_a_ratio_has_the_interval_of_its_order_statistics():
     assert not ratio.steady
 
 
-def test_few_rounds_are_never_steady():
-    assert rounds_of(*[1.0] * 6).ratio_to(rounds_of(*[2.0] * 6)).steady
-    assert not rounds_of(*[1.0] * 5).ratio_to(rounds_of(*[2.0] * 5)).steady
-    ratio = rounds_of(1.0, 1.0).ratio_to(rounds_of(2.0, 3.0))
-    assert (ratio.low, ratio.high) == (2.0, 3.0)
+@given(st.lists(st.floats(0.1, 10), min_size=6, max_size=30))
+def test_intervals_hold_their_median(values):
+    ratio = median_ratio(values)
+    assert min(values) <= ratio.low <= ratio.value <= ratio.high <= max(values)
 
 
-def test_the_interval_of_the_mean_is_students():
-    assert rounds_of(3.0).mean_interval == (3.0, 3.0)
-    low, high = rounds_of(1.0, 2.0, 3.0, 4.0).mean_interval
-    half = 3.182 * (5 / 3) ** 0.5 / 2  # t of three degrees of freedom
-    assert (low, high) == pytest.approx((2.5 - half, 2.5 + half), abs=0.01 * half)
+def test_the_interval_of_a_median_leaves_out_as_many_as_chance_allows():
+    """2 * P(Binomial(n, 1/2) <= k) <= 0.05: k is 0 for 6 to 8, 1 from 9 on, 2 from 12 on, 5 for 20."""
+    for count, outside in ((6, 0), (8, 0), (9, 1), (11, 1), (12, 2), (20, 5)):
+        ratios = [float(value) for value in range(count, 0, -1)]
+        found = median_ratio(ratios)
+        assert (found.value, found.interval) == ((count + 1) / 2, (1 + outside, count - outside))
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+def test_below_six_rounds_no_interval_is_claimed(count):
+    found = median_ratio([1.5] * count)
+    assert (found.value, found.low, found.high, found.spread) == (1.5, None, None, None)
+    assert not found.steady
+
+
+def test_steady_is_an_interval_within_a_twentieth():
+    assert Ratio(2.0, (1.96, 2.05)).spread == pytest.approx(0.045)
+    assert Ratio(2.0, (1.96, 2.05)).steady
+    assert not Ratio(2.0, (1.95, 2.06)).steady
+
+
+def test_the_interval_of_the_mean_is_students_over_rounds():
+    """Rounds of means 1, 2, 3 and 4: 2.5 +- 3.182 * 1.29099 / 2, whatever the calls of a round are."""
+    low, high = Timing(((1.0, 1.0), (0.5, 3.5), (2.9, 3.1), (4.0, 4.0))).mean_interval
+    half = 3.182 * 1.290994 / 2
+    assert (low, high) == (pytest.approx(2.5 - half, abs=0.02), pytest.approx(2.5 + half, abs=0.02))
+    assert Timing(((1.0, 2.0),)).mean_interval is None
     low, high = rounds_of(*[float(i % 2) for i in range(40)]).mean_interval
     assert high - low == pytest.approx(2 * 2.023 * 0.5064 / 40**0.5, rel=1e-3)
 
 
-@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=30))
-def test_intervals_hold_their_median(values):
-    ratio = timing.median_ratio(values)
-    assert min(values) <= ratio.low <= ratio.value <= ratio.high <= max(values)
+@pytest.mark.parametrize(
+    ("freedom", "quantile"), [(1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (11, 2.201), (30, 2.042)]
+)  # fmt: skip
+def test_quantiles_of_student(freedom, quantile):
+    assert timing._student(freedom) == pytest.approx(quantile, rel=0.012)
+
+
+def test_a_ratio_of_unpaired_values():
+    """Of 12 and 12 Mann and Whitney's interval begins at the 38th of 144 quotients; of 3 and 3 there is none."""
+    values = [2.0 * 1.01**i for i in range(12)]
+    others = [1.01 ** (20 * i) for i in range(12)]
+    found = ratio_between(values, others)
+    quotients = sorted(a / b for a in values for b in others)
+    assert found.interval == (quotients[37], quotients[-38])
+    assert found.value == pytest.approx((quotients[71] + quotients[72]) / 2)
+    assert ratio_between([3.0] * 3, [2.0] * 3) == Ratio(1.5, None)
+    assert ratio_between([3.0] * 4, [2.0] * 4).interval == (1.5, 1.5)
 
 
 def test_garbage_collection_waits_and_comes_back():

@@ -1,12 +1,15 @@
 """`qvit bench`: how fast a folder runs beside its float model and other people's int8, and why."""
 
 import json
+import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from qvit.cli.outputs import check_file, write_text
 from qvit.cli.session import Result, Session, tabulate, verb
 from qvit.cli.target import as_folder
 from qvit.errors import InputError, UsageError
@@ -26,6 +29,8 @@ _COLUMNS = {
 }
 _FORMATS = ("json", "csv", "md", "html")
 
+logger = logging.getLogger("qvit")
+
 
 @verb("bench")
 @click.argument("target", metavar="FOLDER|MODEL")
@@ -36,9 +41,7 @@ _FORMATS = ("json", "csv", "md", "html")
     help="What to time beside FOLDER: all that can run here, the float model alone, nothing, or variants by name "
     "(fp32, bf16-compile, torchao-int8, openvino-int8, ...).",
 )  # fmt: skip
-@click.option(
-    "--backend", default="auto", show_default=True, help="Of auto, triton, cpu, reference."
-)
+@click.option("--backend", help="Of FOLDER: of auto, triton, cpu, reference [auto].")
 @click.option("--rounds", default=12, show_default=True, help="Turns of each variant.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the images.")
 @click.option(
@@ -71,7 +74,7 @@ _FORMATS = ("json", "csv", "md", "html")
 @click.option(
     "--fail-slower",
     metavar="PERCENT",
-    help="Exit with 5 if FOLDER is so much slower than --against.",
+    help="Exit with 5 if FOLDER is surely so much slower than --against.",
 )
 @click.option(
     "--min-speedup",
@@ -83,13 +86,17 @@ def command(session: Session, target: str, **options: Any) -> Result:
 
     The report says what each takes, how sure that is, where the time of FOLDER goes layer by layer, and why. With a
     float MODEL, only the float variants and rivals run, with random weights: values do not change the time. Lists are
-    separated by commas: --batch 1,8 --baseline fp32,bf16-compile.
+    separated by commas: --batch 1,8 --baseline fp32,bf16-compile. FOLDER/bench.json is left as it is where it is what
+    --against names.
     """
     from qvit import latency
 
+    folder = as_folder(target)
+    if folder is None:
+        _check_float(target, options)
     request = latency.Request(
         baselines=tuple(_split(options["baseline"])),
-        backends=tuple(_split(options["backend"])),
+        backends=tuple(_split("auto" if options["backend"] is None else options["backend"])),
         batches=tuple(map(_batch_size, _split(options["batch"]))),
         rounds=options["rounds"],
         device=options["device"],
@@ -97,63 +104,84 @@ def command(session: Session, target: str, **options: Any) -> Result:
         footprint=options["footprint"],
         agreement=options["agreement"],
     )
-    slower = _percentage(options["fail_slower"], options["against"])
-    files = {kind: options[f"{kind}_file"] for kind in _FORMATS[1:]} | {"json": options["out"]}
-    for kind, path in files.items():
-        if path is not None:
-            _check_file("-o" if kind == "json" else f"--{kind}", path)
-    before = _read_report(options["against"]) if options["against"] is not None else None
-    folder = as_folder(target)
-    if folder is None:
-        _check_float(target, request)
-        subject = latency.Subject(model=target)
-    else:
-        subject = latency.Subject.of_folder(folder)
+    gates = {"fail_slower": _percentage(options), "min_speedup": _least(options["min_speedup"])}
+    files = _check_files(options)
+    subject = latency.Subject(model=target) if folder is None else latency.Subject.of_folder(folder)
+    before = None
+    if options["against"] is not None and folder is not None:
+        before = _read_report(options["against"], subject, request.device)
     found = latency.bench(subject, request, progress=session.progress)
     if before is not None:
         found["against"] = latency.compare_reports(found, before)
-    _write(found, files, folder)
-    missed = latency.find_missed_gate(found, fail_slower=slower, min_speedup=options["min_speedup"])
-    return Result(found, _render(found), missed)
+    _write(found, files, folder, options["against"])
+    return Result(found, _render(found), latency.find_missed_gate(found, **gates))
 
 
-def _check_float(target: str, request: Any) -> None:
-    if not request.variants:
+def _check_float(target: str, options: Mapping[str, Any]) -> None:
+    """What only a folder has is refused, and not passed over."""
+    for name in ("backend", "against", "fail_slower", "min_speedup"):
+        if options[name] is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is about a quantized folder, and {target} is a float model; "
+                f"`qvit quantize {target}` writes a folder"
+            )
+    if options["baseline"] == "none":
         raise UsageError(
             f"{target} is a float model, and without baselines nothing is left to time; `qvit quantize {target}` "
             "writes a folder"
         )
 
 
-def _check_file(option: str, path: Path) -> None:
-    """Refuse a file that could not be written, before anything is measured for it."""
-    if path.is_dir():
-        raise UsageError(f"{option} {path} is a folder; name a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{option} {path} cannot be written: {error.strerror}") from error
+def _check_files(options: Mapping[str, Any]) -> dict[str, Path | None]:
+    """Where each form of the report goes; a place that cannot be written to is refused before anything is measured."""
+    files = {kind: options[f"{kind}_file"] for kind in _FORMATS[1:]} | {"json": options["out"]}
+    for kind, path in files.items():
+        if path is not None:
+            option = "-o" if kind == "json" else f"--{kind}"
+            check_file(option, path)
+            if _is_same(path, options["against"]):
+                raise UsageError(f"{option} {path} would overwrite what --against compares with")
+    return files
 
 
-def _percentage(text: str | None, against: Path | None) -> float | None:
+def _is_same(path: Path, other: Path | None) -> bool:
+    return other is not None and path.resolve() == other.resolve()
+
+
+def _percentage(options: Mapping[str, Any]) -> float | None:
+    """--fail-slower as a share."""
+    text = options["fail_slower"]
     if text is None:
         return None
-    if against is None:
+    if options["against"] is None:
         raise UsageError("--fail-slower needs the earlier report: --against bench.json")
     try:
-        return float(text.removesuffix("%")) / 100
+        share = float(text.removesuffix("%")) / 100
     except ValueError:
-        raise UsageError(f"--fail-slower {text!r}: expected percent, such as 3%") from None
+        share = math.nan
+    if not math.isfinite(share):
+        raise UsageError(f"--fail-slower {text!r}: expected percent, such as 3%")
+    return share
 
 
-def _read_report(path: Path) -> Any:
+def _least(speedup: float | None) -> float | None:
+    if speedup is not None and not (math.isfinite(speedup) and speedup > 0):
+        raise UsageError(f"--min-speedup {speedup}: expected a ratio above 0, such as 1.2")
+    return speedup
+
+
+def _read_report(path: Path, subject: Any, device: str) -> Any:
+    """An earlier report of the same model; anything else is refused before hours are spent on the new one."""
+    from qvit import latency
+    from qvit.deployment import checkpoint
+
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and "rows" in found:
-            return found
     except (OSError, ValueError) as error:
         raise InputError(f"--against {path} cannot be read: {error}") from error
-    raise InputError(f"--against {path} is no report of `qvit bench`")
+    scheme = checkpoint.describe(subject.folder)["scheme"]
+    latency.check_earlier(found, model=subject.source.timm_name, scheme=scheme, device=device)
+    return found
 
 
 def _split(text: str) -> list[str]:
@@ -169,8 +197,16 @@ def _batch_size(text: str) -> int:
         ) from None
 
 
-def _write(found: dict[str, Any], files: Mapping[str, Path | None], folder: Path | None) -> None:
-    """The JSON, beside the model unless another place was named, and whatever else was asked for."""
+def _write(
+    found: dict[str, Any],
+    files: Mapping[str, Path | None],
+    folder: Path | None,
+    against: Path | None,
+) -> None:
+    """The JSON, beside the model unless another place was named, and whatever else was asked for.
+
+    What it was compared with stays: a slower model would become the measure of the next one.
+    """
     from qvit import latency
     from qvit.cli.kept import LATENCY, keep_beside
     from qvit.deployment import checkpoint
@@ -178,14 +214,16 @@ def _write(found: dict[str, Any], files: Mapping[str, Path | None], folder: Path
 
     if files["json"] is not None:
         checkpoint.write_json(files["json"], found)
+    elif folder is not None and _is_same(folder / LATENCY, against):
+        logger.warning("%s stays what it was; -o FILE keeps the new report", against)
     elif folder is not None:
         keep_beside(folder, LATENCY, found)
     if files["csv"] is not None:
-        files["csv"].write_text(latency.to_csv(found), encoding="utf-8")
+        write_text(files["csv"], latency.to_csv(found))
     for kind in ("md", "html"):
         path = files[kind]
         if path is not None:
-            path.write_text(describe_latency(found)[kind], encoding="utf-8")
+            write_text(path, describe_latency(found)[kind])
 
 
 def _render(found: Mapping[str, Any]) -> str:
@@ -217,7 +255,13 @@ def _render(found: Mapping[str, Any]) -> str:
 def _render_against(against: Mapping[str, Any] | None) -> list[str]:
     if against is None:
         return []
-    lines = ["", "against the earlier report, the drift of the float models taken out:"]
+    taken_out = all(drift is not None for drift in against["drift"].values())
+    drift = (
+        "the drift of the float models taken out"
+        if taken_out
+        else "without a float model in common: drift of the machine is not taken out"
+    )
+    lines = ["", f"against the earlier report, {drift}:"]
     if not against["same_machine"]:
         lines.append(
             "another machine, or another torch: only what is left of the ratios can be compared"

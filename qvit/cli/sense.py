@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from qvit.cli.kept import SENSITIVITY, keep_beside
+from qvit.cli.outputs import check_file, write_text
 from qvit.cli.session import Result, Session, tabulate, verb
 from qvit.cli.target import announce, as_folder, name_folder
 from qvit.errors import InputError, UsageError
@@ -55,8 +56,10 @@ def command(session: Session, target: str, **options: Any) -> Result:
     recipe = _read_recipe(folder, options)
     source = _find_source(target, folder, options["weights"])
     out = options["out"] or (None if folder else Path("out") / f"{name_folder(target)}-sense.json")
-    if out is not None and out.is_dir():
-        raise UsageError(f"-o {out} is a folder; name a file in it")
+    if out is not None:
+        if out.suffix in (".html", ".htm"):
+            raise UsageError(f"-o {out}: name the JSON; the page is written beside it")
+        check_file("-o", out)
     if session.verbosity >= 0:
         announce(source)
     found = sensitivity.measure_sensitivity(source, recipe, request, progress=session.progress)
@@ -102,9 +105,8 @@ def _write(path: Path, found: Mapping[str, Any]) -> None:
     from qvit.deployment import checkpoint
     from qvit.report import describe_sensitivity
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(path, found)
-    path.with_suffix(".html").write_text(describe_sensitivity(found)["html"], encoding="utf-8")
+    write_text(path.with_suffix(".html"), describe_sensitivity(found)["html"])
 
 
 def _render(found: Mapping[str, Any]) -> str:

@@ -18,15 +18,17 @@ def draw_for(source: Source, count: int) -> Tensor:
 
 
 def answer(runner: Runner, images: Tensor, batch: int, device: str) -> Tensor:
-    """The class with the highest logit of each image, int64 [N], asked in batches of the size that it is made for."""
+    """The class with the highest logit of each image, int64 [N], asked in batches of the size that it is made for: the
+    last image fills up the last one.
+    """
     found = []
-    for start in range(0, len(images) - batch + 1, batch):
-        part = images[start : start + batch].to(device)
-        found.append(runner.logits(runner.run(runner.prepare(part))).argmax(-1))
+    for part in images.split(batch):
+        filling = part[-1:].expand(batch - len(part), *part.shape[1:])
+        full = torch.cat([part, filling]).to(device)
+        found.append(runner.logits(runner.run(runner.prepare(full))).argmax(-1)[: len(part)])
     return torch.cat(found)
 
 
-def find_agreement(first: Tensor, second: Tensor) -> float | None:
-    """Percent of images with the same answer; None where nothing was asked."""
-    count = min(len(first), len(second))
-    return None if not count else 100.0 * int((first[:count] == second[:count]).sum()) / count
+def find_agreement(first: Tensor, second: Tensor) -> float:
+    """Percent of images with the same answer, of as many each."""
+    return 100.0 * float((first == second).double().mean())

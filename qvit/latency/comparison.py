@@ -1,14 +1,16 @@
-"""Two reports held against each other, and the bounds that a user set on one."""
+"""Two reports held against each other."""
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from qvit.errors import GateError, InputError
-from qvit.latency.measuring import BEST
+from qvit.errors import InputError
 from qvit.latency.variants import FLOAT
-from qvit.timing import median_ratio
+from qvit.timing import Ratio, ratio_between
 
+# Of reports; an earlier one of another cannot be compared.
+SCHEMA_VERSION = 2
 # A layer is named where it is slower by more than this share, beyond what all layers are.
 _NAMED = 0.10
 
@@ -16,40 +18,35 @@ _NAMED = 0.10
 def compare_reports(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """What became slower or faster since an earlier report.
 
-    The machine may be slower altogether, so times are compared with those of the float variants that both reports have:
-    `drift` is how many times longer these take now. Without any in common it is 1, and says nothing.
+    The machine may be slower altogether, so what is compared is each round's time in times of that round's float
+    variants, the geometric mean of those that both reports have: both reports' rounds have their part in the interval.
+    It tells what chance within two runs does, not what differs between them and stays for a whole run.
 
     Returns:
-        `same_machine`, `drift` {batch: times}, `rows` [`variant`, `batch`, `slower` (share beyond the drift, negative
-        where faster), `low`, `high`, `raw` (share without taking the drift out)], `layers` [the same of layers summed
-        over blocks, slowest first, beyond what the layers' median did] and `slower_layers`, names of those that are
-        slower by more than a tenth.
-
-    Raises:
-        InputError: The earlier report is of another schema.
+        `same_machine`, `drift` {batch: how many times longer the float variants take now; None where no such variant is
+        in both}, `rows` [`variant`, `batch`, `slower` (share beyond the drift, negative where faster), `low`, `high`
+        (its interval, None for three rounds or fewer), `raw` (share without taking the drift out)], `layers`
+        [`variant`, `batch`, `name`, `slower` of layers summed over blocks, slowest first, beyond what the layers'
+        median did] and `slower_layers`, names of those that are slower by more than a tenth.
     """
-    if before.get("schema_version") != now["schema_version"]:
-        raise InputError(
-            f"--against: the report has schema version {before.get('schema_version')!r}, and this qvit writes "
-            f"{now['schema_version']}; make it anew with `qvit bench -o`"
-        )
     rows, drifts = [], {}
     for batch in dict.fromkeys(row["batch"] for row in now["rows"]):
         pairs = _pairs(now, before, batch)
-        floats = [_growth(new, old) for new, old in pairs if new["variant"] in FLOAT]
-        drift = statistics.median(statistics.median(growth) for growth in floats) if floats else 1.0
-        drifts[str(batch)] = drift
+        floats = [(new, old) for new, old in pairs if new["variant"] in FLOAT]
+        yards = None
+        drifts[str(batch)] = None
+        if floats:
+            yards = tuple(_yardstick([pair[side] for pair in floats]) for side in (0, 1))
+            drifts[str(batch)] = ratio_between(*yards).value
         for new, old in pairs:
-            ratio = median_ratio(_growth(new, old))
+            raw = ratio_between(new["rounds_ms"], old["rounds_ms"])
+            ratio = raw
+            if yards is not None:
+                ratio = ratio_between(
+                    *(_in_yards(row, yard) for row, yard in zip((new, old), yards, strict=True))
+                )
             rows.append(
-                {
-                    "variant": new["variant"],
-                    "batch": batch,
-                    "slower": ratio.value / drift - 1,
-                    "low": ratio.low / drift - 1,
-                    "high": ratio.high / drift - 1,
-                    "raw": ratio.value - 1,
-                }
+                {"variant": new["variant"], "batch": batch, **_shares(ratio), "raw": raw.value - 1}
             )
     layers = _compare_layers(now["kinds"], before["kinds"])
     return {
@@ -57,10 +54,55 @@ def compare_reports(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[s
         "drift": drifts,
         "rows": rows,
         "layers": layers,
-        "slower_layers": list(
-            dict.fromkeys(layer["name"] for layer in layers if layer["slower"] > _NAMED)
-        ),
+        "slower_layers": list(dict.fromkeys(layer["name"] for layer in _slower(layers))),
     }
+
+
+def check_earlier(before: Any, *, model: str, scheme: str | None, device: str) -> None:
+    """Raises InputError for what is no earlier report of this model on such a device, before anything is measured."""
+    if not isinstance(before, Mapping) or "rows" not in before:
+        raise InputError("--against: the file is no report of `qvit bench`")
+    if before.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"--against: the report has schema version {before.get('schema_version')!r}, and this qvit writes "
+            f"{SCHEMA_VERSION}; make it anew with `qvit bench -o`"
+        )
+    try:
+        compare_reports(before, before)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            f"--against: the report is broken ({type(error).__name__}: {error}); make it anew with `qvit bench -o`"
+        ) from error
+    for name, wanted in (("model", model), ("scheme", scheme), ("device", device)):
+        if before.get(name) != wanted:
+            raise InputError(
+                f"--against: the report is of {name} {before.get(name)}, and this one will be of {wanted}; only "
+                "reports of the same are compared"
+            )
+
+
+def _yardstick(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The geometric mean of several variants' times, round by round."""
+    return [
+        math.exp(statistics.fmean(map(math.log, ms)))
+        for ms in zip(*(row["rounds_ms"] for row in rows), strict=True)
+    ]
+
+
+def _in_yards(row: Mapping[str, Any], yard: Sequence[float]) -> list[float]:
+    return [ms / unit for ms, unit in zip(row["rounds_ms"], yard, strict=True)]
+
+
+def _shares(ratio: Ratio) -> dict[str, float | None]:
+    ends = ratio.interval or (None, None)
+    low, high = (None if end is None else end - 1 for end in ends)
+    return {"slower": ratio.value - 1, "low": low, "high": high}
+
+
+def name_slower(against: Mapping[str, Any], variant: str, batch: int) -> list[str]:
+    """The layers of one row that became slower by more than a tenth, of what `compare_reports` returns."""
+    layers = [la for la in against["layers"] if (la["variant"], la["batch"]) == (variant, batch)]
+    return [layer["name"] for layer in _slower(layers)]
 
 
 def _pairs(
@@ -72,12 +114,6 @@ def _pairs(
         for row in now["rows"]
         if row["batch"] == batch and row["variant"] in earlier
     ]
-
-
-def _growth(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[float]:
-    """Each round's time now, in medians of the earlier report."""
-    base = statistics.median(old["rounds_ms"])
-    return [ms / base for ms in new["rounds_ms"]]
 
 
 def _compare_layers(
@@ -100,6 +136,10 @@ def _compare_layers(
     return sorted(found, key=lambda layer: -layer["slower"])
 
 
+def _slower(layers: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    return (layer for layer in layers if layer["slower"] > _NAMED)
+
+
 def _key(kind: Mapping[str, Any]) -> tuple[str, int]:
     return kind["variant"], kind["batch"]
 
@@ -108,43 +148,3 @@ def _machine(report: Mapping[str, Any]) -> tuple[Any, ...]:
     facts = report["machine"]
     names = ("cpu", "cores", "threads", "cpu_features", "gpu", "torch")
     return tuple(str(facts.get(name)) for name in names)
-
-
-def find_missed_gate(
-    found: Mapping[str, Any],
-    *,
-    fail_slower: float | None = None,
-    min_speedup: float | None = None,
-) -> GateError | None:
-    """The bound that a report misses, None where it meets all.
-
-    Args:
-        found: A report; with `against` from `compare_reports` where `fail_slower` is given.
-        fail_slower: The share by which one of the folder's own rows may be slower than in the earlier report.
-        min_speedup: What every one of its rows must reach against the fastest float model.
-    """
-    own = [row for row in found["rows"] if row["variant"].startswith("qvit-")]
-    if min_speedup is not None:
-        for row in own:
-            ratio = row["speedup_vs"].get(BEST)
-            if ratio is None:
-                return GateError(
-                    "gate not met: --min-speedup needs a compiled float model beside the folder, and none was timed"
-                )
-            if ratio["ratio"] < min_speedup:
-                return GateError(
-                    f"gate not met: {row['variant']} at batch {row['batch']} is {ratio['ratio']:.2f} times as fast "
-                    f"as the fastest float model, below --min-speedup {min_speedup:g}"
-                )
-    if fail_slower is None:
-        return None
-    for row in found["against"]["rows"]:
-        if row["variant"].startswith("qvit-") and row["slower"] > fail_slower:
-            layers = found["against"]["slower_layers"]
-            where = f"; the layers that became slower: {', '.join(layers)}" if layers else ""
-            return GateError(
-                f"gate not met: {row['variant']} at batch {row['batch']} is {100 * row['slower']:.1f} % slower than "
-                f"before (95 % interval {100 * row['low']:.1f} to {100 * row['high']:.1f}), more than --fail-slower "
-                f"{100 * fail_slower:g}%{where}"
-            )
-    return None

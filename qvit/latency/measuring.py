@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qvit import timing
-from qvit.latency.variants import FLOAT, is_compiled_float
+from qvit.latency.variants import FLOAT, compiled_twin
 from qvit.timing import Ratio, Timing
 
 BEST = "best_float"
@@ -50,11 +50,11 @@ def measure_calls(
 
 
 def describe(watch: Timing) -> dict[str, Any]:
-    """A timing as JSON has it, in ms; `ci95` is the interval of the mean."""
+    """A timing as JSON has it, in ms; `ci95` is the interval of the mean, None for one round."""
     samples = watch.samples
     return {
         "mean": watch.mean,
-        "ci95": list(watch.mean_interval),
+        "ci95": None if watch.mean_interval is None else list(watch.mean_interval),
         "std": statistics.stdev(samples) if len(samples) > 1 else 0.0,
         "min": min(samples),
         **{f"p{q}": watch.percentile(q) for q in _PERCENTILES},
@@ -67,12 +67,14 @@ def speedups(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """For every variant: float variant -> how many times faster it is than that one; "best_float" is the fastest.
 
-    Nothing at all where no compiled float model was timed: against an eager one alone a speed-up says little.
+    Nothing at all where the fastest was not timed compiled, too: against an eager one alone a speed-up says little.
     """
     floats = [name for name in taken if name in FLOAT]
-    if not any(map(is_compiled_float, floats)):
+    if not floats:
         return {name: {} for name in variants}
     best = min(floats, key=lambda name: taken[name].wall.median)
+    if compiled_twin(best) not in floats:
+        return {name: {} for name in variants}
     found = {}
     for name in variants:
         ours = taken[name].wall
@@ -84,7 +86,7 @@ def speedups(
 
 
 def as_dict(ratio: Ratio) -> dict[str, Any]:
-    """A ratio as JSON has it."""
+    """A ratio as JSON has it; below six rounds it has no interval."""
     return {
         "ratio": ratio.value,
         "low": ratio.low,

@@ -50,6 +50,10 @@ class Request:
             raise UsageError(f"no baseline named; --baseline {NONE} measures the folder alone")
         if not self.batches or min(self.batches) < 1:
             raise UsageError(f"batch sizes must be 1 or more, got {list(self.batches)}")
+        if not self.backends:
+            raise UsageError("no backend named; --backend auto takes the one that suits the device")
+        for name in ("batches", "backends"):  # one named twice would be two rows alike
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         if self.rounds < 1:
             raise UsageError(f"--rounds {self.rounds}: at least 1 is needed")
         if self.agreement < 0:

@@ -131,6 +131,6 @@ RIVALS: Mapping[str, Variant] = _registry(
 VARIANTS: Mapping[str, Variant] = {**FLOAT, **RIVALS}
 
 
-def is_compiled_float(name: str) -> bool:
-    """Whether a variant is a baseline without which no speed-up is stated."""
-    return name in FLOAT and FLOAT[name].mode == COMPILED
+def compiled_twin(name: str) -> str:
+    """The float variant of the same precision, compiled: without it, no speed-up over `name` is stated."""
+    return f"{name.removesuffix('-compile')}-compile"
