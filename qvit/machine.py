@@ -171,7 +171,7 @@ def describe_clocks() -> dict[str, str] | None:
 
 
 def name_machine() -> str:
-    """A file name for this machine: its card, or processor and cores, and whether an x86 one lacks VNNI, on which int8
+    """A file name for this machine: its processor and cores, and whether an x86 one lacks VNNI, on which int8
     depends more than on its name.
     """
     cpu = describe_cpu()

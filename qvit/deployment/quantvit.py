@@ -159,11 +159,11 @@ class QuantViT(nn.Module):
         why, and the model works as before.
         """
         batch_sizes = _checked_batch_sizes(batch_sizes)
-        if self._on_cpu and not self._can_record:
+        if self._on_cpu and not self.records_graphs:
             cpu_preparation.prepare(self.vit)
         for batch_size in batch_sizes:
             images = self._blank(batch_size)
-            if not self._can_record:
+            if not self.records_graphs:
                 self(images)
                 continue
             run = partial(self.vit, run=self._execution)
@@ -284,8 +284,8 @@ class QuantViT(nn.Module):
         return self.device, backends.resolve(self.device, self._backend)
 
     @property
-    def _can_record(self) -> bool:
-        """Whether passes can be CUDA graphs: the reference waits for the device, and a processor has none."""
+    def records_graphs(self) -> bool:
+        """Whether `warmup` makes passes CUDA graphs: the reference waits for the device, and a processor has none."""
         device, backend = self._place
         return device.type == "cuda" and backend == "triton"
 

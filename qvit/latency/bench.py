@@ -1,8 +1,8 @@
 """One benchmark from request to report."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from qvit import machine
 from qvit.deployment.placement import require_device, resolve_backend
 from qvit.latency.agreement import answer, draw_for, find_agreement
 from qvit.latency.circumstances import describe_run, find_warnings
+from qvit.latency.comparison import SCHEMA_VERSION
 from qvit.latency.floats import FloatModels, Runner
 from qvit.latency.footprint import Nursery
 from qvit.latency.launches import count_launches
@@ -26,7 +27,6 @@ from qvit.latency.steps import sum_by_kind, time_steps
 from qvit.latency.variants import VARIANTS
 from qvit.latency.verdict import judge
 
-SCHEMA_VERSION = 2
 # A variant that nobody named is left out where a pass takes longer than this, and so many times as long as fp32's.
 _SLOW_SECONDS, _SLOW_TIMES = 0.5, 3.0
 
@@ -49,15 +49,26 @@ def bench(subject: Subject, request: Request, *, progress: bool = True) -> dict[
     `mode`, `batch`, `img_size`, `latency_ms` {mean, std, min, p50, p90, p95, p99, max, ci95}, `device_ms` (the same by
     the device's clock; None on a CPU, where it is the same), `images_per_s`, `calls`, `rounds_ms` (each round's
     median), `speedup_vs` {float variant: {ratio, low, high, spread, steady}}, `peak_mem_mb`, `weights_mb`, `load_s`,
-    `first_call_s`, `launch_count`, `agree_top1_with_float`. `layers`, and `kinds` (those of all blocks together): see
-    steps.py. `verdict`, `warnings`: sentences. `left_out`: variants with `reason` and `command`. What cannot be
-    measured is None.
+    `first_call_s` (with compilers' caches on the disk filled), `launch_count`, `agree_top1_with_float`. `layers`, and
+    `kinds` (those of all blocks together): see steps.py. `verdict`, `warnings`: sentences. `left_out`: variants with
+    `reason` and `command`. What cannot be measured is None.
 
     Raises:
         InputError: The folder is no quantized model.
+        UsageError: A backend is unknown.
         RequirementError: The device or a backend is missing.
     """
     require_device(request.device)
+    backends = []
+    if subject.folder is not None:
+        backends = list(dict.fromkeys(resolve_backend(b, request.device) for b in request.backends))
+    with _on(request.device):
+        return _bench(subject, request, backends, progress)
+
+
+def _bench(
+    subject: Subject, request: Request, backends: Sequence[str], progress: bool
+) -> dict[str, Any]:
     warnings = find_warnings(request.device)
     source = subject.source
     size = tuple(source.pretrained_cfg["input_size"])
@@ -68,9 +79,13 @@ def bench(subject: Subject, request: Request, *, progress: bool = True) -> dict[
     with tempfile.TemporaryDirectory(prefix="qvit-bench-") as work, torch.inference_mode():
         floats = FloatModels(source, request.device, request.seed, Path(work))
         with _Progress(progress, request) as bar:
-            entries, left_out = _build(subject, request, floats, images, bar)
+            bar.say("rates of this machine")
+            rates = find_rates(request.device)  # before compilers have warmed and filled it
+            entries, left_out = _build(request, floats, images, bar)
+            for backend in backends:
+                own = _open(subject, request, backend, bar)
+                entries[own.name] = _as_entry(own, request.batches)
             rows, layers = [], []
-            rates = find_rates(request.device)
             for batch in request.batches:
                 rows += _time(entries, batch, images[batch], request, bar)
             for entry in entries.values():
@@ -79,7 +94,7 @@ def bench(subject: Subject, request: Request, *, progress: bool = True) -> dict[
                         layers += time_steps(entry.own, images[batch], rates, bar.say)
             _add_answers(rows, entries, subject, request, bar)
             if request.footprint:
-                _add_footprints(rows, subject, request, Path(work), bar)
+                warnings += _add_footprints(rows, subject, request, Path(work), bar)
     found = {
         "schema_version": SCHEMA_VERSION,
         **describe_run(),
@@ -102,8 +117,14 @@ def bench(subject: Subject, request: Request, *, progress: bool = True) -> dict[
     return found | {"verdict": judge(found)}
 
 
+def _on(device: str) -> AbstractContextManager[object]:
+    """Events, synchronisation and memory statistics are those of torch's current card: make it the one asked for."""
+    if not device.startswith("cuda"):
+        return nullcontext()
+    return torch.cuda.device(torch.device(device).index or 0)
+
+
 def _build(
-    subject: Subject,
     request: Request,
     floats: FloatModels,
     images: Mapping[int, Tensor],
@@ -134,17 +155,23 @@ def _build(
                     raise _TooSlowError(seconds, batch, fp32_seconds or 0.0)
                 limit = None  # the smallest batch has told
         except Exception as error:  # noqa: BLE001 - whatever a library dislikes, the others can still be timed
-            left_out.append({"variant": name, **_reason(error, name)})
+            runners.pop(batch, None)
+            left_out.append({"variant": name, **_reason(error, name, batch if runners else None)})
+        if not runners:
             continue
         entries[name] = _Entry(variant.storage_bits, variant.compute_dtype, variant.mode, runners)
-    if subject.folder is not None:
-        for backend in dict.fromkeys(resolve_backend(b, request.device) for b in request.backends):
-            bar.say(f"loading the {backend} backend")
-            own = open_folder(subject.folder, backend, request.device, request.batches)
-            runners = dict.fromkeys(request.batches, own.runner)
-            mode = "cudagraph" if request.device.startswith("cuda") else "eager"
-            entries[own.name] = _Entry(own.storage_bits, own.compute_dtype, mode, runners, own)
     return entries, left_out
+
+
+def _open(subject: Subject, request: Request, backend: str, bar: "_Progress") -> Quantized:
+    assert subject.folder is not None
+    bar.say(f"loading the {backend} backend")
+    return open_folder(subject.folder, backend, request.device, request.batches)
+
+
+def _as_entry(own: Quantized, batches: Sequence[int]) -> _Entry:
+    runners = dict.fromkeys(batches, own.runner)
+    return _Entry(own.storage_bits, own.compute_dtype, own.mode, runners, own)
 
 
 class _TooSlowError(Exception):
@@ -155,11 +182,13 @@ class _TooSlowError(Exception):
         super().__init__(f"too slow here: a pass of batch {batch} takes {seconds:.1f} s{times}")
 
 
-def _reason(error: Exception, name: str) -> dict[str, Any]:
+def _reason(error: Exception, name: str, batch: int | None) -> dict[str, Any]:
+    """batch: The first that failed, where smaller ones did not."""
     if isinstance(error, _TooSlowError):
         return {"reason": str(error), "command": f"qvit bench ... --baseline {name}"}
     first_line = (str(error).splitlines() or [""])[0]
-    return {"reason": f"failed: {type(error).__name__}: {first_line}", "command": None}
+    where = "" if batch is None else f" from batch {batch} on"
+    return {"reason": f"failed{where}: {type(error).__name__}: {first_line}", "command": None}
 
 
 def _try(runner: Runner, images: Tensor, device: str) -> float:
@@ -200,6 +229,7 @@ def _time(
     entries: Mapping[str, _Entry], batch: int, images: Tensor, request: Request, bar: "_Progress"
 ) -> list[dict[str, Any]]:
     """Rows of one batch size."""
+    entries = {name: entry for name, entry in entries.items() if batch in entry.runners}
     calls = {name: entry.runners[batch].bind(images) for name, entry in entries.items()}
     if not calls:
         return []
@@ -243,7 +273,7 @@ def _add_answers(
     if subject.weights is None or not request.agreement or subject.source.num_classes == 0:
         return
     bar.say("agreement with the float model")
-    batch = min(request.batches)
+    batch = min(request.batches)  # the one that every variant has
     pictures = draw_for(subject.source, request.agreement)
     reference = answer(
         FloatModels(subject.source, "cpu", 0, Path()).eager("float32"), pictures, 1, "cpu"
@@ -261,22 +291,31 @@ def _add_answers(
 
 def _add_footprints(
     rows: list[dict[str, Any]], subject: Subject, request: Request, work: Path, bar: "_Progress"
-) -> None:
-    """Fill in memory, loading and the first call, each from a process of its own."""
+) -> list[str]:
+    """Fill in memory, loading and the first call, each from a process of its own; returns warnings about what could
+    not be measured.
+    """
+    warnings = []
     with Nursery() as nursery:
         for row in rows:
             bar.say(f"memory of {row['variant']}, batch {row['batch']}")
-            row |= nursery.measure(
-                {
-                    "variant": row["variant"],
-                    "batch": row["batch"],
-                    "subject": subject.to_dict(),
-                    "device": request.device,
-                    "seed": request.seed,
-                    "work": str(work),
-                    "threads": torch.get_num_threads(),
-                }
-            )
+            job = {
+                "variant": row["variant"],
+                "batch": row["batch"],
+                "subject": subject.to_dict(),
+                "device": request.device,
+                "seed": request.seed,
+                "work": str(work),
+                "threads": torch.get_num_threads(),
+            }
+            found, failure = nursery.measure(job)
+            row |= found
+            if failure is not None:
+                warnings.append(
+                    f"memory, loading and first call of {row['variant']} at batch {row['batch']} were not measured: "
+                    f"{failure}"
+                )
+    return warnings
 
 
 def _scheme(entries: Mapping[str, _Entry]) -> str | None:

@@ -4,13 +4,16 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from qvit import __version__, machine
 
-# Of the cores, busy on average over the last minute: more, and somebody else computes.
-_BUSY = 0.5
+# Cores' worth of work that somebody else does, of each core: more, and times are no longer this program's.
+_BUSY = 0.25
+_LISTENED = 0.3  # seconds
 
 
 def describe_run() -> dict[str, Any]:
@@ -26,10 +29,11 @@ def describe_run() -> dict[str, Any]:
 def find_warnings(device: str) -> list[str]:
     """Sentences about what may disturb the measurement that is about to begin."""
     found = []
-    if is_busy():
+    share = busy_share()
+    if share > _BUSY:
         found.append(
-            f"the machine was busy when this began: a load of {_load():.1f} on {machine.usable_cores()} cores. Times "
-            "are too long, and ratios less sure"
+            f"the machine was busy when this began: others had {100 * share:.0f} % of the cores. Times are too long, "
+            "and ratios less sure"
         )
     if device.startswith("cuda"):
         others = _others_on_card()
@@ -39,15 +43,34 @@ def find_warnings(device: str) -> list[str]:
 
 
 def is_busy() -> bool:
-    """Whether somebody else has been computing here for the last minute."""
-    return _load() > _BUSY * machine.usable_cores()
+    """Whether somebody else computes here now."""
+    return busy_share() > _BUSY
 
 
-def _load() -> float:
+def busy_share(stat: Path = Path("/proc/stat")) -> float:
+    """The share of this process's cores that others have, while it sleeps for a moment; 0 where the system does not
+    say. The load of the last minute would count what this program, or its run before, has done itself.
+    """
+    before, own = _core_ticks(stat), time.process_time()
+    time.sleep(_LISTENED)
+    after, own = _core_ticks(stat), time.process_time() - own
+    busy, whole = (sum(new[i] - before[name][i] for name, new in after.items()) for i in (0, 1))
+    return max(0.0, busy - own * os.sysconf("SC_CLK_TCK")) / whole if whole else 0.0
+
+
+def _core_ticks(stat: Path) -> dict[str, tuple[int, int]]:
+    """Core -> (ticks that it was not idle, all its ticks), of the cores that this process may use."""
     try:
-        return os.getloadavg()[0]
+        cores = {f"cpu{index}" for index in os.sched_getaffinity(0)}
+        lines = [line.split() for line in stat.read_text().splitlines()]
     except (OSError, AttributeError):
-        return 0.0  # not said
+        return {}  # not Linux
+    found = {}
+    for name, *fields in lines:
+        if name in cores:
+            ticks = [int(field) for field in fields[:8]]  # those of guests are in the first ones
+            found[name] = sum(ticks) - ticks[3] - ticks[4], sum(ticks)  # idle, waiting for a disk
+    return found
 
 
 def _others_on_card() -> int:

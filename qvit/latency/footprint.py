@@ -1,5 +1,8 @@
 """Memory, loading and the first call of a variant, each in a process of its own.
 
+First calls find what compilers have cached on the disk, as in every process but the first on a machine: compiling each
+variant anew for each batch size would take a minute a row.
+
 A peak counts from before the model is loaded to after a few calls, of a process in which torch is there already. It is
 VmHWM less VmRSS of /proc: getrusage's ru_maxrss would count what a parent once had. Processes are forked from one that
 has imported everything and computed nothing, so that each begins alike and none waits for an import.
@@ -49,20 +52,24 @@ class Nursery:
             self._process.terminate()
             self._process.wait()
 
-    def measure(self, job: dict[str, Any]) -> dict[str, float | None]:
-        """`peak_mem_mb`, `load_s` and `first_call_s` of a job; None for what could not be measured."""
+    def measure(self, job: dict[str, Any]) -> tuple[dict[str, float | None], str | None]:
+        """`peak_mem_mb`, `load_s` and `first_call_s` of a job, None for what could not be measured; and why not, where
+        something went wrong.
+        """
         nothing: dict[str, float | None] = dict.fromkeys(_FIELDS)
         if self._process is None:
-            return nothing
+            return nothing, None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
-        except OSError:
-            return nothing
-        return nothing | (json.loads(line) if line else {})
+        except OSError as error:
+            return nothing, f"its process is gone ({error.strerror})"
+        found = json.loads(line) if line else {"error": "its process is gone"}
+        failure = found.pop("error", None)
+        return nothing | found, failure
 
 
 def take(job: dict[str, Any]) -> dict[str, Any]:
@@ -72,6 +79,8 @@ def take(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     torch.set_grad_enabled(False)
     device, batch = job["device"], job["batch"]
+    if device.startswith("cuda"):
+        torch.cuda.set_device(torch.device(device).index or 0)
     size = _subject(job).source.pretrained_cfg["input_size"]
     images = torch.randn(batch, *size, device=device)
     # what torch itself takes at its first product
@@ -171,7 +180,8 @@ def _fork(job: dict[str, Any]) -> dict[str, Any]:
         try:
             found: dict[str, Any] = take(job)
         except BaseException as error:  # noqa: BLE001 - a child may not go on as a second parent
-            found = {"error": f"{type(error).__name__}: {error}"}
+            first_line = (str(error).splitlines() or [""])[0]
+            found = {"error": f"{type(error).__name__}: {first_line}"}
         os.write(write, json.dumps(found).encode())
         os._exit(0)
     os.close(write)
@@ -185,13 +195,9 @@ def _fork(job: dict[str, Any]) -> dict[str, Any]:
 def _read(pipe: int, child: int) -> dict[str, Any]:
     parts = b"".join(_parts(pipe, child))
     try:
-        found = json.loads(parts)
+        return json.loads(parts)
     except ValueError:
-        return {}  # it died, or took too long
-    if "error" in found:
-        sys.stderr.write(found["error"] + "\n")
-        return {}
-    return found
+        return {"error": f"it died, as for want of memory, or took longer than {_LIMIT} s"}
 
 
 def _parts(pipe: int, child: int) -> Iterator[bytes]:

@@ -29,6 +29,13 @@ class Quantized:
         found = {layer.route.computes_in for layer in self.model.explain().layers}
         return "/".join(sorted(filter(None, found)))
 
+    @property
+    def mode(self) -> str:
+        """How a pass is handed out: "cudagraph", "program" (one call of the compiled CPU path), or "eager"."""
+        if self.model.device.type == "cuda":
+            return "cudagraph" if self.model.records_graphs else "eager"
+        return "program" if self.model.explain().one_program else "eager"
+
 
 def open_folder(folder: Path, backend: str, device: str, batches: Sequence[int]) -> Quantized:
     """Load a folder and warm it up for these batch sizes."""

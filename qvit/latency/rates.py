@@ -1,12 +1,14 @@
 """What this machine reaches: bytes a second of copies, operations a second of matrix products. Measured once, and kept.
 
 They are what floors are made of: no step can take less than its bytes at the rate of a copy of that size, nor less than
-its operations at the rate of a large product. The fastest of many calls counts, so that a busy moment does not.
+its operations at the rate of a large product, in int8 or in float, whichever is faster: where torch has no fast int8
+product, kernels of our own are held against the float one. The fastest of many calls counts, so that a busy moment does
+not.
 """
 
 import json
 import time
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from qvit.latency.circumstances import is_busy
 _COPIES = {"cpu": (2**16, 2**19, 2**22, 2**26), "cuda": (2**22, 2**26, 2**30)}
 _SIDES = {"cpu": 1024, "cuda": 8192}
 _SECONDS = 0.25  # of calls a rate
+_QUEUED = 50
 
 BYTES, OPERATIONS = "bytes", "operations"
 
@@ -39,9 +42,11 @@ class Rates:
     def floor(self, moved: int, operations: int, computes_in: str | None) -> tuple[float, str]:
         """The least seconds for so many bytes and operations, and which of "bytes" and "operations" take them."""
         sizes = [size for size, _ in self.copies]
-        rate = self.copies[min(bisect_left(sizes, moved), len(sizes) - 1)][1]
-        by_bytes = moved / rate
-        by_operations = operations / self.operations[computes_in or "int8"] if operations else 0.0
+        # of the next smaller copy, which a cache holds more of
+        by_bytes = moved / self.copies[max(0, bisect_right(sizes, moved) - 1)][1]
+        rates = self.operations
+        reached = rates["float"] if computes_in == "float" else max(rates.values())
+        by_operations = operations / reached
         return max((by_bytes, BYTES), (by_operations, OPERATIONS))
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,11 +85,12 @@ def find_rates(device: str, folder: Path | None = None) -> Rates:
 def measure_rates(device: str) -> Rates:
     """A second or two of copies and products, on random data."""
     kind = device.partition(":")[0]
+    fastest = _fastest_queued if kind == "cuda" else _fastest
     copies = []
     for size in _COPIES[kind]:
         source = torch.empty(size // 2, dtype=torch.uint8, device=device).random_()
         target = torch.empty_like(source)
-        copies.append((size, size / _fastest(lambda s=source, t=target: t.copy_(s), device)))
+        copies.append((size, size / fastest(lambda s=source, t=target: t.copy_(s))))
     n = _SIDES[kind]
     a, b = (torch.randint(-127, 128, (n, n), dtype=torch.int8, device=device) for _ in range(2))
     half = torch.bfloat16 if kind == "cuda" else torch.float32
@@ -93,29 +99,48 @@ def measure_rates(device: str) -> Rates:
         "int8": lambda: torch.ops.aten._int_mm.default(a, b.t()),
         "float": lambda: torch.mm(x, y.t()),
     }
-    operations = {name: 2 * n**3 / _fastest(call, device) for name, call in products.items()}
+    operations = {name: 2 * n**3 / fastest(call) for name, call in products.items()}
     return Rates(
         copies=tuple(copies), operations=operations, created=time.strftime("%Y-%m-%d %H:%M:%S")
     )
 
 
-def _fastest(call: Callable[[], object], device: str) -> float:
+def _fastest(call: Callable[[], object]) -> float:
     """Seconds of the fastest call within a quarter of a second."""
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     call()
-    wait()
     best, begun = float("inf"), time.perf_counter()
     while time.perf_counter() - begun < _SECONDS:
         start = time.perf_counter()
         call()
-        wait()
         best = min(best, time.perf_counter() - start)
     return best
 
 
+def _fastest_queued(call: Callable[[], object]) -> float:
+    """The same on a card, of calls that wait in its queue: each alone would take as long as launching it."""
+    best, begun = float("inf"), time.perf_counter()
+    while time.perf_counter() - begun < _SECONDS:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        call()  # the queue is not empty when the first event comes
+        start.record()
+        for _ in range(_QUEUED):
+            call()
+        end.record()
+        torch.cuda.synchronize()
+        best = min(best, start.elapsed_time(end) / 1000 / _QUEUED)
+    return best
+
+
 def _key(device: str) -> str:
-    threads = f"{torch.get_num_threads()}-threads" if device.startswith("cpu") else "cuda"
-    return f"{machine.name_machine()}-{threads}-torch-{torch.__version__.partition('+')[0]}"
+    cpu = device.startswith("cpu")
+    place = (
+        f"{torch.get_num_threads()}-threads" if cpu else _slug(torch.cuda.get_device_name(device))
+    )
+    return f"{machine.name_machine()}-{place}-torch-{torch.__version__.partition('+')[0]}"
+
+
+def _slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
 def _keep(path: Path, rates: Rates) -> None:

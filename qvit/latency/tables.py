@@ -35,17 +35,20 @@ def to_csv(found: Mapping[str, Any]) -> str:
 
 def _flatten(found: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     times, ratio = row["latency_ms"], row["speedup_vs"].get(BEST, {})
+    low, high = times["ci95"] or (None, None)
     return {
         "model": found["model"],
-        "infer_samples_per_sec": row["images_per_s"],
+        "infer_samples_per_sec": 1000
+        * row["batch"]
+        / times["mean"],  # timm's, too, is from the mean
         "infer_step_time": times["mean"],
         "infer_batch_size": row["batch"],
         "infer_img_size": row["img_size"],
         "param_count": found["param_count"],
         "device": found["device"],
         **{name: times[name] for name in ("mean", "std", "min", "p50", "p90", "p95", "p99", "max")},
-        "ci95_low": times["ci95"][0],
-        "ci95_high": times["ci95"][1],
+        "ci95_low": low,
+        "ci95_high": high,
         "device_p50": None if row["device_ms"] is None else row["device_ms"]["p50"],
         "speedup_vs_best_float": ratio.get("ratio"),
         "speedup_low": ratio.get("low"),

@@ -6,10 +6,12 @@ from typing import Any
 
 from qvit.latency.measuring import BEST
 from qvit.latency.rates import OPERATIONS
-from qvit.latency.variants import FLOAT, is_compiled_float
+from qvit.latency.variants import FLOAT, compiled_twin
 
 # A layer with more than this share of the time is named, and one that takes more times its floor is far from it.
 _LARGE, _FAR = 0.15, 2.0
+# Layers that take so many times what the pass takes were measured under other circumstances; less is chance.
+_ALONE = 1.1
 
 
 def judge(found: Mapping[str, Any]) -> list[str]:
@@ -23,9 +25,7 @@ def judge(found: Mapping[str, Any]) -> list[str]:
         for batch in dict.fromkeys(row["batch"] for row in rows):
             sentences += _explain(found, name, batch)
         sentences += _say_bits(found, name)
-        sentences += _say_rates(found)
-    if not own:
-        sentences += _name_best(found)
+    sentences += _say_rates(found) if own else _name_best(found)
     return [*sentences, *_say_unsteady(rows), *_say_unknown(found)]
 
 
@@ -43,14 +43,18 @@ def _compare(found: Mapping[str, Any], name: str) -> Iterator[str]:
         best = min(floats, key=lambda r: r["latency_ms"]["p50"])
         faster = ratio["ratio"] >= 1
         times = ratio["ratio"] if faster else 1 / ratio["ratio"]
-        low, high = (
-            (ratio["low"], ratio["high"]) if faster else (1 / ratio["high"], 1 / ratio["low"])
-        )
         yield (
             f"Batch {row['batch']}: {name} takes {row['latency_ms']['p50']:.2f} ms, {times:.2f} times as "
             f"{'fast' if faster else 'long'} as {best['variant']}, the fastest float model here "
-            f"(95 % interval {low:.2f} to {high:.2f})."
+            f"({_say_interval(ratio, faster)})."
         )
+
+
+def _say_interval(ratio: Mapping[str, Any], faster: bool) -> str:
+    if ratio["low"] is None:
+        return "too few rounds for an interval"
+    low, high = (ratio["low"], ratio["high"]) if faster else (1 / ratio["high"], 1 / ratio["low"])
+    return f"95 % interval {low:.2f} to {high:.2f}"
 
 
 def _find_crossover(found: Mapping[str, Any], name: str) -> Iterator[str]:
@@ -63,11 +67,16 @@ def _find_crossover(found: Mapping[str, Any], name: str) -> Iterator[str]:
     if not points:
         return
     measured = ", ".join(str(batch) for batch, _ in points)
+    if any(ratio["low"] is None for _, ratio in points):
+        yield f"From which batch size it pays takes six rounds at least to say ({measured} were measured)."
+        return
     pays = [ratio["low"] > 1 for _, ratio in points]
+    open_ = ", ".join(str(batch) for batch, ratio in points if ratio["low"] <= 1 <= ratio["high"])
     if all(pays):
         yield f"It pays at every batch size that was measured ({measured})."
-    elif not any(ratio["ratio"] > 1 for _, ratio in points):
-        yield f"It pays at none of the batch sizes that were measured ({measured})."
+    elif not any(pays):
+        told = f"; at {open_} it cannot be told apart from the fastest float model" if open_ else ""
+        yield f"It pays at none of the batch sizes that were measured ({measured}){told}."
     elif pays[-1]:
         start = max(index for index, paying in enumerate(pays) if not paying)
         (below, less), (above, more) = points[start], points[start + 1]
@@ -76,7 +85,7 @@ def _find_crossover(found: Mapping[str, Any], name: str) -> Iterator[str]:
         yield f"It pays from batch {above} on, of those measured ({measured}){about}."
     else:
         paying = ", ".join(str(b) for (b, _), yes in zip(points, pays, strict=True) if yes)
-        yield f"It pays at batch {paying or 'sizes that cannot be told apart from 1'}, not at all of {measured}."
+        yield f"It pays at batch {paying}, not at all of {measured}."
 
 
 def _interpolate(below: int, less: float, above: int, more: float) -> float | None:
@@ -96,17 +105,13 @@ def _explain(found: Mapping[str, Any], name: str, batch: int) -> Iterator[str]:
         return
     whole = row["latency_ms"]["p50"]
     spent = sum(layer["ms"] for layer in timed)
-    floor = sum(layer["floor_ms"] for layer in timed)
-    products = sum(layer["floor_ms"] for layer in timed if layer["bound"] == OPERATIONS)
-    gaps = max(0.0, 1 - spent / whole)
-    if floor > whole:
-        held = "That is more than all of it: the machine was busier when its rates were measured than during the pass."
+    if spent > _ALONE * whole:
+        yield (
+            f"Batch {batch}: the layers alone, one by one, took {spent:.2f} ms, and a whole pass {whole:.2f}: what "
+            "they wait for alone they do not wait for in a pass, and no bound follows from their times."
+        )
     else:
-        held = _name_bound(floor / whole, products / floor if floor else 0.0, gaps)
-    yield (
-        f"Batch {batch}: {100 * min(spent / whole, 1):.0f} % of the time are layers, {100 * gaps:.0f} % gaps between "
-        f"them; the machine's floor for the same bytes and operations is {100 * floor / whole:.0f} % of it. {held}"
-    )
+        yield _say_shares(layers, row, spent / whole)
     kinds = [k for k in found["kinds"] if k["variant"] == name and k["batch"] == batch and k["ms"]]
     for kind in sorted(kinds, key=lambda k: -k["share"]):
         if kind["share"] > _LARGE and kind["ms"] > _FAR * kind["floor_ms"]:
@@ -119,9 +124,38 @@ def _explain(found: Mapping[str, Any], name: str, batch: int) -> Iterator[str]:
         yield f"Slow path: {reason}."
 
 
-def _name_bound(reached: float, products: float, gaps: float) -> str:
-    if gaps > 0.4:
-        return "Gaps hold it up: launches from Python, not arithmetic."
+def _say_shares(layers: Sequence[Mapping[str, Any]], row: Mapping[str, Any], layered: float) -> str:
+    """How much of a pass are layers, what else there is, and the bound."""
+    timed = [layer for layer in layers if layer["ms"] is not None]
+    untimed = [layer["name"] for layer in layers if layer["ms"] is None]
+    floor = sum(layer["floor_ms"] for layer in timed)
+    products = sum(layer["floor_ms"] for layer in timed if layer["bound"] == OPERATIONS)
+    reached, rest = floor / row["latency_ms"]["p50"], max(0.0, 1 - layered)
+    between = f"{100 * rest:.0f} % gaps between them"
+    if untimed:
+        between += f" and what no clock sees alone ({', '.join(untimed)})"
+    if reached > 1:
+        held = "That is more than all of it: the machine was busier when its rates were measured than during the pass."
+    elif rest > 0.4:
+        held = _say_gaps(row["launch_count"], bool(untimed))
+    else:
+        held = _name_bound(reached, products / floor if floor else 0.0)
+    return (
+        f"Batch {row['batch']}: {100 * min(layered, 1):.0f} % of the time are layers, {between}; the machine's floor "
+        f"for the same bytes and operations is {100 * reached:.0f} % of it. {held}"
+    )
+
+
+def _say_gaps(launches: int | None, untimed: bool) -> str:
+    if launches is not None and launches <= 1:
+        what = "the call itself" + (" and the layers without a time" if untimed else "")
+        return f"What is in no layer holds it up: {what}, not launches, for a pass is a single one."
+    if untimed:
+        return "What is in no timed layer holds it up, not arithmetic."
+    return "Gaps hold it up: launches from Python, not arithmetic."
+
+
+def _name_bound(reached: float, products: float) -> str:
     if reached < 0.5:
         return "Neither arithmetic nor memory holds it up: the kernels do not reach what this machine can."
     if products > 0.5:
@@ -131,16 +165,19 @@ def _name_bound(reached: float, products: float, gaps: float) -> str:
 
 def _say_bits(found: Mapping[str, Any], name: str) -> Iterator[str]:
     row = _of(found["rows"], name)[0]
-    if row["storage_bits"] < 8 and "int8" in row["compute_dtype"]:
+    made_in = row["compute_dtype"].split("/")
+    if row["storage_bits"] < 8 and "int8" in made_in:
         yield (
             f"Weights take {row['storage_bits']:g} bits where they are stored and 8 where they are multiplied: fewer "
             "bits save bytes, not arithmetic."
         )
-    elif "float" in row["compute_dtype"]:
+    if made_in == ["float"]:
         yield (
             "Matrix products of the integers are computed in float here, exactly: this path is for being right, not "
             "for being fast."
         )
+    elif "float" in made_in:
+        yield "Some matrix products of the integers are computed in float here, exactly; `explain()` says which."
 
 
 def _say_rates(found: Mapping[str, Any]) -> Iterator[str]:
@@ -149,7 +186,8 @@ def _say_rates(found: Mapping[str, Any]) -> Iterator[str]:
     if rates["int8"] < rates["float"]:
         yield (
             f"This machine was measured to multiply int8 at {rates['int8'] / 1e9:.3g} Gop/s and floats at "
-            f"{rates['float'] / 1e9:.3g}: torch has no fast int8 product here, so integers cannot be faster by it."
+            f"{rates['float'] / 1e9:.3g} with torch: its int8 product gains nothing here, only kernels that bring "
+            "their own can."
         )
 
 
@@ -162,26 +200,38 @@ def _name_best(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _say_unsteady(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Ratios of which another run may give others."""
+    ratios = [(row, row["speedup_vs"][BEST]) for row in rows if BEST in row["speedup_vs"]]
+    if any(ratio["spread"] is None for _, ratio in ratios):
+        yield "Speed-ups of fewer than six rounds have no interval, and another run may find others."
     unsteady = [
         f"{row['variant']} at batch {row['batch']} ({100 * ratio['spread']:.0f} %)"
-        for row in rows
-        for other, ratio in row["speedup_vs"].items()
-        if other == BEST and not ratio["steady"]
+        for row, ratio in ratios
+        if ratio["spread"] is not None and not ratio["steady"]
     ]
     if unsteady:
         named = unsteady if len(unsteady) < 4 else [*unsteady[-3:], f"and {len(unsteady) - 3} more"]
         yield (
-            "The interval of these speed-ups is wider than 5 %, or has fewer than six rounds behind it, and another "
-            f"run may find others: {', '.join(named)}. A quieter machine or more --rounds narrow it."
+            "The interval of these speed-ups is wider than 5 %, and another run may find others: "
+            f"{', '.join(named)}. A quieter machine or more --rounds narrow it."
         )
 
 
 def _say_unknown(found: Mapping[str, Any]) -> Iterator[str]:
-    timed = {row["variant"] for row in found["rows"]}
-    if found["rows"] and not any(map(is_compiled_float, timed)):
-        left = [item for item in found["left_out"] if is_compiled_float(item["variant"])]
-        why = f" ({left[0]['reason']})" if left else ""
-        yield (
-            f"No speed-up is stated: no compiled float model was timed{why}, and against an eager one it would say "
-            "little."
-        )
+    left = {item["variant"]: f" ({item['reason']})" for item in found["left_out"]}
+    lacking: dict[str, list[str]] = {}
+    for batch in dict.fromkeys(row["batch"] for row in found["rows"]):
+        rows = [row for row in found["rows"] if row["batch"] == batch]
+        floats = [row for row in rows if row["variant"] in FLOAT]
+        best = min(floats, key=lambda row: row["latency_ms"]["p50"], default=None)
+        twin = None if best is None else compiled_twin(best["variant"])
+        if twin is None:
+            lacking.setdefault("no float model was timed", []).append(str(batch))
+        elif all(row["variant"] != twin for row in rows):
+            reason = (
+                f"the fastest float model was not timed compiled, as {twin}{left.get(twin, '')}"
+            )
+            lacking.setdefault(
+                f"{reason}, and against an eager one it would say little", []
+            ).append(str(batch))
+    for reason, batches in lacking.items():
+        yield f"No speed-up is stated at batch {', '.join(batches)}: {reason}."

@@ -63,7 +63,7 @@ def model(tiny_quantized, monkeypatch):
     """On a CPU that can record."""
     RECORDERS.clear()
     monkeypatch.setattr(quantvit, "GraphRecorder", EagerRecorder)
-    monkeypatch.setattr(QuantViT, "_can_record", True)
+    monkeypatch.setattr(QuantViT, "records_graphs", True)
     return QuantViT.from_pretrained(tiny_quantized)
 
 

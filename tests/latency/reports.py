@@ -5,6 +5,8 @@ from qvit.latency.steps import sum_by_kind
 
 
 def ratio(value, spread=0.01):
+    if spread is None:
+        return {"ratio": value, "low": None, "high": None, "spread": None, "steady": False}
     low, high = value * (1 - spread / 2), value * (1 + spread / 2)
     return {"ratio": value, "low": low, "high": high, "spread": spread, "steady": spread <= 0.05}
 
@@ -56,8 +58,8 @@ def layer(name, ms, floor, bound="operations", batch=1, variant="qvit-w4a4-cpu",
 
 
 def report(rows, layers=(), **changes):
-    whole = sum(each["ms"] for each in layers) or 1.0
-    layers = [each | {"share": each["ms"] / whole} for each in layers]
+    whole = sum(each["ms"] or 0.0 for each in layers) or 1.0
+    layers = [each | {"share": each["ms"] and each["ms"] / whole} for each in layers]
     return {
         "schema_version": 2,
         "created": "2026-01-01T00:00:00+00:00",

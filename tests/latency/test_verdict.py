@@ -2,6 +2,7 @@
 
 import pytest
 
+from qvit.latency.measuring import BEST
 from qvit.latency.verdict import judge
 from tests.latency.reports import layer, report, row
 
@@ -30,31 +31,75 @@ def test_where_it_pays(times, sentence):
 
 
 def test_the_crossover():
-    text = said([*pair(1, 2.0, 1.0), *pair(16, 4.0, 8.0)])
+    """On logarithmic axes: a quarter at batch 1 and twice at batch 64 meet one two thirds of the way, at 16."""
+    text = said([*pair(1, 4.0, 1.0), *pair(64, 4.0, 8.0)])
     assert (
-        "It pays from batch 16 on, of those measured (1, 16), by interpolation from about 4."
+        "It pays from batch 64 on, of those measured (1, 64), by interpolation from about 16."
         in text
     )
 
 
-def test_a_ratio_within_its_spread_of_one_does_not_pay():
-    rows = [row(FAST, 1, 1.01), row(OWN, 1, 1.0, speedup=1.01, spread=0.08)]
-    text = said(rows)
-    assert "It pays at every" not in text
+@pytest.mark.parametrize("ratio", [0.99, 1.01])
+def test_a_ratio_within_its_spread_of_one_is_not_told_apart(ratio):
+    text = said([row(FAST, 1, ratio), row(OWN, 1, 1.0, speedup=ratio, spread=0.08)])
+    assert (
+        "It pays at none of the batch sizes that were measured (1); at 1 it cannot be told apart from the fastest float"
+    ) in text
     assert f"{OWN} at batch 1 (8 %)" in text
+
+
+def test_the_interval_of_a_slower_model_is_that_of_how_much_longer_it_takes():
+    vs = {"ratio": 0.5, "low": 0.4, "high": 0.8, "spread": 0.8, "steady": False}
+    text = said([row(FAST, 1, 1.0), row(OWN, 1, 2.0) | {"speedup_vs": {BEST: vs}}])
+    assert "2.00 times as long as bf16-compile" in text
+    assert "(95 % interval 1.25 to 2.50)" in text
+
+
+def test_too_few_rounds_claim_nothing():
+    text = said([row(FAST, 1, 2.0), row(OWN, 1, 1.0, speedup=2.0, spread=None)])
+    assert (
+        "2.00 times as fast as bf16-compile, the fastest float model here (too few rounds" in text
+    )
+    assert "It pays" not in text
+    assert "have no interval" in text
+
+
+def test_steady_ratios_are_not_mentioned():
+    assert "another run" not in said(pair(1, 1.0, 2.0))
 
 
 @pytest.mark.parametrize(
     ("layers", "sentence"),
     [
-        ([layer("head", 0.3, 0.2)], "Gaps hold it up"),
+        ([layer("head", 0.5, 0.2)], "Gaps hold it up"),
         ([layer("head", 0.9, 0.1)], "Neither arithmetic nor memory holds it up"),
         ([layer("head", 0.9, 0.8)], "Arithmetic holds it up"),
         ([layer("head", 0.9, 0.8, bound="bytes")], "Memory holds it up"),
     ],
 )
 def test_which_bound_holds(layers, sentence):
-    assert sentence in said(pair(1, 1.0, 2.0), layers)
+    rows = [row(FAST, 1, 2.0), row(OWN, 1, 1.0, speedup=2.0, launch_count=90)]
+    text = said(rows, layers)
+    assert sentence in text
+    held = ("Gaps hold", "Neither arithmetic", "Arithmetic holds", "Memory holds")
+    assert sum(words in text for words in held) == 1
+
+
+def test_one_program_has_no_launches_to_wait_for():
+    text = said(pair(1, 1.0, 2.0), [layer("blocks.0.norm1", 0.3, 0.2), layer("head", None, 0.2)])
+    assert (
+        "30 % of the time are layers, 70 % gaps between them and what no clock sees alone (head)"
+        in text
+    )
+    assert "a pass is a single one" in text
+    assert "launches from Python" not in text
+
+
+def test_layers_that_were_slower_alone_give_no_bound():
+    text = said(pair(1, 1.0, 2.0), [layer("head", 5.0, 3.0)])
+    assert "one by one, took 5.00 ms, and a whole pass 1.00" in text
+    assert "holds it up" not in text
+    assert "floor for the same" not in text
 
 
 def test_a_floor_above_the_time_is_not_believed():
@@ -80,20 +125,28 @@ def test_storage_is_told_from_computation():
         pair(1, 1.0, 2.0)
     )
     assert "computed in float here" in said([row(OWN, 1, 1.0, compute_dtype="float")])
+    both = said([row(OWN, 1, 1.0, compute_dtype="float/int8")])
+    assert "Some matrix products of the integers are computed in float" in both
+    assert "8 where they are multiplied" in both
 
 
-def test_a_machine_without_fast_integers_is_named():
-    rows, fast = pair(1, 1.0, 2.0), "cannot be faster"
+def test_a_machine_without_fast_integers_is_named_once():
+    rows, fast = [*pair(1, 1.0, 2.0), row("qvit-w4a4-reference", 1, 9.0)], "gains nothing here"
     slow = {"copies": [], "operations": {"int8": 1e9, "float": 2e10}, "created": "now"}
-    assert "int8 at 1 Gop/s and floats at 20" in said(rows, rates=slow)
+    assert said(rows, rates=slow).count("int8 at 1 Gop/s and floats at 20") == 1
     assert fast not in said(rows)
 
 
 def test_without_a_compiled_float_model_the_reason_is_said():
-    left = [{"variant": FAST, "reason": "no compiler", "command": None}]
+    left = [{"variant": "fp32-compile", "reason": "no compiler", "command": None}]
     text = said([row("fp32", 1, 2.0), row(OWN, 1, 1.0)], left_out=left)
-    assert "No speed-up is stated: no compiled float model was timed (no compiler)" in text
+    assert (
+        "No speed-up is stated at batch 1: the fastest float model was not timed compiled, as fp32-comp"
+        in text
+    )
+    assert "(no compiler)" in text
     assert "times as fast" not in text
+    assert "No speed-up is stated at batch 1: no float model was timed" in said([row(OWN, 1, 1.0)])
 
 
 def test_a_float_model_alone():
