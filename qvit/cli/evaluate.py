@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from qvit.cli.kept import EVALUATION, keep_beside
+from qvit.cli.kept import keep_evaluation
 from qvit.cli.session import Result, Session, verb
 from qvit.cli.target import as_folder
 from qvit.errors import GateError, UsageError
@@ -43,7 +43,8 @@ def command(session: Session, target: str, **options: Any) -> Result:
 
     FOLDER is compared with the float model that `qvit quantize` made it from, if that is still
     there and unchanged. The float answers are kept in FOLDER: the next evaluation on the same
-    images does not compute them again. So is the result, as eval.json, for `qvit report`.
+    images does not compute them again. So is the result, as eval.json, for `qvit report`; one of all
+    images is not replaced by one with --limit.
     """
     for name in ("batch_size", "limit"):
         if options[name] is not None and options[name] < 1:
@@ -80,9 +81,9 @@ def command(session: Session, target: str, **options: Any) -> Result:
         found = assessment.assess_float(
             source, images, device=options["device"], progress=session.progress
         )
-    found["data"] = options["data"]
+    found |= {"data": options["data"], "limit": options["limit"]}
     if folder is not None:
-        keep_beside(folder, EVALUATION, found)
+        keep_evaluation(folder, found)
     return Result(found, _render(found), _find_missed_gate(found, options))
 
 

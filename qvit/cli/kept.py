@@ -1,5 +1,6 @@
 """What verbs keep beside a model: eval.json, bench.json, sense.json, from which `qvit report` makes its page."""
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,23 @@ from typing import Any
 EVALUATION, LATENCY, SENSITIVITY = "eval.json", "bench.json", "sense.json"
 
 logger = logging.getLogger("qvit")
+
+
+def keep_evaluation(folder: Path, found: Mapping[str, Any]) -> None:
+    """Keep a result of `qvit eval` with its `limit`, unless it is of the first images only and one of all is there."""
+    try:
+        kept = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+        whole = isinstance(kept, dict) and kept["limit"] is None
+    except (OSError, ValueError, KeyError):
+        whole = False
+    if found["limit"] is not None and whole:
+        logger.warning(
+            "%s is of all images and stays; these %s with --limit are not kept",
+            folder / EVALUATION,
+            found["images"],
+        )
+        return
+    keep_beside(folder, EVALUATION, found)
 
 
 def keep_beside(folder: Path, name: str, found: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from qvit.cli.kept import EVALUATION, keep_beside
+from qvit.cli.kept import keep_evaluation
 from qvit.cli.session import Result, Session, outline, verb
 from qvit.cli.target import as_folder
 from qvit.errors import UsageError
@@ -74,4 +74,4 @@ def _evaluate(folder: Path, session: Session, options: Mapping[str, Any]) -> Non
     found = assessment.assess_folder(
         folder, images, float_weights=options["weights"], progress=session.progress
     )
-    keep_beside(folder, EVALUATION, found | {"data": options["data"]})
+    keep_evaluation(folder, found | {"data": options["data"], "limit": None})

@@ -8,11 +8,20 @@ from typing import Any
 from torch import Tensor
 
 from qvit.deployment.explanation import Layer
+from qvit.deployment.layer_names import shorten, without_block
 from qvit.latency.quantized import Quantized
 from qvit.latency.rates import Rates
 
 _SECONDS = 2.0  # of passes a batch size
 _PASSES = (5, 30)  # at least, at most
+_ALIKE = (
+    "kind",
+    "kernel",
+    "bits",
+    "input_bits",
+    "computes_in",
+    "bound",
+)  # of layers that are summed
 
 
 def time_steps(
@@ -72,15 +81,20 @@ def _describe(name: str, layers: list[Layer], seconds: list[float], rates: Rates
 
 
 def sum_by_kind(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Layers of each variant and batch, those of all blocks together: `name` with a star for the block's number,
-    `times`, and the sums of times, floors, bytes and operations.
+    """Layers of each variant and batch, those of blocks that are alike together: `name` with a star for the block's
+    number, or the numbers where other blocks differ in bits or kernel, `times`, and the sums of times, floors, bytes
+    and operations.
     """
+    known: dict[tuple[str, int], list[str]] = defaultdict(list)
+    members: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     sums: dict[tuple[Any, ...], dict[str, Any]] = {}
     for layer in layers:
-        name = ".".join("*" if part.isdigit() else part for part in layer["name"].split("."))
-        key = layer["variant"], layer["batch"], name
+        kind = without_block(layer["name"])
+        key = (layer["variant"], layer["batch"], kind, *(layer[field] for field in _ALIKE))
+        known[key[:2]].append(layer["name"])
+        members[key].append(layer["name"])
         if key not in sums:
-            sums[key] = {**layer, "name": name, "times": 1}
+            sums[key] = {**layer, "times": 1}
             continue
         into = sums[key]
         into["times"] += 1
@@ -90,4 +104,6 @@ def sum_by_kind(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
             known = into[field] is not None and layer[field] is not None
             into[field] = into[field] + layer[field] if known else None
         into["fallback_reason"] = into["fallback_reason"] or layer["fallback_reason"]
+    for key, into in sums.items():
+        (into["name"],) = shorten(members[key], known[key[:2]])
     return list(sums.values())

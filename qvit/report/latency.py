@@ -6,6 +6,7 @@ from typing import Any
 from qvit.report.page import Key, Page, Section
 from qvit.report.rendering import render_html, render_markdown
 from qvit.report.sections.circumstances import list_circumstances
+from qvit.report.sections.comparison import compare_latency
 from qvit.report.sections.latency import (
     explain_latency,
     find_own,
@@ -17,7 +18,7 @@ from qvit.report.sections.layers import show_layers
 from qvit.report.wording import megabytes, percent
 
 # In reading order.
-SECTIONS = (show_latency, explain_latency, show_layers, list_circumstances)
+SECTIONS = (show_latency, compare_latency, explain_latency, show_layers, list_circumstances)
 
 
 def describe_latency(report: Mapping[str, Any]) -> dict[str, str]:

@@ -44,7 +44,7 @@ def make_page(folder: Folder) -> Page:
 
 def _subtitle(folder: Folder) -> str:
     read = folder.run.get("images_read")
-    how = f"on {read} images" if read else "from its weights alone, without a single image"
+    how = f"on {read} images" if read else "from its weights alone, without a single real image"
     return f"A Vision Transformer quantized {how}."
 
 

@@ -141,12 +141,15 @@ def read_folder(path: Path) -> Folder:
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
         run=checkpoint.read_run(path),
         evaluation=_read_kept(path / "eval.json", "top1", "qvit eval"),
-        latency=_read_kept(path / "bench.json", "rows", "qvit bench"),
-        sensitivity=_read_kept(path / "sense.json", "layers", "qvit sense"),
+        latency=_read_kept(path / "bench.json", "rows", "qvit bench", schema=2),
+        sensitivity=_read_kept(path / "sense.json", "layers", "qvit sense", schema=1),
     )
 
 
-def _read_kept(path: Path, key: str, verb: str) -> Mapping[str, Any] | None:
+def _read_kept(
+    path: Path, key: str, verb: str, schema: int | None = None
+) -> Mapping[str, Any] | None:
+    """schema: The version that the page is made from; None for records that have none."""
     if not path.is_file():
         return None
     try:
@@ -157,4 +160,9 @@ def _read_kept(path: Path, key: str, verb: str) -> Mapping[str, Any] | None:
         ) from error
     if not isinstance(found, dict) or key not in found:
         raise InputError(f"{path} is no result of `{verb}`; remove it, or measure again")
+    if schema is not None and found.get("schema_version") != schema:
+        raise InputError(
+            f"{path} has schema version {found.get('schema_version')!r}, and this qvit reads {schema}; remove it, or "
+            f"measure again with `{verb}`"
+        )
     return found

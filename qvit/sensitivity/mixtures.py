@@ -27,9 +27,9 @@ class Mixtures:
 
     def __init__(self, vit: ViT, recipe: Recipe) -> None:
         recipe = recipe.without_images()
-        self.low = _simulate(vit, recipe)
-        self.wide = _simulate(vit, _widened(recipe))
         self.names = tuple(vit.config.linears())
+        self.low = _simulate(vit, recipe)
+        self.wide = _simulate(vit, _widened(recipe, self.names))
 
     def logits(
         self, base: ViT, names: Sequence[str], streams: Sequence[Tensor], first: int
@@ -89,7 +89,10 @@ def _simulate(vit: ViT, recipe: Recipe) -> ViT:
         return set_weight_ranges(folded, recipe.weights.range).requires_grad_(False)
 
 
-def _widened(recipe: Recipe) -> Recipe:
+def _widened(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """8 bits in the Linears of these names, also in those that have bits of their own; attention stays as it is."""
     weights = dataclasses.replace(recipe.weights, bits=WIDE_BITS, group=0)
     activations = dataclasses.replace(recipe.activations, bits=WIDE_BITS, proj_group=0, fc2_group=0)
-    return dataclasses.replace(recipe, weights=weights, activations=activations)
+    eight = f"W{WIDE_BITS}A{WIDE_BITS}"
+    layers = recipe.layers and {**recipe.layers, **dict.fromkeys(names, eight)}
+    return dataclasses.replace(recipe, weights=weights, activations=activations, layers=layers)

@@ -10,7 +10,7 @@ from qvit.latency import compare_reports
 from qvit.latency.quantized import open_folder, stored_bits
 from qvit.latency.rates import Rates
 from qvit.latency.steps import sum_by_kind, time_steps
-from tests.latency.reports import report, row
+from tests.latency.reports import layer, report, row
 
 RATES = Rates(copies=((1000, 1e10),), operations={"int8": 1e10, "float": 1e9}, created="x")
 
@@ -130,14 +130,21 @@ def test_program_steps_go_to_their_layers(tiny_quantized, monkeypatch):
 
 
 def test_kinds_are_sums():
-    layers = [
-        {"variant": "a", "batch": 1, "name": f"blocks.{i}.norm1", "ms": 1.0, "fastest_ms": 0.5, "share": 0.5,
-         "bytes": 3, "operations": 4, "floor_ms": 0.1, "fallback_reason": reason}
-        for i, reason in enumerate((None, "why"))
-    ]  # fmt: skip
+    layers = [layer(f"blocks.{i}.norm1", 1.0, 0.1, reason=r) for i, r in enumerate((None, "why"))]
     (kind,) = sum_by_kind(layers)
-    assert (kind["name"], kind["times"], kind["ms"], kind["bytes"]) == ("blocks.*.norm1", 2, 2.0, 6)
+    assert (kind["name"], kind["times"], kind["ms"]) == ("blocks.*.norm1", 2, 2.0)
+    assert (kind["bytes"], kind["floor_ms"]) == (2000, pytest.approx(0.2))
     assert kind["fallback_reason"] == "why"
+
+
+def test_blocks_of_other_bits_are_rows_of_their_own():
+    layers = [layer(f"blocks.{i}.mlp.fc1", 1.0, 0.1) for i in range(4)]
+    layers[0] |= {"bits": 8, "kernel": "torch (cpu)", "ms": 3.0}
+    wide, low = sum_by_kind([*layers, layer("head", 1.0, 0.1)])[:2]
+    assert (wide["name"], wide["bits"], wide["ms"]) == ("blocks.0.mlp.fc1", 8, 3.0)
+    assert (low["name"], low["bits"], low["kernel"], low["ms"]) == (
+        "blocks.1-3.mlp.fc1", 4, "vnni", 3.0,
+    )  # fmt: skip
 
 
 def test_stored_bits_count_multipliers(own):

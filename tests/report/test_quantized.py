@@ -8,9 +8,10 @@ import pytest
 
 from qvit.cli import run
 from qvit.errors import InputError
+from qvit.latency import compare_reports
 from qvit.report import describe_latency, write_report
 from qvit.report.wording import megabytes, milliseconds, shortly
-from tests.latency.reports import layer, report, row
+from tests.latency.reports import layer, ratio, report, row
 
 
 def latency():
@@ -90,6 +91,41 @@ def test_a_latency_page_of_its_own():
         "machine",
     ]
     assert "| 1 | qvit-w4a4-cpu | 2.00 | 2.00 * |" in found["md"]
+
+
+def test_what_changed_since_an_earlier_report_is_on_the_page():
+    now = latency()
+    now["against"] = compare_reports(now, latency())
+    now["against"]["layers"][0] |= {"slower": 0.2}
+    now["against"]["slower_layers"] = ["blocks.*.mlp.fc1"]
+    found = describe_latency(now)
+    assert '<section id="against"' in found["html"]
+    assert "Slower by more than a tenth: blocks.\\*.mlp.fc1." in found["md"]
+    assert "| 1 | qvit-w4a4-cpu | +0.0 | +0.0 to +0.0 | +0.0 |" in found["md"]
+    assert "| +20.0 |" in found["md"]
+
+
+def test_speedups_over_every_float_model_are_on_the_page():
+    found = latency()
+    found["rows"][-1]["speedup_vs"] |= {"fp32": ratio(4.5, 0.02)}
+    text = describe_latency(found)["md"]
+    assert "| 1 | qvit-w4a4-cpu | 4.50 (4.46 to 4.54) |" in text
+
+
+def test_a_report_of_few_rounds_has_no_intervals():
+    found = latency()
+    for each in found["rows"]:
+        each["latency_ms"]["ci95"] = None
+        each["speedup_vs"] = {} if not each["speedup_vs"] else {"best_float": ratio(2.0, None)}
+    text = describe_latency(found)["md"]
+    assert "2.00 \\*" in text or "2.00 *" in text
+    assert "too few rounds" in text
+
+
+def test_records_of_another_schema_are_refused(folder):
+    (folder / "bench.json").write_text(json.dumps(latency() | {"schema_version": 1}))
+    with pytest.raises(InputError, match=r"bench\.json has schema version 1"):
+        write_report(folder, progress=False)
 
 
 def test_broken_records_are_named(folder):

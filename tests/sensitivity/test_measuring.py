@@ -41,6 +41,20 @@ def test_all_layers_exchanged_are_the_other_model(mixtures, images):
     assert torch.equal(mixtures.logits_of(mixtures.wide, (), images), wide)  # all is back
 
 
+def test_layers_with_bits_of_their_own_are_widened_too(source):
+    """And attention, which is no Linear, is the same in both."""
+    vit = read_model(zoo.load(source), source.pretrained_cfg)
+    recipe = Recipe.preset("qvit", weight_bits=4, activation_bits=4).override(
+        ["layers.blocks.*.mlp.fc2=W3A4", "layers.blocks.0.attn=A3"]
+    )
+    mixtures = Mixtures(vit, recipe)
+    for model, bits in ((mixtures.low, (3, 4)), (mixtures.wide, (8, 8))):
+        scheme = model.blocks[1].mlp.fc2.scheme
+        assert (scheme.weight.bits, scheme.input.bits) == bits
+    low, wide = (m.blocks[0].attn.scheme for m in (mixtures.low, mixtures.wide))
+    assert low == wide
+
+
 @torch.no_grad()
 def test_blocks_before_a_layer_need_not_be_computed_again(mixtures, images):
     streams = streams_of(mixtures.wide, images)

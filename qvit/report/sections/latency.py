@@ -45,7 +45,7 @@ def show_latency(report: Mapping[str, Any]) -> Section:
         caption="Median time of a pass, in milliseconds: shorter is faster. Variants took turns, round by round.",
         legend=[(role, _LEGEND[role]) for role in (OURS, FLOAT, RIVAL) if role in roles],
     )
-    blocks: list[Block] = [panels, _table(rows)]
+    blocks: list[Block] = [panels, _table(rows), *_ratios(rows)]
     blocks += [Notice(f"{warning[0].upper()}{warning[1:]}.") for warning in report["warnings"]]
     if report["left_out"]:
         blocks.append(_left_out(report["left_out"]))
@@ -127,7 +127,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     times = row["latency_ms"]
-    low, high = times["ci95"]
+    mean = shortly(times["mean"])
+    if times["ci95"] is not None:
+        mean += " ({} to {})".format(*map(shortly, times["ci95"]))
     agreement = row["agree_top1_with_float"]
     ratio = row["speedup_vs"].get(BEST)
     unsure = "" if ratio is None or ratio["steady"] else " *"
@@ -140,7 +142,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['storage_bits']:g}",
         row["compute_dtype"],
         *(shortly(times[q]) for q in ("p90", "p95", "p99")),
-        f"{shortly(times['mean'])} ({shortly(low)} to {shortly(high)})",
+        mean,
         "-" if agreement is None else percent(agreement / 100),
         *(shortly(row[k]) for k in ("weights_mb", "peak_mem_mb", "load_s", "first_call_s")),
         "-" if row["launch_count"] is None else str(row["launch_count"]),
@@ -150,14 +152,47 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
     text = (
         "p90 is what MLPerf calls SingleStream, p99 MultiStream, images a second Offline. Peak memory counts from "
-        "before the model is loaded, first calls with what they compile."
+        "before the model is loaded. First calls find compilers' caches on the disk filled; the first of a machine is "
+        "longer where there is something to compile."
     )
     if any(row["agree_top1_with_float"] is not None for row in rows):
         text += " Same top-1: on synthetic pictures without objects, of which a model is less sure than of photographs."
     ratios = [row["speedup_vs"].get(BEST) for row in rows]
     if any(ratio is not None and not ratio["steady"] for ratio in ratios):
-        text += " * The interval of this ratio is wider than 5 %: another run may find another."
+        text += (
+            " * The interval of this ratio is wider than 5 %, or there were too few rounds for one: another run may "
+            "find another."
+        )
     return text
+
+
+def _ratios(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """How many times faster each row is than every float variant; nothing where no speed-up is stated."""
+    names = [n for n in dict.fromkeys(n for row in rows for n in row["speedup_vs"]) if n != BEST]
+    cells = [
+        (
+            str(row["batch"]),
+            row["variant"],
+            *(_interval(row["speedup_vs"].get(name)) for name in names),
+        )
+        for row in rows
+        if row["speedup_vs"]
+    ]
+    if not names:
+        return []
+    columns = ("batch", "variant", *(f"x {name}" for name in names))
+    return [
+        Table(columns, cells, frozenset({0}), folded="Times as fast as each float model (95 %)")
+    ]
+
+
+def _interval(ratio: Mapping[str, Any] | None) -> str:
+    if ratio is None:
+        return "-"
+    value = shortly(ratio["ratio"])
+    if ratio["low"] is None:
+        return value
+    return f"{value} ({shortly(ratio['low'])} to {shortly(ratio['high'])})"
 
 
 def _left_out(items: Sequence[Mapping[str, Any]]) -> Table:

@@ -69,8 +69,9 @@ def list_missing(folder: Folder) -> Section | None:
     ]
     if not missing:
         return None
+    lead = f"Nobody has measured these yet. The commands are for the folder that {folder.path.name} lies in."
     table = Table(("not measured", "what adds it"), missing, code=True)
-    return Section("missing", "Not on this page", "Nobody has measured these yet.", [table])
+    return Section("missing", "Not on this page", lead, [table])
 
 
 def _images(folder: Folder) -> str:
