@@ -86,8 +86,8 @@ def command(session: Session, target: str, **options: Any) -> Result:
 
     The report says what each takes, how sure that is, where the time of FOLDER goes layer by layer, and why. With a
     float MODEL, only the float variants and rivals run, with random weights: values do not change the time. Lists are
-    separated by commas: --batch 1,8 --baseline fp32,bf16-compile. FOLDER/bench.json is left as it is where it is what
-    --against names.
+    separated by commas: --batch 1,8 --baseline fp32-compile,bf16-compile. FOLDER/bench.json is left as it is if it is
+    what --against names.
     """
     from qvit import latency
 

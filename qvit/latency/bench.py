@@ -144,19 +144,21 @@ def _build(
         if not request.chosen and name != "fp32" and fp32_seconds is not None:
             limit = max(_SLOW_SECONDS, _SLOW_TIMES * fp32_seconds)
         runners: dict[int, Runner] = {}
-        try:
-            for batch in sorted(request.batches):
+        for batch in sorted(request.batches):
+            try:
                 with _quiet_libraries():
-                    runners[batch] = variant.build(floats, images[batch])
-                    seconds = _try(runners[batch], images[batch], request.device)
+                    runner = variant.build(floats, images[batch])
+                    seconds = _try(runner, images[batch], request.device)
                 if name == "fp32" and fp32_seconds is None:
                     fp32_seconds = seconds
                 if limit is not None and seconds > limit:
                     raise _TooSlowError(seconds, batch, fp32_seconds or 0.0)
-                limit = None  # the smallest batch has told
-        except Exception as error:  # noqa: BLE001 - whatever a library dislikes, the others can still be timed
-            runners.pop(batch, None)
-            left_out.append({"variant": name, **_reason(error, name, batch if runners else None)})
+            except Exception as error:  # noqa: BLE001 - whatever a library dislikes, the others can still be timed
+                first = batch if runners else None
+                left_out.append({"variant": name, **_reason(error, name, first)})
+                break
+            runners[batch] = runner
+            limit = None  # the smallest batch has told
         if not runners:
             continue
         entries[name] = _Entry(variant.storage_bits, variant.compute_dtype, variant.mode, runners)

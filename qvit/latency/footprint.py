@@ -67,7 +67,7 @@ class Nursery:
             line = self._process.stdout.readline()
         except OSError as error:
             return nothing, f"its process is gone ({error.strerror})"
-        found = json.loads(line) if line else {"error": "its process is gone"}
+        found: dict[str, Any] = json.loads(line) if line else {"error": "its process is gone"}
         failure = found.pop("error", None)
         return nothing | found, failure
 

@@ -101,8 +101,8 @@ def sum_by_kind(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for field in ("bytes", "operations", "floor_ms"):
             into[field] += layer[field]
         for field in ("ms", "fastest_ms", "share"):
-            known = into[field] is not None and layer[field] is not None
-            into[field] = into[field] + layer[field] if known else None
+            both = into[field] is not None and layer[field] is not None
+            into[field] = into[field] + layer[field] if both else None
         into["fallback_reason"] = into["fallback_reason"] or layer["fallback_reason"]
     for key, into in sums.items():
         (into["name"],) = shorten(members[key], known[key[:2]])

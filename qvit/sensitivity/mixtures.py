@@ -92,7 +92,8 @@ def _simulate(vit: ViT, recipe: Recipe) -> ViT:
 def _widened(recipe: Recipe, names: Sequence[str]) -> Recipe:
     """8 bits in the Linears of these names, also in those that have bits of their own; attention stays as it is."""
     weights = dataclasses.replace(recipe.weights, bits=WIDE_BITS, group=0)
-    activations = dataclasses.replace(recipe.activations, bits=WIDE_BITS, proj_group=0, fc2_group=0)
+    a = recipe.activations
+    activations = dataclasses.replace(a, bits=WIDE_BITS, norm_group=0, proj_group=0, fc2_group=0)
     eight = f"W{WIDE_BITS}A{WIDE_BITS}"
     layers = recipe.layers and {**recipe.layers, **dict.fromkeys(names, eight)}
     return dataclasses.replace(recipe, weights=weights, activations=activations, layers=layers)

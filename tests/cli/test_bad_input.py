@@ -59,7 +59,7 @@ def refuse(capsys, arguments, code, *words):
         (["bench", "vit_t", "--batch", "0"], ["batch"]),
         (["bench", "vit_t", "--baseline", "fp23"], ["fp32"]),
         (["bench", "vit_t", "--baseline", "none"], ["qvit quantize"]),
-        (["bench", "vit_t", "--fail-slower", "3%"], ["--against"]),
+        (["bench", "vit_t", "--fail-slower", "3%"], ["--fail-slower", "qvit quantize"]),
         (["sense", "vit_t", "--images", "0"], ["--images"]),
         (["bench", "vit_t", "--device", "tpu"], ["cpu or cuda"]),
     ],

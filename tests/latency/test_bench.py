@@ -45,7 +45,7 @@ def test_report_of_a_folder(tiny_quantized, tmp_path, capsys):
         "--batch",
         "1,3",
         "--baseline",
-        "fp32,bf16-compile",
+        "fp32,fp32-compile",
         "--rounds",
         "2",
     ]
@@ -57,7 +57,7 @@ def test_report_of_a_folder(tiny_quantized, tmp_path, capsys):
     backends = ["--backend", "cpu,reference", "--no-footprint", "--agreement", "8"]
     assert run([str(a) for a in (*arguments, *outputs, *backends, "--json")]) == 0
     found = json.loads(capsys.readouterr().out)
-    names = ["fp32", "bf16-compile", "qvit-w4a4-cpu", "qvit-w4a4-reference"]
+    names = ["fp32", "fp32-compile", "qvit-w4a4-cpu", "qvit-w4a4-reference"]
     assert [(row["variant"], row["batch"]) for row in found["rows"]] == [
         (name, batch) for batch in (1, 3) for name in names
     ]
@@ -71,7 +71,8 @@ def test_report_of_a_folder(tiny_quantized, tmp_path, capsys):
         assert len(row["rounds_ms"]) == 2
     assert found["rows"][0]["agree_top1_with_float"] == 100.0
     own = found["rows"][2]
-    assert set(own["speedup_vs"]) == {"fp32", "bf16-compile", "best_float"}
+    assert set(own["speedup_vs"]) == {"fp32", "fp32-compile", "best_float"}
+    assert own["speedup_vs"]["best_float"]["low"] is None  # of two rounds
     assert 4 < own["storage_bits"] < 5
     assert own["compute_dtype"] in ("int8", "float")
     assert found["rows"][0]["launch_count"] > 20
@@ -181,6 +182,48 @@ def test_compiled_variant_that_fails_is_left_out(tiny_quantized, monkeypatch):
     ]
 
 
+def test_a_batch_size_that_fails_leaves_the_smaller_ones(tiny_quantized, monkeypatch):
+    def lose_memory(model, **_):
+        def call(images):
+            if len(images) > 1:
+                raise MemoryError("no more")
+            return model(images)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", lose_memory)
+    found = measure(tiny_quantized, baselines=("fp32", "fp32-compile"), batches=(1, 2))
+    names = ["fp32", "fp32-compile", "qvit-w4a4-cpu"]
+    assert [row["variant"] for row in found["rows"]] == [*names, names[0], names[2]]
+    assert [item["reason"] for item in found["left_out"]] == [
+        "failed from batch 2 on: MemoryError: no more"
+    ]
+    assert any("No speed-up is stated at batch 2" in sentence for sentence in found["verdict"])
+
+
+def test_an_unknown_backend_is_refused_before_anything_is_built(tiny_quantized, monkeypatch):
+    monkeypatch.setattr(BENCH, "_build", lambda *_: pytest.fail("built"))
+    with pytest.raises(UsageError, match="nonsense"):
+        measure(tiny_quantized, backends=("cpu", "nonsense"))
+
+
+def test_warnings_and_failures_of_footprints_are_told(tiny_quantized, monkeypatch):
+    class Failing(BENCH.Nursery):
+        def __enter__(self):
+            return self
+
+        def measure(self, job):
+            return {"peak_mem_mb": None, "load_s": None, "first_call_s": None}, "KilledError: 9"
+
+    monkeypatch.setattr(BENCH, "Nursery", Failing)
+    monkeypatch.setattr(BENCH, "find_warnings", lambda device: ["the machine was busy"])
+    found = measure(tiny_quantized, baselines=("none",), batches=(1,), footprint=True)
+    assert found["warnings"] == [
+        "the machine was busy",
+        "memory, loading and first call of qvit-w4a4-cpu at batch 1 were not measured: KilledError: 9",
+    ]
+
+
 def test_what_nobody_named_is_left_out_where_it_is_slow(tiny_quantized, monkeypatch):
     monkeypatch.setattr(
         BENCH, "_try", lambda runner, images, device: 60.0 if runner.weight_bytes < 300_000 else 1.0
@@ -256,12 +299,18 @@ def test_footprints_in_processes_of_their_own(tiny_quantized, monkeypatch):
         ({"baselines": ()}, "no baseline"),
         ({"batches": (0,)}, "batch"),
         ({"rounds": 0}, "--rounds"),
+        ({"backends": ()}, "no backend"),
         ({"agreement": -1}, "--agreement"),
     ],
 )
 def test_requests_that_make_no_sense(settings, message):
     with pytest.raises(UsageError, match=message):
         Request(**settings)
+
+
+def test_what_is_named_twice_is_timed_once():
+    found = Request(batches=(8, 1, 8), backends=("cpu", "auto", "cpu"))
+    assert (found.batches, found.backends) == ((8, 1), ("cpu", "auto"))
 
 
 def test_folders_and_devices_are_checked(tmp_path, tiny_model):

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from qvit.deployment import QuantViT, cpu_preparation, listening
+from qvit.deployment.explanation import Layer
 from qvit.latency import compare_reports
 from qvit.latency.quantized import open_folder, stored_bits
 from qvit.latency.rates import Rates
-from qvit.latency.steps import sum_by_kind, time_steps
+from qvit.latency.steps import _describe, sum_by_kind, time_steps
+from qvit_kernels.routes import Route
 from tests.latency.reports import layer, report, row
 
 RATES = Rates(copies=((1000, 1e10),), operations={"int8": 1e10, "float": 1e9}, created="x")
@@ -58,7 +60,8 @@ def test_every_layer_has_its_time_floor_and_kernel(own, monkeypatch):
     assert sum(layer["share"] for layer in found) == pytest.approx(1.0)
     fc1 = by_name["blocks.0.mlp.fc1"]
     assert (fc1["bits"], fc1["kind"]) == (4, "linear_gelu_quantize")
-    assert fc1["floor_ms"] == pytest.approx(max(fc1["bytes"] / 1e7, fc1["operations"] / 1e7))
+    rate = {"int8": 1e7, "float": 1e6}[fc1["computes_in"]]  # which it is depends on the machine
+    assert fc1["floor_ms"] == pytest.approx(max(fc1["bytes"] / 1e7, fc1["operations"] / rate))
     assert fc1["kernel"] == "torch (cpu)"
 
 
@@ -145,6 +148,19 @@ def test_blocks_of_other_bits_are_rows_of_their_own():
     assert (low["name"], low["bits"], low["kernel"], low["ms"]) == (
         "blocks.1-3.mlp.fc1", 4, "vnni", 3.0,
     )  # fmt: skip
+
+
+def test_a_layer_of_two_operations_has_the_median_the_sum_of_floors_and_the_larger_bound():
+    route = Route(backend="cpu", kernels=("vnni",), tiles=(), computes_in="int8", reason=None)
+    facts = {"name": "a", "weight_bits": 4, "container_bits": 8, "input_bits": 8, "floor": None}
+    layers = [
+        Layer(op="quantize", bytes=10_000, operations=0, route=route, **facts),
+        Layer(op="linear", bytes=1000, operations=10**6, route=route, **facts),
+    ]
+    found = _describe("a", layers, [0.001, 0.002, 0.009], RATES)
+    assert (found["ms"], found["fastest_ms"], found["kind"]) == (2.0, 1.0, "linear")
+    assert found["floor_ms"] == pytest.approx(0.001 + 0.1)
+    assert found["bound"] == "operations"
 
 
 def test_stored_bits_count_multipliers(own):

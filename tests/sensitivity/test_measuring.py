@@ -67,7 +67,7 @@ def test_blocks_before_a_layer_need_not_be_computed_again(mixtures, images):
 
 def test_a_report(source):
     found = measure_sensitivity(
-        source, Recipe.preset("qvit", weight_bits=3, activation_bits=3), Request(images=4, batch=3), progress=False
+        source, Recipe.preset("plain", weight_bits=3, activation_bits=3), Request(images=4, batch=3), progress=False
     )  # fmt: skip
     assert [layer["name"] for layer in found["layers"]] == list(
         read_model(zoo.load(source), source.pretrained_cfg).config.linears()
@@ -118,7 +118,7 @@ def test_verb_for_a_model_and_a_folder(tiny_model, tiny_quantized, tmp_path, cap
         == 0
     )
     found = json.loads(capsys.readouterr().out)
-    assert found["scheme"] == "W3A4"
+    assert found["scheme"] == "W3A4 mixed"  # the recipe's ends have 8 bits
     assert json.loads(out.read_text()) == found
     assert "<svg" in out.with_suffix(".html").read_text()
     assert run(["sense", str(tiny_quantized), *common]) == 0
@@ -136,6 +136,8 @@ def test_what_is_refused(tiny_quantized, tmp_path):
     with pytest.raises(UsageError, match="--images 0"):
         Request(images=0)
     assert run(["sense", str(tiny_quantized), "--w", "4", "-q"]) == 2
+    for out in (tmp_path / "sense.html", tmp_path, "/proc/sense.json"):
+        assert run(["sense", str(tiny_quantized), "-o", str(out), "-q"]) == 2
     copy = tmp_path / "copy"
     shutil.copytree(tiny_quantized, copy)
     (copy / "recipe.yaml").unlink()

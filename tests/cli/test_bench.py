@@ -1,0 +1,120 @@
+"""`qvit bench` around the measurement: what is refused before it, and what is written after it."""
+
+import json
+import shutil
+
+import pytest
+
+from qvit import latency
+from qvit.cli import run
+from tests.latency.reports import report, row
+
+OWN = "qvit-w4a4-cpu"
+
+
+def make(folder, ours=1.0, theirs=2.0):
+    name = latency.Subject.of_folder(folder).source.timm_name
+    floats = [row("fp32", 1, theirs), row("fp32-compile", 1, theirs)]
+    return report([*floats, row(OWN, 1, ours, speedup=theirs / ours)], model=name)
+
+
+@pytest.fixture
+def folder(tiny_quantized, tmp_path):
+    return shutil.copytree(tiny_quantized, tmp_path / "tiny-w4a4")
+
+
+@pytest.fixture
+def measured(folder, monkeypatch):
+    """The times that `bench` will find, and how often it was asked."""
+    asked = []
+
+    def bench(subject, request, *, progress):
+        asked.append(request)
+        return make(folder, **times)
+
+    times = {}
+    monkeypatch.setattr(latency, "bench", bench)
+    return times, asked
+
+
+def call(*arguments):
+    return run(["bench", *map(str, arguments), "-q"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--min-speedup", "nan"], "above 0"),
+        (["--min-speedup", "-1"], "above 0"),
+        (["--fail-slower", "3%"], "--against"),
+        (["--against", "before.json", "--fail-slower", "nan"], "3%"),
+        (["--against", "before.json", "--fail-slower", "fast"], "3%"),
+        (["--backend", ","], "no backend"),
+        (["-o", "/proc/x.json"], "-o /proc/x.json"),
+        (["--html", "/proc/x/y.html"], "--html"),
+        (["--against", "before.json", "-o", "before.json"], "overwrite"),
+        (["--against", "before.json", "--md", "before.json"], "overwrite"),
+    ],
+)
+def test_refused_before_anything_is_measured(folder, measured, monkeypatch, capsys, options, words):
+    monkeypatch.chdir(folder.parent)
+    (folder.parent / "before.json").write_text(json.dumps(make(folder)))
+    assert call(folder, *options) == 2
+    assert words in capsys.readouterr().err
+    assert not measured[1]
+
+
+@pytest.mark.parametrize(
+    "options", [["--min-speedup", "1"], ["--against", "x.json"], ["--backend", "cpu"]]
+)
+def test_what_only_a_folder_has_is_refused_for_a_float_model(tiny_model, capsys, options):
+    assert call(f"local-dir:{tiny_model}", *options) == 2
+    assert f"{options[0]} is about a quantized folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "{}", '{"schema_version": 2, "rows": []}', '{"rows": [], "schema_version": 1}'],
+)
+def test_an_earlier_report_that_is_none_is_refused_at_once(folder, measured, tmp_path, text):
+    before = tmp_path / "before.json"
+    before.write_text(text)
+    assert call(folder, "--against", before) == 4
+    assert not measured[1]
+
+
+def test_a_report_of_another_model_is_refused_at_once(folder, measured, tmp_path, capsys):
+    before = tmp_path / "before.json"
+    before.write_text(json.dumps(make(folder) | {"model": "vit_y"}))
+    assert call(folder, "--against", before) == 4
+    assert "of model vit_y" in capsys.readouterr().err
+    assert not measured[1]
+
+
+def test_a_slower_model_does_not_become_the_measure_of_the_next_one(folder, measured, capsys):
+    times, _ = measured
+    assert call(folder) == 0
+    kept = folder / "bench.json"
+    before = kept.read_text()
+    times["ours"] = 1.5
+    arguments = folder, "--against", kept, "--fail-slower", "3%"
+    for _ in range(2):
+        assert call(*arguments) == 5
+        assert kept.read_text() == before
+    assert call(*arguments, "-o", folder / "new.json") == 5
+    assert json.loads((folder / "new.json").read_text())["against"]["rows"]
+    assert call(folder) == 0
+    assert kept.read_text() != before
+
+
+def test_what_is_compared_is_in_every_form(folder, measured, tmp_path, capsys):
+    before = tmp_path / "before.json"
+    alone = make(folder)
+    before.write_text(json.dumps(alone | {"rows": alone["rows"][-1:]}))
+    files = {kind: tmp_path / f"now.{kind}" for kind in ("md", "html", "csv")}
+    options = [word for kind, path in files.items() for word in (f"--{kind}", path)]
+    assert call(folder, "--against", before, *options) == 0
+    assert "drift of the machine is not taken out" in capsys.readouterr().out
+    assert "Since the earlier report" in files["md"].read_text()
+    assert "Since the earlier report" in files["html"].read_text()
+    assert not list(tmp_path.glob(".now*"))
