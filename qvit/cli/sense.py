@@ -43,11 +43,11 @@ _SHOWN = 10
     help="Where the JSON goes, and beside it a page with the picture [FOLDER/sense.json or out/MODEL-sense.json].",
 )  # fmt: skip
 def command(session: Session, target: str, **options: Any) -> Result:
-    """Measure how far every layer of MODEL moves the answers when it alone is in low bits, without data.
+    """Measure how far every Linear of MODEL moves the answers when it alone is in low bits, without data.
 
     KL from the float model and agreement with it are taken on synthetic images. The layers that are worst are suggested
-    for `qvit quantize --exclude`, which keeps them at 8 bits. A quantized FOLDER is measured by its own recipe, on its
-    float model; the result is kept in it for `qvit report`.
+    for `qvit quantize --exclude`, which keeps them at 8 bits; attention products stay in the recipe's bits. A quantized
+    FOLDER is measured by its own recipe, on its float model; the result is kept in it for `qvit report`.
     """
     from qvit import sensitivity
 

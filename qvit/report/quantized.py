@@ -7,6 +7,7 @@ from qvit.report.latency import list_sections
 from qvit.report.page import Key, Page, Section
 from qvit.report.records import Folder
 from qvit.report.sections.accuracy import show_accuracy
+from qvit.report.sections.circumstances import MEASURED
 from qvit.report.sections.latency import find_own, key_of_speed, name_time
 from qvit.report.sections.model import list_missing, show_bits, show_provenance
 from qvit.report.sections.sensitivity import show_sensitivity
@@ -24,6 +25,7 @@ AFTER: tuple[Callable[[Folder], Section | None], ...] = (
 def make_page(folder: Folder) -> Page:
     """The page of one quantized model."""
     latency = list_sections(folder.latency) if folder.latency is not None else []
+    how = [section for section in latency if section.name == MEASURED]
     made = [[s for make in part if (s := make(folder)) is not None] for part in (BEFORE, AFTER)]
     missing = list_missing(folder)
     return Page(
@@ -32,9 +34,9 @@ def make_page(folder: Folder) -> Page:
         keys=_keys(folder),
         sections=[
             *made[0],
-            *latency[:-1],
+            *(section for section in latency if section.name != MEASURED),
             *made[1],
-            *latency[-1:],
+            *how,
             *([missing] if missing else []),
         ],
         footer=f"Written by qvit {__version__} from {folder.path.name}. Everything on this page is in this one file; it"

@@ -6,6 +6,8 @@ from typing import Any
 from qvit.report.page import Section, Table
 from qvit.report.wording import plain, shortly, words
 
+MEASURED = "machine"  # the name of the section
+
 
 def list_circumstances(report: Mapping[str, Any]) -> Section:
     """Machine, versions, command, and the rates that floors are made of."""
@@ -24,7 +26,7 @@ def list_circumstances(report: Mapping[str, Any]) -> Section:
     lead = (
         "Absolute times move with the machine; ratios are taken within each round, and move less."
     )
-    return Section("machine", "How it was measured", lead, blocks)
+    return Section(MEASURED, "How it was measured", lead, blocks)
 
 
 def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
