@@ -1,6 +1,5 @@
 """Files that a verb was asked to write: refused before anything is measured for them, written whole or not at all."""
 
-import tempfile
 from pathlib import Path
 
 from qvit.errors import UsageError
@@ -8,6 +7,8 @@ from qvit.errors import UsageError
 
 def check_file(option: str, path: Path) -> None:
     """Raises UsageError for a file that could not be written; makes the folder it shall lie in."""
+    import tempfile
+
     if path.is_dir():
         raise UsageError(f"{option} {path} is a folder; name a file in it")
     try:

@@ -23,15 +23,17 @@ def compare_reports(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[s
     It tells what chance within two runs does, not what differs between them and stays for a whole run.
 
     Returns:
-        `same_machine`, `drift` {batch: how many times longer the float variants take now; None where no such variant is
-        in both}, `rows` [`variant`, `batch`, `slower` (share beyond the drift, negative where faster), `low`, `high`
-        (its interval, None for three rounds or fewer), `raw` (share without taking the drift out)], `layers`
-        [`variant`, `batch`, `name`, `slower` of layers summed over blocks, slowest first, beyond what the layers'
-        median did] and `slower_layers`, names of those that are slower by more than a tenth.
+        `same_machine`, `drift` {batch in both reports: how many times longer the float variants take now; None where
+        no such variant is in both}, `rows` [`variant`, `batch`, `slower` (share beyond the drift, negative where
+        faster), `low`, `high` (its interval, None for three rounds or fewer), `raw` (share without taking the drift
+        out)], `layers` [`variant`, `batch`, `name`, `slower` of layers summed over blocks, slowest first, beyond what
+        the layers' median did] and `slower_layers`, names of those that are slower by more than a tenth.
     """
     rows, drifts = [], {}
     for batch in dict.fromkeys(row["batch"] for row in now["rows"]):
         pairs = _pairs(now, before, batch)
+        if not pairs:
+            continue
         floats = [(new, old) for new, old in pairs if new["variant"] in FLOAT]
         yards = None
         drifts[str(batch)] = None

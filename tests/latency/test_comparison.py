@@ -77,6 +77,12 @@ def test_without_floats_in_common_no_drift_is_known():
     assert [found["rows"][0][k] for k in ("slower", "raw")] == pytest.approx([1.0, 1.0])
 
 
+def test_a_batch_size_of_one_report_alone_has_no_drift():
+    now = make()
+    now["rows"].append(row(OWN, 8, 1.0))
+    assert set(compare_reports(now, make())["drift"]) == {"1"}
+
+
 def gate(now, before, bound):
     now["against"] = compare_reports(now, before)
     return find_missed_gate(now, fail_slower=bound)
