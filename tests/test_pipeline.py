@@ -65,7 +65,7 @@ def test_layers_with_bits_of_their_own(tmp_path):
     bits = {row["modules"][0]: row for row in held["bits"]}
     assert bits["blocks.0-2.attn.qkv"]["weight_bits"] == 3
     assert bits["blocks.0-2.attn.qkv"]["weight_bits_in_memory"] == 4
-    assert bits["blocks.*.mlp.fc2"]["input_group"] == 0
+    assert bits["blocks.*.mlp.fc2"]["input_group"] == 128  # as its neighbours of 4 bits
     assert bits["blocks.5.attn"]["softmax_bits"] == 6
     assert "- `blocks.*.mlp.fc2`: W6A8" in (out / "README.md").read_text()
     images = open_images("demo:48", QuantViT.from_pretrained(out).data_config)

@@ -111,15 +111,15 @@ def test_scales_may_be_learned_too():
 @pytest.mark.parametrize("weight_range", ["minmax", "mse"])
 def test_static_students_are_rounded_on_grids_that_stay(weight_range, tmp_path):
     vit = float_vit("three heads")
-    pool, unseen = pool_for(vit, 48), images_for(vit, 32)
-    weights = {"range": weight_range}
+    pool = pool_for(vit, 48)
+    images, weights = pool.images.float(), {"range": weight_range}
 
     before = static_student(vit, 3, weights=weights, activations="mse").vit
     whole, broken, continued = (copy.deepcopy(before) for _ in range(3))
 
     @torch.no_grad()
     def apart(found):
-        return (found(unseen, Static()) - vit(unseen, Float())).square().mean()
+        return (found(images, Static()) - vit(images, Float())).square().mean()
 
     settings = Reconstruction(steps=30, lr=0.1, scale_lr=0.0)
     found = reconstruct(vit, whole, pool, settings, seed=0)

@@ -99,14 +99,13 @@ TERMS = ("statistics", "attention", "classes", "centres", "pairs", "consistency"
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("name", TERMS)
 def test_every_term_moves(kind, name):
-    """One term at a time: alone, a short training brings each clearly down."""
+    """One term at a time: alone, a short training on one draw brings each clearly down, chance of draws aside."""
     network = NETWORKS[kind]().requires_grad_(False)  # as in training; it is shared
     weights = dict.fromkeys(TERMS, 0.0) | {name: 1.0, "smoothness": 1e-9}
     maker, settings = maker_of(network, **weights)
     optimiser = torch.optim.Adam(maker.parameters(), lr=1e-2, betas=(0.5, 0.999))
-    random, seen = torch.Generator().manual_seed(2), []
+    draw, seen = draw_pairs(network, settings, 4, torch.Generator().manual_seed(2)), []
     for _ in range(40):
-        draw = draw_pairs(network, settings, 4, random)
         terms = generator_terms(network, maker, draw, settings)
         if name not in terms:
             absent = {("vit", "statistics"), ("vit", "consistency"), ("cnn", "attention")}
@@ -116,7 +115,7 @@ def test_every_term_moves(kind, name):
         terms[name].backward()
         optimiser.step()
         seen.append(terms[name].item())
-    assert sum(seen[-5:]) < 0.92 * sum(seen[:5]), seen
+    assert sum(seen[-5:]) < 0.8 * sum(seen[:5]), seen
 
 
 def test_what_is_drawn_depends_on_its_generator_only():
