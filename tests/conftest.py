@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -246,10 +247,18 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_quantized(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model at W4A4, as `qvit quantize` writes it."""
+def tiny_quantized(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The tiny model at W4A4, as `qvit quantize` writes it: for reading (`tiny_copy` is for writing)."""
     from qvit.cli import run
 
     folder = tmp_path_factory.mktemp("quantized") / "tiny-w4a4"
     assert run(["quantize", str(tiny_model), "--w", "4", "--a", "4", "-o", str(folder), "-q"]) == 0
-    return folder
+    written = {path.name for path in folder.iterdir()}
+    yield folder
+    assert {path.name for path in folder.iterdir()} == written, "a test kept a result in it"
+
+
+@pytest.fixture
+def tiny_copy(tiny_quantized: Path, tmp_path: Path) -> Path:
+    """A copy of the W4A4 folder, in which verbs may keep their results."""
+    return shutil.copytree(tiny_quantized, tmp_path / tiny_quantized.name)

@@ -180,13 +180,13 @@ def test_class_folders_that_are_not_the_models_classes(
     refuse(capsys, ["eval", tiny_quantized, "--data", images], 4, "--class-map")
 
 
-def test_unreadable_images(capsys, tiny_quantized, tiny_images, tmp_path):
+def test_unreadable_images(capsys, tiny_copy, tiny_images, tmp_path):
     """One in 240 is skipped and counted; one in 30 is an error."""
     few, many = tmp_path / "few", tmp_path / "many"
     shutil.copytree(tiny_images, few)
     (few / "class3" / "2.png").write_bytes(b"this is no image")
     refuse(capsys, ["eval", few.parent / "nothing", "--data", few], 4)
-    refuse(capsys, ["eval", tiny_quantized, "--data", few], 4, "2.png", "1 of 30")
+    refuse(capsys, ["eval", tiny_copy, "--data", few], 4, "2.png", "1 of 30")
     shutil.copytree(tiny_images, many)
     for folder in sorted(many.iterdir()):
         for image in sorted(folder.iterdir()):
@@ -195,7 +195,7 @@ def test_unreadable_images(capsys, tiny_quantized, tiny_images, tmp_path):
     broken = many / "class3" / "2.png"
     broken.write_bytes(broken.read_bytes()[:60])
     capsys.readouterr()
-    assert run(["eval", str(tiny_quantized), "--data", str(many), "--json"]) == 0
+    assert run(["eval", str(tiny_copy), "--data", str(many), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["images"], found["skipped"]) == (239, 1)
 

@@ -1,7 +1,6 @@
 """`qvit bench` around the measurement: what is refused before it, and what is written after it."""
 
 import json
-import shutil
 
 import pytest
 
@@ -19,18 +18,13 @@ def make(folder, ours=1.0, theirs=2.0):
 
 
 @pytest.fixture
-def folder(tiny_quantized, tmp_path):
-    return shutil.copytree(tiny_quantized, tmp_path / "tiny-w4a4")
-
-
-@pytest.fixture
-def measured(folder, monkeypatch):
+def measured(tiny_copy, monkeypatch):
     """The times that `bench` will find, and how often it was asked."""
     asked = []
 
     def bench(subject, request, *, progress):
         asked.append(request)
-        return make(folder, **times)
+        return make(tiny_copy, **times)
 
     times = {}
     monkeypatch.setattr(latency, "bench", bench)
@@ -56,10 +50,12 @@ def call(*arguments):
         (["--against", "before.json", "--md", "before.json"], "overwrite"),
     ],
 )
-def test_refused_before_anything_is_measured(folder, measured, monkeypatch, capsys, options, words):
-    monkeypatch.chdir(folder.parent)
-    (folder.parent / "before.json").write_text(json.dumps(make(folder)))
-    assert call(folder, *options) == 2
+def test_refused_before_anything_is_measured(
+    tiny_copy, measured, monkeypatch, capsys, options, words
+):
+    monkeypatch.chdir(tiny_copy.parent)
+    (tiny_copy.parent / "before.json").write_text(json.dumps(make(tiny_copy)))
+    assert call(tiny_copy, *options) == 2
     assert words in capsys.readouterr().err
     assert not measured[1]
 
@@ -76,44 +72,44 @@ def test_what_only_a_folder_has_is_refused_for_a_float_model(tiny_model, capsys,
     "text",
     ["{", "[]", "{}", '{"schema_version": 2, "rows": []}', '{"rows": [], "schema_version": 1}'],
 )
-def test_an_earlier_report_that_is_none_is_refused_at_once(folder, measured, tmp_path, text):
+def test_an_earlier_report_that_is_none_is_refused_at_once(tiny_copy, measured, tmp_path, text):
     before = tmp_path / "before.json"
     before.write_text(text)
-    assert call(folder, "--against", before) == 4
+    assert call(tiny_copy, "--against", before) == 4
     assert not measured[1]
 
 
-def test_a_report_of_another_model_is_refused_at_once(folder, measured, tmp_path, capsys):
+def test_a_report_of_another_model_is_refused_at_once(tiny_copy, measured, tmp_path, capsys):
     before = tmp_path / "before.json"
-    before.write_text(json.dumps(make(folder) | {"model": "vit_y"}))
-    assert call(folder, "--against", before) == 4
+    before.write_text(json.dumps(make(tiny_copy) | {"model": "vit_y"}))
+    assert call(tiny_copy, "--against", before) == 4
     assert "of model vit_y" in capsys.readouterr().err
     assert not measured[1]
 
 
-def test_a_slower_model_does_not_become_the_measure_of_the_next_one(folder, measured, capsys):
+def test_a_slower_model_does_not_become_the_measure_of_the_next_one(tiny_copy, measured, capsys):
     times, _ = measured
-    assert call(folder) == 0
-    kept = folder / "bench.json"
+    assert call(tiny_copy) == 0
+    kept = tiny_copy / "bench.json"
     before = kept.read_text()
     times["ours"] = 1.5
-    arguments = folder, "--against", kept, "--fail-slower", "3%"
+    arguments = tiny_copy, "--against", kept, "--fail-slower", "3%"
     for _ in range(2):
         assert call(*arguments) == 5
         assert kept.read_text() == before
-    assert call(*arguments, "-o", folder / "new.json") == 5
-    assert json.loads((folder / "new.json").read_text())["against"]["rows"]
-    assert call(folder) == 0
+    assert call(*arguments, "-o", tiny_copy / "new.json") == 5
+    assert json.loads((tiny_copy / "new.json").read_text())["against"]["rows"]
+    assert call(tiny_copy) == 0
     assert kept.read_text() != before
 
 
-def test_what_is_compared_is_in_every_form(folder, measured, tmp_path, capsys):
+def test_what_is_compared_is_in_every_form(tiny_copy, measured, tmp_path, capsys):
     before = tmp_path / "before.json"
-    alone = make(folder)
+    alone = make(tiny_copy)
     before.write_text(json.dumps(alone | {"rows": alone["rows"][-1:]}))
     files = {kind: tmp_path / f"now.{kind}" for kind in ("md", "html", "csv")}
     options = [word for kind, path in files.items() for word in (f"--{kind}", path)]
-    assert call(folder, "--against", before, *options) == 0
+    assert call(tiny_copy, "--against", before, *options) == 0
     assert "drift of the machine is not taken out" in capsys.readouterr().out
     assert "Since the earlier report" in files["md"].read_text()
     assert "Since the earlier report" in files["html"].read_text()

@@ -160,8 +160,8 @@ def test_eval_of_a_float_model(tiny_model, tiny_images, capsys):
     assert (found["images"], found["scheme"], found["float"]["top1"]) == (12, None, None)
 
 
-def test_gates(tiny_quantized, tiny_images, capsys):
-    arguments = ["eval", str(tiny_quantized), "--data", str(tiny_images), "--json"]
+def test_gates(tiny_copy, tiny_images, capsys):
+    arguments = ["eval", str(tiny_copy), "--data", str(tiny_images), "--json"]
     assert run([*arguments, "--min-top1", "0", "--max-drop", "100"]) == 0
     capsys.readouterr()
     assert run([*arguments, "--min-top1", "100.1"]) == 5

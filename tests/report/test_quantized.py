@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import pytest
 
@@ -34,39 +33,32 @@ def latency():
     )
 
 
-@pytest.fixture
-def folder(tiny_quantized, tmp_path):
-    copy = tmp_path / "tiny-w4a4"
-    shutil.copytree(tiny_quantized, copy)
-    return copy
-
-
 def sections(folder):
     return re.findall(r'<section id="(\w+)"', (folder / "report.html").read_text())
 
 
-def test_nothing_measured_yet(folder, capsys):
-    assert run(["report", str(folder), "-q", "--json"]) == 0
+def test_nothing_measured_yet(tiny_copy, capsys):
+    assert run(["report", str(tiny_copy), "-q", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["kind"] == "quantized"
-    assert sections(folder) == ["bits", "provenance", "missing"]
-    text = (folder / "report.md").read_text()
+    assert sections(tiny_copy) == ["bits", "provenance", "missing"]
+    text = (tiny_copy / "report.md").read_text()
     for command in ("qvit eval tiny-w4a4", "qvit bench tiny-w4a4", "qvit sense tiny-w4a4"):
         assert command in text
 
 
-def test_everything_measured(folder, tiny_images, capsys):
-    (folder / "bench.json").write_text(json.dumps(latency()))
-    assert run(["sense", str(folder), "--images", "2", "-q"]) == 0
-    assert run(["report", str(folder), "--data", str(tiny_images), "-q", "--json"]) == 0
+def test_everything_measured(tiny_copy, tiny_images, capsys):
+    (tiny_copy / "bench.json").write_text(json.dumps(latency()))
+    assert run(["sense", str(tiny_copy), "--images", "2", "-q"]) == 0
+    assert run(["report", str(tiny_copy), "--data", str(tiny_images), "-q", "--json"]) == 0
     out = capsys.readouterr().out
     found = json.loads(out[out.index("{\n") :])
     assert found["summary"]["A pass"] == "2.00\u202fms"
     assert found["summary"]["Speed"] == "2.00x"
-    assert sections(folder) == [
+    assert sections(tiny_copy) == [
         "accuracy", "latency", "why", "layers", "sensitivity", "bits", "provenance", "machine",
     ]  # fmt: skip
-    html, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    html, text = (tiny_copy / "report.html").read_text(), (tiny_copy / "report.md").read_text()
     assert html.count("<svg") >= 4
     for words in (
         "pip install torchao",
@@ -79,7 +71,7 @@ def test_everything_measured(folder, tiny_images, capsys):
         assert words.replace("*", "\\*") in text or words in text, words
     assert not re.search(r"(src|href)=\"(?!#|data:)", html)
     assert "http" not in re.sub(r"http://www\.w3\.org/\S+", "", html)
-    assert (folder / "eval.json").is_file()
+    assert (tiny_copy / "eval.json").is_file()
 
 
 def test_a_latency_page_of_its_own():
@@ -122,23 +114,23 @@ def test_a_report_of_few_rounds_has_no_intervals():
     assert "too few rounds" in text
 
 
-def test_records_of_another_schema_are_refused(folder):
-    (folder / "bench.json").write_text(json.dumps(latency() | {"schema_version": 1}))
+def test_records_of_another_schema_are_refused(tiny_copy):
+    (tiny_copy / "bench.json").write_text(json.dumps(latency() | {"schema_version": 1}))
     with pytest.raises(InputError, match=r"bench\.json has schema version 1"):
-        write_report(folder, progress=False)
+        write_report(tiny_copy, progress=False)
 
 
-def test_broken_records_are_named(folder):
-    (folder / "bench.json").write_text("{")
+def test_broken_records_are_named(tiny_copy):
+    (tiny_copy / "bench.json").write_text("{")
     with pytest.raises(InputError, match=r"bench\.json cannot be read"):
-        write_report(folder, progress=False)
-    (folder / "bench.json").write_text("{}")
+        write_report(tiny_copy, progress=False)
+    (tiny_copy / "bench.json").write_text("{}")
     with pytest.raises(InputError, match="no result of `qvit bench`"):
-        write_report(folder, progress=False)
+        write_report(tiny_copy, progress=False)
 
 
-def test_options_that_do_not_fit(folder, tmp_path):
-    assert run(["report", str(folder), "--images", "demo", "-q"]) == 2
+def test_options_that_do_not_fit(tiny_copy, tmp_path):
+    assert run(["report", str(tiny_copy), "--images", "demo", "-q"]) == 2
     assert run(["report", str(tmp_path), "--data", "demo", "-q"]) == 2
 
 

@@ -110,7 +110,7 @@ def test_suggestions():
     assert suggest([*even[:20], *((f"{i}", 3.0 + i) for i in range(5))]) == ["4", "3"]
 
 
-def test_verb_for_a_model_and_a_folder(tiny_model, tiny_quantized, tmp_path, capsys):
+def test_verb_for_a_model_and_a_folder(tiny_model, tiny_copy, tmp_path, capsys):
     out = tmp_path / "out" / "sense.json"
     common = ["--images", "3", "-q", "--json"]
     assert (
@@ -121,11 +121,9 @@ def test_verb_for_a_model_and_a_folder(tiny_model, tiny_quantized, tmp_path, cap
     assert found["scheme"] == "W3A4 mixed"  # the recipe's ends have 8 bits
     assert json.loads(out.read_text()) == found
     assert "<svg" in out.with_suffix(".html").read_text()
-    assert run(["sense", str(tiny_quantized), *common]) == 0
+    assert run(["sense", str(tiny_copy), *common]) == 0
     assert json.loads(capsys.readouterr().out)["scheme"] == "W4A4"
-    kept = tiny_quantized / "sense.json"
-    assert kept.is_file()
-    kept.unlink()
+    assert (tiny_copy / "sense.json").is_file()
 
 
 def test_what_is_refused(tiny_quantized, tmp_path):
