@@ -46,11 +46,9 @@ class Nursery:
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
-            assert self._process.stdin is not None
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
             self._process.terminate()
-            self._process.wait()
+            with contextlib.suppress(OSError), self._process:
+                pass  # its exit closes both pipes and waits
 
     def measure(self, job: dict[str, Any]) -> tuple[dict[str, float | None], str | None]:
         """`peak_mem_mb`, `load_s` and `first_call_s` of a job, None for what could not be measured; and why not, where
