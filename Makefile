@@ -11,6 +11,8 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 TESTS ?= tests
+# Tests use a core each: their tensors are too small for more.
+JOBS ?= $(shell nproc)
 MARKERS ?= not slow
 
 # The packages are found in the tree itself, so a named interpreter need not have qvit installed.
@@ -28,7 +30,7 @@ demo: $(READY)
 	@$(PYTHON) -m qvit.demo out/demo/quantize.json out/demo/eval.json out/demo/bench.json
 
 test: $(READY)
-	$(PYTHON) -m pytest -m "$(MARKERS)" $(TESTS)
+	$(PYTHON) -m pytest -n $(JOBS) --dist worksteal -m "$(MARKERS)" $(TESTS)
 
 # The bounds on real weights and real images; needs ../shared and several minutes.
 acceptance: $(READY)

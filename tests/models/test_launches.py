@@ -96,10 +96,15 @@ def test_torch_kernels_by_shape(shape):
     assert counted(trace.torch_ops) == TORCH_KERNELS[shape]
 
 
-def test_a_trained_model_neither_waits_nor_looks_at_its_data():
-    """Every kernel of demo_vit runs here. Other images take the same way, launch for launch and byte for byte."""
+def demo_vit():
     source = zoo.resolve("demo_vit")
-    vit = read_model(zoo.load(source), source.pretrained_cfg)
+    return read_model(zoo.load(source), source.pretrained_cfg)
+
+
+@pytest.mark.parametrize("make", [float_vit, pytest.param(demo_vit, marks=pytest.mark.slow)])
+def test_a_pass_neither_waits_nor_looks_at_its_data(make):
+    """Every kernel runs here. Other images take the same way, launch for launch and byte for byte."""
+    vit = make()
     _, integer = both(vit, Recipe.preset("qvit", weight_bits=4, activation_bits=4))
     images = images_for(integer, 1)
     traces = []
