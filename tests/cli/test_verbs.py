@@ -202,7 +202,12 @@ def test_alias_to_folder_through_a_hub(start_qvit, child_environment, tmp_path):
         environment = child_environment | hub.environment(tmp_path / "cache")
         environment["PYTHONPATH"] = child_environment["PYTHONPATH"]
         arguments = ["quantize", "deit_t", "--w", "4", "--a", "4", "-o", out, "--json"]
-        arguments += ["--set", "weights.rounding=nearest", "--set", "synthesis=none"]  # 14 s and not 43
+        arguments += [
+            "--set",
+            "weights.rounding=nearest",
+            "--set",
+            "synthesis=none",
+        ]  # 14 s and not 43
         with start_qvit(arguments, env=environment) as process:
             stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
