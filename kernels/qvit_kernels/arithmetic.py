@@ -53,6 +53,37 @@ def scale_of(amax, STEPS: tl.constexpr):
 
 
 @triton.jit
+def reach_of(tiles, BEGIN: tl.constexpr, COUNT: tl.constexpr, SIGNED: tl.constexpr):
+    """The largest and the smallest of COUNT tiles, value by value; without a sign the largest magnitude, twice."""
+    if SIGNED:
+        high = tiles[BEGIN]
+        low = tiles[BEGIN]
+        for i in tl.static_range(1, COUNT):
+            high = tl.maximum(high, tiles[BEGIN + i])
+            low = tl.minimum(low, tiles[BEGIN + i])
+    else:
+        high = tl.abs(tiles[BEGIN])
+        for i in tl.static_range(1, COUNT):
+            high = tl.maximum(high, tl.abs(tiles[BEGIN + i]))
+        low = high
+    return high, low
+
+
+@triton.jit
+def reached_scale(
+    high, low, AXIS: tl.constexpr, FACTOR: tl.constexpr, STEPS: tl.constexpr, SIGNED: tl.constexpr
+):
+    """`reference.signed_scale_of` of FACTOR (a power of two, positive) times values that reach from low to high."""
+    top = tl.max(high, AXIS)
+    if SIGNED:
+        bottom = -tl.min(low, AXIS)
+        scale = scale_of(tl.maximum(top, bottom) * FACTOR, STEPS)
+        return tl.where(top > bottom, -scale, scale)
+    else:
+        return scale_of(top * FACTOR, STEPS)
+
+
+@triton.jit
 def reciprocal(scale):
     """1 / scale, correctly rounded: what `reference.quantize` multiplies with."""
     return tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)

@@ -39,6 +39,24 @@ def in_one_byte(low, high):
 
 
 @triton.jit
+def _scale_of_tiles(tiles, STEPS: tl.constexpr, SIGNED: tl.constexpr):
+    """A scale for each row of tiles that lie side by side, of whatever widths."""
+    if SIGNED:
+        high = tl.max(tiles[0], 1)
+        low = tl.min(tiles[0], 1)
+        for i in tl.static_range(1, len(tiles)):
+            high = tl.maximum(high, tl.max(tiles[i], 1))
+            low = tl.minimum(low, tl.min(tiles[i], 1))
+        scale = scale_of(tl.maximum(high, -low), STEPS)
+        return tl.where(high > -low, -scale, scale)
+    else:
+        amax = tl.max(tl.abs(tiles[0]), 1)
+        for i in tl.static_range(1, len(tiles)):
+            amax = tl.maximum(amax, tl.max(tl.abs(tiles[i]), 1))
+        return scale_of(amax, STEPS)
+
+
+@triton.jit
 def store_codes(
     tiles, codes_ptr, scale_ptr, static_ptr, rows, tokens, columns, groups, group,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr,
@@ -51,10 +69,7 @@ def store_codes(
     if static_ptr is not None:
         scale = tl.load(static_ptr + group + rows * 0)
     else:
-        amax = tl.max(tl.abs(tiles[0]), 1)
-        for i in tl.static_range(1, len(tiles)):
-            amax = tl.maximum(amax, tl.max(tl.abs(tiles[i]), 1))
-        scale = scale_of(amax, STEPS)
+        scale = _scale_of_tiles(tiles, STEPS, HIGH < 127)
         tl.store(scale_ptr + rows * groups + group, scale, mask=rows < tokens)
     inverse = reciprocal(scale)[:, None]
     if PACKED:

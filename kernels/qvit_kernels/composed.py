@@ -156,7 +156,7 @@ def linear_qkv(
         q, k = reference.normalize_heads(
             q, k, QKNorm(norm[0], norm[1], norm[2], norm[3], eps), transform_of(signs, block)
         )
-    parts = [reference.quantize_rows(part, bits) for part in (q, k, v)]
+    parts = [reference.quantize_heads(part, bits) for part in (q, k, v)]
     codes = [part.codes.to(torch.int8).contiguous() for part in parts]
     scales = [part.scale.contiguous() for part in parts]
     values = empty_values(codes[2].shape, codes[2].device).copy_(codes[2])

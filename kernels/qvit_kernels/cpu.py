@@ -182,7 +182,7 @@ def linear_qkv(
                 composed.transform_of(signs, block),
             )
             parts[:, :heads], parts[:, heads : 2 * heads] = q, k
-        scale[span] = _divide_by_scale(parts, bits)
+        scale[span] = _divide_by_scale(parts, bits, signed=False)
         codes[span] = parts
     q, k, v = codes.view(batch, tokens, 3, heads, width).transpose(1, 3).unbind(2)
     q_scale, k_scale, v_scale = (
@@ -339,7 +339,9 @@ class _Rows:
         codes = self._codes_by_row[span]
         grouped = y.view(codes.shape)
         if self._static_scale is None:
-            self._scale.view(-1, codes.shape[1])[span] = _divide_by_scale(grouped, self._bits)
+            self._scale.view(-1, codes.shape[1])[span] = _divide_by_scale(
+                grouped, self._bits, signed=self._bits < 8
+            )
         else:
             grouped.mul_(self._static_scale.reciprocal().unsqueeze(-1)).round_()
             grouped.clamp_(*reference.code_range(self._bits))
@@ -381,10 +383,12 @@ def _block_transform(y: Tensor, transform: BlockTransform | None) -> Tensor:
     return y
 
 
-def _divide_by_scale(y: Tensor, bits: int) -> Tensor:
-    """Turn y, fp32 [..., K], into the codes of its rows, in place; return the scales [...]."""
-    amax = torch.maximum(y.amax(-1), y.amin(-1).neg_())
-    scale = reference.scale_of(amax, reference.steps_of(bits))
+def _divide_by_scale(y: Tensor, bits: int, *, signed: bool) -> Tensor:
+    """Turn y, fp32 [..., K], into the codes of its rows, in place; return scales [...], of either sign if signed."""
+    high, low = y.amax(-1), y.amin(-1).neg_()
+    scale = reference.scale_of(torch.maximum(high, low), reference.steps_of(bits))
+    if signed:
+        scale = torch.where(high > low, -scale, scale)
     y.mul_(scale.reciprocal().unsqueeze(-1)).round_()
     if bits < 8:
         y.clamp_(*reference.code_range(bits))

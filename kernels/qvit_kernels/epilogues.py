@@ -48,10 +48,14 @@ def quantize_groups(
     STEPS: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
+    SIGNED: tl.constexpr,
 ):
-    """`reference.quantize_rows` of a tile: int8 codes [BM, BN], fp32 scales [BM, BN / GROUP]."""
+    """`reference.quantize_rows` of a tile, or `quantize_heads` with SIGNED False: int8 codes [BM, BN], fp32 scales
+    [BM, BN / GROUP].
+    """
     grouped = tl.reshape(y, (BM, BN // GROUP, GROUP))
-    scale = arithmetic.scale_of(tl.max(tl.abs(grouped), 2), STEPS)
+    high, low = arithmetic.reach_of((grouped,), 0, 1, SIGNED)
+    scale = arithmetic.reached_scale(high, low, 2, 1.0, STEPS, SIGNED)
     inverse = arithmetic.reciprocal(scale)
     codes = arithmetic.codes_of(grouped, inverse[:, :, None], LOW, HIGH, HIGH < 127)
     return tl.reshape(codes, (BM, BN)), scale

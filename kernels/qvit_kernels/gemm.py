@@ -240,7 +240,7 @@ def gelu_quantize_kernel(
         groups = valid // GROUP if GROUP else tl.zeros((1,), tl.int32)
         codes = epilogues.quantize_columns(y, static_ptr, groups, LOW, HIGH)
     else:
-        codes, scale = epilogues.quantize_groups(y, BM, BN, GROUP, STEPS_Q, LOW, HIGH)
+        codes, scale = epilogues.quantize_groups(y, BM, BN, GROUP, STEPS_Q, LOW, HIGH, HIGH < 127)
         groups = n // GROUP + tl.arange(0, BN // GROUP)
         place = m.to(tl.int64)[:, None] * (N // GROUP) + groups[None, :]
         tl.store(scale_ptr + place, scale, mask=(m < M)[:, None] & (groups < N // GROUP)[None, :])
@@ -294,7 +294,7 @@ def qkv_kernel(
             y = epilogues.normalize_groups(y, gain, shift, channel, eps, D, BM, HEADS, DP)
             y = epilogues.turn_blocks(y, signs_ptr, tl.minimum(channel, D - 1), BM, BN, BLOCK, NORM)
     codes, scale = epilogues.quantize_groups(
-        tl.where((channel < D)[None, :], y, 0.0), BM, BN, DP, STEPS_Q, LOW, HIGH
+        tl.where((channel < D)[None, :], y, 0.0), BM, BN, DP, STEPS_Q, LOW, HIGH, False
     )
     # [B, H, T] of a row m = b * T + t, at head 0
     token = (m // T).to(tl.int64) * H * T + m % T

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qvit_kernels.arithmetic import block_hadamard, codes_of, reciprocal, scale_of
+from qvit_kernels.arithmetic import block_hadamard, codes_of, reach_of, reached_scale, reciprocal
 from qvit_kernels.launching import Launch
 from qvit_kernels.packing import BLOCK as PACKING_BLOCK
 from qvit_kernels.reference import code_range, steps_of
@@ -166,10 +166,8 @@ def _quantize_whole(
     PACKED: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
 ):  # fmt: skip
     """Scales and codes of FACTOR * values, a scale for each row."""
-    top = tl.abs(values[0])
-    for i in tl.static_range(1, TILES):
-        top = tl.maximum(top, tl.abs(values[i]))
-    step = scale_of(tl.max(top, 1) * FACTOR, STEPS)
+    high, low = reach_of(values, 0, TILES, HIGH < 127)
+    step = reached_scale(high, low, 1, FACTOR, STEPS, HIGH < 127)
     tl.store(scale + row, step, mask=row < rows)
     inverse = (reciprocal(step) * FACTOR)[:, None]
     for i in tl.static_range(TILES):
@@ -192,11 +190,10 @@ def _quantize_groups(
     TOGETHER: tl.constexpr = max(1, min(PIECES, GROUP // PART))
     WITHIN: tl.constexpr = GROUP // TOGETHER
     for q in tl.static_range(TILES // TOGETHER):
-        top = tl.abs(values[q * TOGETHER])
-        for i in tl.static_range(1, TOGETHER):
-            top = tl.maximum(top, tl.abs(values[q * TOGETHER + i]))
-        top = tl.max(tl.reshape(top, (ROWS, WIDTH // WITHIN, WITHIN)), 2)
-        step = scale_of(top * FACTOR, STEPS)
+        high, low = reach_of(values, q * TOGETHER, TOGETHER, HIGH < 127)
+        high = tl.reshape(high, (ROWS, WIDTH // WITHIN, WITHIN))
+        low = tl.reshape(low, (ROWS, WIDTH // WITHIN, WITHIN))
+        step = reached_scale(high, low, 2, FACTOR, STEPS, HIGH < 127)
         begin = tl.arange(0, WIDTH // WITHIN) * WITHIN
         at = q * TOGETHER // PIECES * (WIDTH * PIECES) + q * TOGETHER % PIECES * PART
         at = (at + begin // PART * SPAN + begin % PART) // GROUP

@@ -65,7 +65,7 @@ class Curvature(Simulated):
         heard = [
             self._heard(x, partial(self._note_rows, x.detach(), whole, attn)) for x in (q, k, v)
         ]
-        q, k, v = (reference.quantize_rows(x, attn.scheme.qkv.bits) for x in heard)
+        q, k, v = (reference.quantize_heads(x, attn.scheme.qkv.bits) for x in heard)
         return q, k, v
 
     def attend(self, q: Quantized, k: Quantized, v: Quantized, attn: Attention) -> Tensor:

@@ -32,7 +32,7 @@ class Simulated:
         if attn.norm is not None:
             q, k = reference.normalize_heads(q, k, attn.norm, attn.rotation)
         bits = attn.scheme.qkv.bits
-        return tuple(reference.quantize_rows(t, bits) for t in (q, k, v))  # pyright: ignore[reportReturnType]
+        return tuple(reference.quantize_heads(t, bits) for t in (q, k, v))  # pyright: ignore[reportReturnType]
 
     def attention(self, q: Quantized, k: Quantized, v: Quantized, attn: Attention) -> Quantized:
         """See Execution."""

@@ -99,8 +99,8 @@ def group_steps(weight: Tensor, bits: int, group: int = 0, method: str = "mse") 
 
 def _least_squares(grouped: Tensor, bits: int) -> Tensor:
     """grouped: [rows, G, values that share a step] -> [rows, G]."""
-    largest = reference.scale_of(grouped.abs().amax(-1), reference.steps_of(bits))
     low, high = reference.code_range(bits)
+    largest = reference.scale_of(grouped.abs().amax(-1), -low)
     best, least = largest, torch.full_like(largest, torch.inf)
     last_gain = 0
     for i in range(_STEPS):

@@ -17,7 +17,7 @@ inline void run_rows(const Step& s, int64_t begin, int64_t end, Arena& arena) {
     arena.reset(s.k * 4 + 64);
     float* const y = arena.take<float>(s.k);
     const Norm norm{s.norm_weight, s.norm_bias, static_cast<float>(s.eps)};
-    const bool at_once = norm.weight && !s.block && s.group == s.k && !s.given;
+    const bool at_once = norm.weight && !s.block && s.group == s.k && !grid_of(s).clamps;
     for (int64_t row = begin; row < end; ++row) {
         const float* source = static_cast<const float*>(s.x) + row * s.k;
         if (at_once) {

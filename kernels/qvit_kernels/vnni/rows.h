@@ -90,6 +90,19 @@ inline float largest_magnitude(const float* x, int64_t width) {
     return _mm512_reduce_max_ps(top);
 }
 
+// `reference.signed_scale_of` of a row: below 8 bits its extreme gets the code that is alone at its end of the grid.
+inline float signed_scale_of(const float* x, int64_t width, const Grid& grid) {
+    if (!grid.clamps) return scale_of(largest_magnitude(x, width), grid.steps);
+    Floats high = _mm512_loadu_ps(x), low = high;
+    for (int64_t k = LANES; k < width; k += LANES) {
+        const Floats v = _mm512_loadu_ps(x + k);
+        high = _mm512_max_ps(high, v), low = _mm512_min_ps(low, v);
+    }
+    const float top = _mm512_reduce_max_ps(high), bottom = -_mm512_reduce_min_ps(low);
+    const float scale = scale_of(top > bottom ? top : bottom, grid.steps);
+    return top > bottom ? -scale : scale;
+}
+
 // Codes go out by 64 where there are as many: two steps that narrow and saturate quarter by quarter of a register, and one
 // that puts fours in order, for 64 values; the instruction that narrows 16 is two and a store of its own.
 inline void write_codes(const float* x, int64_t width, float scale, const Grid& grid, int8_t* codes) {
@@ -111,7 +124,7 @@ inline void quantize_row(
     const float* x, int64_t width, int64_t group, const Grid& grid, const float* given, int8_t* codes, float* scales) {
     for (int64_t g = 0; g * group < width; ++g) {
         const float* const part = x + g * group;
-        const float scale = given ? given[g] : scale_of(largest_magnitude(part, group), grid.steps);
+        const float scale = given ? given[g] : signed_scale_of(part, group, grid);
         if (!given) scales[g] = scale;
         write_codes(part, group, scale, grid, codes + g * group);
     }
