@@ -9,7 +9,8 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.cases.kernels import MODELS, SCHEMES, model_config
+from benchmarks.cases.kernels import MODELS, model_config
+from benchmarks.cases.kernels import SCHEMES as TIMED
 from qvit import zoo
 from qvit.models.config import ViTConfig
 from qvit.models.dense import IntegerDense
@@ -23,6 +24,8 @@ from qvit_kernels.fused_plans import plan_of
 from qvit_kernels.launching import Launch
 
 BATCHES = (1, 64)
+# Up to 3 bits the default recipe has other groups of weights, and of activations where those have fewer than 8 bits.
+SCHEMES = TIMED | {"W3A8": (3, 8), "W3A3": (3, 3), "W2A4": (2, 4), "W2A2": (2, 2)}
 # The model in the package.
 DEMO = "demo_vit"
 
