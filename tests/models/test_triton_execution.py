@@ -14,7 +14,7 @@ from tests.executions import SideBySide, both
 from tests.models.test_executions import RECIPES
 from tests.support import float_vit, images_for
 
-SCHEMES = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
+SCHEMES = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A3": (3, 3)}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -33,7 +33,8 @@ def demo_vit():
 
 
 @pytest.mark.parametrize(
-    "scheme", ["W4A4", *(pytest.param(name, marks=pytest.mark.slow) for name in ("W8A8", "W4A8"))]
+    "scheme",
+    ["W4A4", *(pytest.param(name, marks=pytest.mark.slow) for name in ("W8A8", "W4A8", "W3A3"))],
 )
 def test_a_trained_model_diverges_no_more_than_one_ulp_does(demo_vit, scheme):
     """One image runs through the kernels; what one ulp does is measured on many."""
