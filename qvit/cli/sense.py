@@ -43,10 +43,11 @@ _SHOWN = 10
     help="Where the JSON goes, and beside it a page with the picture [FOLDER/sense.json or out/MODEL-sense.json].",
 )  # fmt: skip
 def command(session: Session, target: str, **options: Any) -> Result:
-    """Measure how far every Linear of MODEL moves the answers when it alone is in low bits, without data.
+    """Measure how far every layer of MODEL moves the answers when it alone is in low bits, without data.
 
-    KL from the float model and agreement with it are taken on synthetic images. The layers that are worst are suggested
-    for `qvit quantize --exclude`, which keeps them at 8 bits; attention products stay in the recipe's bits. A quantized
+    Layers are the Linears, and attention products where the recipe has them below 8 bits. KL from the float model and
+    agreement with it are taken on synthetic images. Layers that stand out are suggested for `qvit quantize --exclude`,
+    which keeps them at 8 bits, if the model without them was measured to come closer to the float one. A quantized
     FOLDER is measured by its own recipe, on its float model; the result is kept in it for `qvit report`.
     """
     from qvit import sensitivity
@@ -125,7 +126,7 @@ def _render(found: Mapping[str, Any]) -> str:
         lines.append(f"and {len(layers) - _SHOWN} more, in the JSON")
     if not found["exclude"]:
         return "\n".join(
-            [*lines, "", "no layer stands out: none is worth 8 bits more than the others"]
+            [*lines, "", "nothing to exclude: no layer stands out that is surely worth 8 bits"]
         )
     patterns = " ".join(f"--exclude {name}" for name in found["exclude"])
     return "\n".join(
