@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
-from qvit.cli.kept import SENSITIVITY, keep_beside
+from qvit.cli.kept import keep_beside
 from qvit.cli.outputs import check_file, write_text
 from qvit.cli.session import Result, Session, tabulate, verb
 from qvit.cli.target import announce, as_folder, name_folder
 from qvit.errors import InputError, UsageError
+from qvit.kept import SENSITIVITY
 
 _COLUMNS = {
     "name": "layer",
@@ -56,7 +57,9 @@ def command(session: Session, target: str, **options: Any) -> Result:
     folder = as_folder(target)
     recipe = _read_recipe(folder, options)
     source = _find_source(target, folder, options["weights"])
-    out = options["out"] or (None if folder else Path("out") / f"{name_folder(target)}-sense.json")
+    out = options["out"] or (
+        None if folder else Path("out") / f"{name_folder(target)}-{SENSITIVITY}"
+    )
     if out is not None:
         if out.suffix in (".html", ".htm"):
             raise UsageError(f"-o {out}: name the JSON; the page is written beside it")

@@ -10,6 +10,7 @@ from typing import Any
 from qvit.deployment import checkpoint
 from qvit.deployment.provenance import read_architecture
 from qvit.errors import InputError
+from qvit.kept import EVALUATION, LATENCY, SCHEMA_VERSIONS, SENSITIVITY
 from qvit.report.evidence import Run, Trace
 from qvit.synthesis import training
 
@@ -140,16 +141,14 @@ def read_folder(path: Path) -> Folder:
         license_note=note if described["license"] and source.non_commercial else "",
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
         run=checkpoint.read_run(path),
-        evaluation=_read_kept(path / "eval.json", "top1", "qvit eval"),
-        latency=_read_kept(path / "bench.json", "rows", "qvit bench", schema=2),
-        sensitivity=_read_kept(path / "sense.json", "layers", "qvit sense", schema=1),
+        evaluation=_read_kept(path / EVALUATION, "top1", "qvit eval"),
+        latency=_read_kept(path / LATENCY, "rows", "qvit bench"),
+        sensitivity=_read_kept(path / SENSITIVITY, "layers", "qvit sense"),
     )
 
 
-def _read_kept(
-    path: Path, key: str, verb: str, schema: int | None = None
-) -> Mapping[str, Any] | None:
-    """schema: The version that the page is made from; None for records that have none."""
+def _read_kept(path: Path, key: str, verb: str) -> Mapping[str, Any] | None:
+    """A record of the schema that the page is made from; None where it is not there. `key`: What it must have."""
     if not path.is_file():
         return None
     try:
@@ -160,6 +159,7 @@ def _read_kept(
         ) from error
     if not isinstance(found, dict) or key not in found:
         raise InputError(f"{path} is no result of `{verb}`; remove it, or measure again")
+    schema = SCHEMA_VERSIONS.get(path.name)
     if schema is not None and found.get("schema_version") != schema:
         raise InputError(
             f"{path} has schema version {found.get('schema_version')!r}, and this qvit reads {schema}; remove it, or "

@@ -15,6 +15,7 @@ from qvit import zoo
 from qvit.deployment.checkpoint import RECIPE
 from qvit.distillation.divergence import soft_divergence
 from qvit.errors import InputError, UsageError
+from qvit.kept import SCHEMA_VERSIONS, SENSITIVITY
 from qvit.models.floating import Float
 from qvit.models.timm_import import read_model
 from qvit.models.vit import ViT
@@ -23,7 +24,6 @@ from qvit.sensitivity.mixtures import Mixtures, block_of, streams_of
 from qvit.synthesis.leaves import draw_pictures
 from qvit.zoo import Source
 
-SCHEMA_VERSION = 1
 # Suggested are layers that bring more than so many times what the median one does, at most this share of them.
 _TIMES, _SHARE = 2.0, 0.10
 
@@ -97,7 +97,7 @@ def measure_sensitivity(
         outliers, low, found, lambda names: _ask(mixtures, mixtures.low, names, parts)
     )
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSIONS[SENSITIVITY],
         "model": source.timm_name,
         "scheme": recipe.scheme,
         "images": len(pictures),

@@ -54,7 +54,7 @@ def test_report_of_a_folder(tiny_quantized, tmp_path, capsys):
         files["json"],
         *(a for k in ("csv", "md", "html") for a in (f"--{k}", files[k])),
     ]
-    backends = ["--backend", "cpu,reference", "--no-footprint", "--agreement", "8"]
+    backends = ["--backend", "cpu,reference", "--no-footprint", "--agreement", "8", "--samples"]
     assert run([str(a) for a in (*arguments, *outputs, *backends, "--json")]) == 0
     found = json.loads(capsys.readouterr().out)
     names = ["fp32", "fp32-compile", "qvit-w4a4-cpu", "qvit-w4a4-reference"]
@@ -69,6 +69,11 @@ def test_report_of_a_folder(tiny_quantized, tmp_path, capsys):
         assert row["device_ms"] is None
         assert row["agree_top1_with_float"] is not None
         assert len(row["rounds_ms"]) == 2
+        assert [len(turn) for turn in row["raw_samples"]] == [row["iters"] // 2] * 2
+        samples = [sample for turn in row["raw_samples"] for sample in turn]
+        assert sum(samples) / len(samples) == pytest.approx(times["mean"], abs=1e-4)
+        assert (row["model"], row["warmup"]) == (tiny_quantized.name, 3)
+        assert row["resolved_name"].startswith("vit_tiny_patch16_224")
     assert found["rows"][0]["agree_top1_with_float"] == 100.0
     own = found["rows"][2]
     assert set(own["speedup_vs"]) == {"fp32", "fp32-compile", "best_float"}
@@ -82,6 +87,7 @@ def test_report_of_a_folder(tiny_quantized, tmp_path, capsys):
     assert {
         "created",
         "command",
+        "commit",
         "versions",
         "machine",
         "rates",
@@ -257,6 +263,8 @@ def test_a_float_model_alone(tiny_model):
     subject = Subject(model=f"local-dir:{tiny_model}")
     found = bench(subject, Request(baselines=("fp32", "fp32-compile"), **QUICK), progress=False)
     assert (found["scheme"], found["folder"], found["layers"]) == (None, None, [])
+    assert {row["model"] for row in found["rows"]} == {f"local-dir:{tiny_model}"}
+    assert all(row["raw_samples"] is None for row in found["rows"])
     assert all(row["agree_top1_with_float"] is None for row in found["rows"])
 
 
