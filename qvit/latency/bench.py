@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,10 @@ def _try(runner: Runner, images: Tensor, device: str) -> float:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Compilers and exporters warn about their own internals; none of it is about the user's model."""
+    """Compilers and exporters warn about their own internals, and draw bars where the report may be piped; none of it
+    is about the user's model.
+    """
+    import io
     import logging
     import warnings
 
@@ -221,7 +224,7 @@ def _quiet_libraries() -> Iterator[None]:
         for name in ("torch.onnx", "onnxruntime", "nncf", "root", "onnxscript")
     ]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

@@ -22,6 +22,7 @@ from qvit.models.vit import ViT
 from qvit.recipe import Recipe, load_recipe
 from qvit.sensitivity.mixtures import Mixtures, block_of, streams_of
 from qvit.synthesis.leaves import draw_pictures
+from qvit.synthesis.seeds import generator_for
 from qvit.zoo import Source
 
 # Suggested are layers that bring more than so many times what the median one does, at most this share of them.
@@ -72,7 +73,7 @@ def measure_sensitivity(
     vit = read_model(zoo.load(source, seed=recipe.seed), source.pretrained_cfg)
     if vit.head is None:
         raise UsageError(f"{source.name} has no classes, and sensitivity is about those it sees")
-    pictures = draw_pictures(vit.config, request.images, "sense")
+    pictures = draw_pictures(vit.config, request.images, generator_for(0, "sense", 0))
     parts = pictures.split(request.batch)
     mixtures = Mixtures(vit, recipe)
     total = 2 * len(mixtures.names) * len(parts)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from qvit.latency import bench as bench_function
 from qvit.latency.footprint import take
 from qvit.latency.variants import FLOAT, RIVALS
 
-BENCH = __import__("sys").modules[bench_function.__module__]
+BENCH = sys.modules[bench_function.__module__]
 QUICK = {"rounds": 2, "footprint": False, "agreement": 0}
 
 
@@ -185,6 +186,19 @@ def test_compiled_variant_that_fails_is_left_out(tiny_quantized, monkeypatch):
     assert [entry["reason"] for entry in found["left_out"]] == [
         "failed: RuntimeError: cannot compile"
     ]
+
+
+def test_what_libraries_print_does_not_get_into_the_report(tiny_copy, monkeypatch, capsys):
+    """With --json stdout is one object, whatever a converter draws there."""
+
+    def chatter(model, **_):
+        sys.stdout.write("compiling: 100 %\n")
+        return model
+
+    monkeypatch.setattr(torch, "compile", chatter)
+    arguments = ["--batch", "1", "--baseline", "fp32-compile", "--rounds", "1", "--no-footprint"]
+    assert run(["bench", str(tiny_copy), *arguments, "--agreement", "0", "--json", "-q"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 2
 
 
 def test_a_batch_size_that_fails_leaves_the_smaller_ones(tiny_quantized, monkeypatch):

@@ -41,7 +41,7 @@ def test_nothing_measured_yet(tiny_copy, capsys):
     assert run(["report", str(tiny_copy), "-q", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["kind"] == "quantized"
-    assert sections(tiny_copy) == ["bits", "provenance", "missing"]
+    assert sections(tiny_copy) == ["synthesis", "bits", "provenance", "missing"]
     text = (tiny_copy / "report.md").read_text()
     for command in ("qvit eval tiny-w4a4", "qvit bench tiny-w4a4", "qvit sense tiny-w4a4"):
         assert command in text
@@ -56,7 +56,7 @@ def test_everything_measured(tiny_copy, tiny_images, capsys):
     assert found["summary"]["A pass"] == "2.00\u202fms"
     assert found["summary"]["Speed"] == "2.00x"
     assert sections(tiny_copy) == [
-        "accuracy", "latency", "why", "layers", "sensitivity", "bits", "provenance", "machine",
+        "accuracy", "latency", "why", "layers", "sensitivity", "synthesis", "bits", "provenance", "machine",
     ]  # fmt: skip
     html, text = (tiny_copy / "report.html").read_text(), (tiny_copy / "report.md").read_text()
     assert html.count("<svg") >= 4
