@@ -25,7 +25,8 @@ def judge(found: Mapping[str, Any]) -> list[str]:
             sentences += _explain(found, name, batch)
         sentences += _say_bits(found, name)
     sentences += _say_rates(found) if own else _name_best(found)
-    return [*sentences, *_say_unsteady(rows), *_say_unknown(found)]
+    # the same slow path, once, however many batch sizes take it
+    return list(dict.fromkeys([*sentences, *_say_unsteady(rows), *_say_unknown(found)]))
 
 
 def _of(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:

@@ -153,3 +153,12 @@ def test_a_float_model_alone():
     assert "Batch 1: bf16-compile is the fastest of 2, 1.00 ms" in said(
         [row("fp32", 1, 2.0), row(FAST, 1, 1.0)]
     )
+
+
+def test_a_slow_path_of_every_batch_size_is_said_once():
+    layers = [
+        layer("blocks.0.mlp.fc1", 1.0, 0.5, batch=batch, reason="no VNNI") for batch in (1, 8)
+    ]
+    text = said([row(OWN, 1, 1.0), row(OWN, 8, 1.0)], layers)
+    assert text.count("Slow path: no VNNI.") == 1
+    assert text.count("of the time are layers") == 2

@@ -9,6 +9,7 @@ from qvit.cli import run
 from qvit.errors import InputError
 from qvit.latency import compare_reports
 from qvit.report import describe_latency, write_report
+from qvit.report import latency as latency_page
 from qvit.report.wording import megabytes, milliseconds, shortly
 from tests.latency.reports import layer, ratio, report, row
 
@@ -140,3 +141,10 @@ def test_numbers_have_three_digits_that_count():
     ]  # fmt: skip
     assert milliseconds(7.153) == "7.15\u202fms"
     assert megabytes(5_712_345) == "5.71\u202fMB"
+
+
+def test_a_slower_model_is_not_called_fast():
+    found = latency()
+    found["rows"][-1]["speedup_vs"]["best_float"] = ratio(0.25)
+    key = next(key for key in latency_page.list_keys(found) if key.label == "Time")
+    assert (key.value, key.detail) == ("4.00x", "that of the fastest float model")

@@ -14,7 +14,7 @@ from qvit.report.page import (
     Key,
     Notice,
     Panels,
-    Paragraph,
+    Points,
     Section,
     Table,
 )
@@ -57,8 +57,9 @@ def explain_latency(report: Mapping[str, Any]) -> Section | None:
     """The verdict: which bound holds, what share is gaps, and from which batch size low bits pay."""
     if not report["verdict"]:
         return None
-    sentences = [Paragraph(sentence) for sentence in report["verdict"][1:]]
-    return Section("why", "Why", report["verdict"][0], sentences, {"verdict": report["verdict"]})
+    lead, *others = report["verdict"]
+    blocks = [Points(others)] if others else []
+    return Section("why", "Why", lead, blocks, {"verdict": report["verdict"]})
 
 
 def find_own(report: Mapping[str, Any], batch: int | None = None) -> Mapping[str, Any] | None:
@@ -82,7 +83,7 @@ def key_of_speed(row: Mapping[str, Any]) -> Key | None:
     value = ratio["ratio"]
     if value >= 1:
         return Key("Speed", f"{shortly(value)}x", "that of the fastest float model")
-    return Key("Speed", f"{shortly(1 / value)}x slower", "than the fastest float model")
+    return Key("Time", f"{shortly(1 / value)}x", "that of the fastest float model")
 
 
 def _lead(report: Mapping[str, Any]) -> str:
@@ -95,7 +96,7 @@ def _lead(report: Mapping[str, Any]) -> str:
     )
     return (
         f"On {place}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, torch {machine['torch']}, "
-        f"{report['rounds']} rounds. {clock}"
+        f"{report['rounds']} round{'s' if report['rounds'] > 1 else ''}. {clock}"
     )
 
 
