@@ -1,14 +1,13 @@
 """Cells of a suite: measured once, kept as JSON files that say how they came about."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from qvit.machine import describe_machine, package_versions
+from qvit.machine import describe_machine, package_versions, source_commit
 
 ROOT = Path(__file__).resolve().parent.parent
 Cell = tuple[str, Callable[[], dict[str, Any]]]
@@ -40,19 +39,10 @@ def circumstances() -> dict[str, Any]:
     return {
         "command": " ".join(["python", *sys.argv]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": source_commit(),
         "versions": package_versions(),
         "machine": describe_machine(),
     }
-
-
-def _commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError:  # a machine that was handed the tree alone has no git
-        return None
-    return done.stdout.strip() or None
 
 
 def write_whole(path: Path, text: str) -> None:

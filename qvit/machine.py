@@ -157,17 +157,50 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def describe_clocks() -> dict[str, str] | None:
-    """What the driver says of the first card's clocks, power limit, persistence and error correction; None without."""
-    fields = "driver_version,clocks.sm,clocks.mem,power.limit,persistence_mode,ecc.mode.current"
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "-i", "0"]
+# What is said of a card, and what the driver calls it.
+_CARD = {
+    "name": "name",
+    "sm": "compute_cap",
+    "mem": "memory.total",
+    "clock_sm": "clocks.sm",
+    "clock_mem": "clocks.mem",
+    "power_limit": "power.limit",
+    "persistence": "persistence_mode",
+    "ecc": "ecc.mode.current",
+    "driver": "driver_version",
+}
+
+
+def describe_card(index: int = 0) -> dict[str, str] | None:
+    """What the driver says of a card, in its own words: name, compute capability, memory, clocks, power limit,
+    persistence, error correction, and its own version; None without a driver.
+    """
+    command = ["nvidia-smi", f"--query-gpu={','.join(_CARD.values())}", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(
+            [*command, "-i", str(index)], capture_output=True, text=True, timeout=20, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     values = [value.strip() for value in done.stdout.split(",")]
-    names = fields.split(",")
-    return dict(zip(names, values, strict=True)) if len(values) == len(names) else None
+    return dict(zip(_CARD, values, strict=True)) if len(values) == len(_CARD) else None
+
+
+def source_commit() -> str | None:
+    """The commit of the checkout that this program runs from, with "-dirty" where files differ from it; None for an
+    installed package, or without git.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # site-packages may lie in a checkout of something else
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
 
 
 def name_machine() -> str:

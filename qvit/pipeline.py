@@ -23,6 +23,7 @@ from qvit.distillation.pool import Pool
 from qvit.distillation.reconstruction import reconstruct
 from qvit.distillation.stage import makes_own_images, plan_training, train
 from qvit.errors import UsageError
+from qvit.kept import images_beside, rounding_beside, training_beside
 from qvit.machine import package_versions
 from qvit.models.calibration import set_weight_ranges
 from qvit.models.config import ViTConfig
@@ -177,21 +178,6 @@ def _round(
         return []
     settings, folder = weights.reconstruction, rounding_beside(out)
     return reconstruct(vit, simulated, pool, settings, seed=recipe.seed, folder=folder, done=done)
-
-
-def images_beside(out: Path) -> Path:
-    """Where the optimised images of a model that is written to `out` are: out/deit_s-w4a4-images."""
-    return out.with_name(f"{out.name}-images")
-
-
-def rounding_beside(out: Path) -> Path:
-    """Where the finished blocks of a model are whose rounding is learned: out/deit_s-w4a4-rounding."""
-    return out.with_name(f"{out.name}-rounding")
-
-
-def training_beside(out: Path) -> Path:
-    """Where state and log of a model's training are: out/deit_s-w4a4-training."""
-    return out.with_name(f"{out.name}-training")
 
 
 def _check_recipe(recipe: Recipe) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 # ms is repeated.
 TURN_SECONDS = 0.2
 MAX_CALLS_A_TURN = 100
+WARMUP = 3  # calls of each that are not counted, before the first round
 
 
 # A ratio whose interval is wider than this share of it may come out as much different the next time.
@@ -165,7 +166,7 @@ def measure(
     callables: Mapping[str, Callable[[], object]],
     *,
     rounds: int = 10,
-    warmup: int = 3,
+    warmup: int = WARMUP,
     device: str = "cpu",
     waiting: bool = False,
     turn_seconds: float | None = None,

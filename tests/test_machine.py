@@ -1,5 +1,7 @@
 """What this machine is: processor, memory, packages, and its name."""
 
+import subprocess
+
 from qvit import machine
 
 
@@ -48,11 +50,43 @@ def test_a_machine_is_named_by_what_int8_depends_on(monkeypatch):
     assert describe(features=["avx2"]) == "amd-epyc-tm-2-cores-without-vnni"
 
 
-def test_no_driver_says_nothing_of_clocks(monkeypatch):
+def test_no_driver_says_nothing_of_cards(monkeypatch):
     monkeypatch.setattr(
         machine.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(OSError())
     )
-    assert machine.describe_clocks() is None
+    assert machine.describe_card() is None
+
+
+def test_a_card_is_described_as_its_driver_does(monkeypatch):
+    answer = (
+        "NVIDIA H200, 9.0, 143771 MiB, 1980 MHz, 3201 MHz, 700.00 W, Enabled, Enabled, 580.95\n"
+    )
+    asked = []
+
+    def run(command, **_):
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout=answer)
+
+    monkeypatch.setattr(machine.subprocess, "run", run)
+    found = machine.describe_card(1)
+    assert asked[0][-2:] == ["-i", "1"]
+    assert (found["name"], found["sm"], found["driver"]) == ("NVIDIA H200", "9.0", "580.95")
+    assert (found["clock_sm"], found["ecc"]) == ("1980 MHz", "Enabled")
+
+
+def test_the_commit_is_that_of_the_checkout(monkeypatch, tmp_path):
+    here = tmp_path / "clone"
+    (here / "qvit").mkdir(parents=True)
+    monkeypatch.setattr(machine, "__file__", str(here / "qvit" / "machine.py"))
+    assert machine.source_commit() is None  # an installed package
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", "-C", str(here)]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"], ["tag", "v1"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert machine.source_commit() == head.stdout[:12]
+    (here / "new").write_text("")
+    subprocess.run([*git, "add", "new"], check=True)
+    assert machine.source_commit() == f"{head.stdout[:12]}-dirty"
 
 
 def test_the_cache_is_the_users(monkeypatch, tmp_path):

@@ -13,6 +13,7 @@ from qvit.cli.outputs import check_file, write_text
 from qvit.cli.session import Result, Session, tabulate, verb
 from qvit.cli.target import as_folder
 from qvit.errors import InputError, UsageError
+from qvit.kept import BEST_FLOAT, LATENCY, is_own
 
 _COLUMNS = {
     "batch": "batch",
@@ -52,6 +53,7 @@ logger = logging.getLogger("qvit")
     "--footprint/--no-footprint", default=True, show_default=True,
     help="Memory, loading and first calls: a process a variant.",
 )  # fmt: skip
+@click.option("--samples", is_flag=True, help="Keep the time of every call in the JSON.")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="FILE",
     help="Where the JSON goes [FOLDER/bench.json].",
@@ -103,6 +105,7 @@ def command(session: Session, target: str, **options: Any) -> Result:
         seed=options["seed"],
         footprint=options["footprint"],
         agreement=options["agreement"],
+        samples=options["samples"],
     )
     gates = {"fail_slower": _percentage(options), "min_speedup": _least(options["min_speedup"])}
     files = _check_files(options)
@@ -208,7 +211,7 @@ def _write(
     What it was compared with stays: a slower model would become the measure of the next one.
     """
     from qvit import latency
-    from qvit.cli.kept import LATENCY, keep_beside
+    from qvit.cli.kept import keep_beside
     from qvit.deployment import checkpoint
     from qvit.report import describe_latency
 
@@ -229,10 +232,10 @@ def _write(
 def _render(found: Mapping[str, Any]) -> str:
     machine = found["machine"]
     rows = [
-        row | row["latency_ms"] | {"speedup": row["speedup_vs"].get("best_float", {}).get("ratio")}
+        row | row["latency_ms"] | {"speedup": row["speedup_vs"].get(BEST_FLOAT, {}).get("ratio")}
         for row in found["rows"]
     ]
-    title = " ".join(filter(None, [found["model"], found["scheme"]]))
+    title = " ".join(filter(None, [found["resolved_name"], found["scheme"]]))
     place = machine["gpu"] if not found["device"].startswith("cpu") else machine["cpu"]
     shown = {
         key: head for key, head in _COLUMNS.items() if any(row.get(key) is not None for row in rows)
@@ -270,7 +273,7 @@ def _render_against(against: Mapping[str, Any] | None) -> list[str]:
         f"  {row['variant']}, batch {row['batch']}: {100 * abs(row['slower']):.1f} % "
         f"{'slower' if row['slower'] > 0 else 'faster'}"
         for row in against["rows"]
-        if row["variant"].startswith("qvit-")
+        if is_own(row["variant"])
     ]
     slower = [layer for layer in against["layers"] if layer["name"] in against["slower_layers"]]
     lines += [

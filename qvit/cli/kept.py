@@ -1,4 +1,4 @@
-"""What verbs keep beside a model: eval.json, bench.json, sense.json, from which `qvit report` makes its page."""
+"""Keep what a verb has found beside the model, for the page that `qvit report` makes of it."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-EVALUATION, LATENCY, SENSITIVITY = "eval.json", "bench.json", "sense.json"
+from qvit.kept import EVALUATION
 
 logger = logging.getLogger("qvit")
 

@@ -11,7 +11,7 @@ from qvit.cli.quantities import read_quantity
 from qvit.cli.session import Result, Session, outline, verb
 from qvit.cli.target import announce, name_folder
 from qvit.errors import UsageError
-from qvit.recipe import BUDGETS, Recipe, load_recipe, preset_names
+from qvit.recipe import BUDGETS, Recipe, keep_wide, load_recipe, preset_names
 
 
 @verb("quantize")
@@ -81,7 +81,7 @@ def command(session: Session, model: str, **options: Any) -> Result:
     settings = list(options["settings"])
     if options["seed"] is not None:
         settings.append(f"seed={options['seed']}")
-    settings += map(_kept_wide, options["exclude"])
+    settings += [f"layers.{name}={bits}" for name, bits in map(keep_wide, options["exclude"])]
     limits = _limits(options)
     bits = _start(options, limits)
     recipe = load_recipe(options["recipe_name"], *bits, options["budget"])
@@ -116,12 +116,6 @@ def command(session: Session, model: str, **options: Any) -> Result:
     )
     summary = {**summary, **found}
     return Result(summary, outline(summary))
-
-
-def _kept_wide(pattern: str) -> str:
-    """The recipe's setting that keeps layers of a name at 8 bits; attention products have no weights."""
-    bits = "A8" if pattern.rpartition(".")[2] == "attn" else "W8A8"
-    return f"layers.{pattern}={bits}"
 
 
 def _limits(options: Mapping[str, Any]) -> dict[str, float]:

@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
-from qvit.cli.kept import SENSITIVITY, keep_beside
+from qvit.cli.kept import keep_beside
 from qvit.cli.outputs import check_file, write_text
 from qvit.cli.session import Result, Session, tabulate, verb
 from qvit.cli.target import announce, as_folder, name_folder
 from qvit.errors import InputError, UsageError
+from qvit.kept import SENSITIVITY
 
 _COLUMNS = {
     "name": "layer",
@@ -43,10 +44,11 @@ _SHOWN = 10
     help="Where the JSON goes, and beside it a page with the picture [FOLDER/sense.json or out/MODEL-sense.json].",
 )  # fmt: skip
 def command(session: Session, target: str, **options: Any) -> Result:
-    """Measure how far every Linear of MODEL moves the answers when it alone is in low bits, without data.
+    """Measure how far every layer of MODEL moves the answers when it alone is in low bits, without data.
 
-    KL from the float model and agreement with it are taken on synthetic images. The layers that are worst are suggested
-    for `qvit quantize --exclude`, which keeps them at 8 bits; attention products stay in the recipe's bits. A quantized
+    Layers are the Linears, and attention products where the recipe has them below 8 bits. KL from the float model and
+    agreement with it are taken on synthetic images. Layers that stand out are suggested for `qvit quantize --exclude`,
+    which keeps them at 8 bits, if the model without them was measured to come closer to the float one. A quantized
     FOLDER is measured by its own recipe, on its float model; the result is kept in it for `qvit report`.
     """
     from qvit import sensitivity
@@ -55,7 +57,9 @@ def command(session: Session, target: str, **options: Any) -> Result:
     folder = as_folder(target)
     recipe = _read_recipe(folder, options)
     source = _find_source(target, folder, options["weights"])
-    out = options["out"] or (None if folder else Path("out") / f"{name_folder(target)}-sense.json")
+    out = options["out"] or (
+        None if folder else Path("out") / f"{name_folder(target)}-{SENSITIVITY}"
+    )
     if out is not None:
         if out.suffix in (".html", ".htm"):
             raise UsageError(f"-o {out}: name the JSON; the page is written beside it")
@@ -125,7 +129,7 @@ def _render(found: Mapping[str, Any]) -> str:
         lines.append(f"and {len(layers) - _SHOWN} more, in the JSON")
     if not found["exclude"]:
         return "\n".join(
-            [*lines, "", "no layer stands out: none is worth 8 bits more than the others"]
+            [*lines, "", "nothing to exclude: no layer stands out that is surely worth 8 bits"]
         )
     patterns = " ".join(f"--exclude {name}" for name in found["exclude"])
     return "\n".join(

@@ -7,6 +7,7 @@ from qvit import zoo
 from qvit.latency.floats import Runner
 from qvit.models.timm_import import read_config
 from qvit.synthesis.leaves import draw_pictures
+from qvit.synthesis.seeds import generator_for
 from qvit.zoo import Source
 
 
@@ -14,7 +15,7 @@ def draw_for(source: Source, count: int) -> Tensor:
     """Dead leaves, normalised for the model: fp32 [count, C, H, W]."""
     with torch.device("meta"):
         config = read_config(zoo.build(source), source.pretrained_cfg)
-    return draw_pictures(config, count, "bench")
+    return draw_pictures(config, count, generator_for(0, "bench", 0))
 
 
 def answer(runner: Runner, images: Tensor, batch: int, device: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qvit import machine
 from qvit.deployment.placement import require_device, resolve_backend
+from qvit.kept import LATENCY, SCHEMA_VERSIONS
 from qvit.latency.agreement import answer, draw_for, find_agreement
-from qvit.latency.circumstances import describe_run, find_warnings
-from qvit.latency.comparison import SCHEMA_VERSION
+from qvit.latency.circumstances import describe_run, find_warnings, warn_of_variation
 from qvit.latency.floats import FloatModels, Runner
 from qvit.latency.footprint import Nursery
 from qvit.latency.launches import count_launches
@@ -45,10 +44,12 @@ class _Entry:
 def bench(subject: Subject, request: Request, *, progress: bool = True) -> dict[str, Any]:
     """Time a model and its rivals in turns, and say why they take what they take.
 
-    Returns the report, plain values. `rows`, one a variant and batch size: `variant`, `storage_bits`, `compute_dtype`,
-    `mode`, `batch`, `img_size`, `latency_ms` {mean, std, min, p50, p90, p95, p99, max, ci95}, `device_ms` (the same by
-    the device's clock; None on a CPU, where it is the same), `images_per_s`, `calls`, `rounds_ms` (each round's
-    median), `speedup_vs` {float variant: {ratio, low, high, spread, steady}}, `peak_mem_mb`, `weights_mb`, `load_s`,
+    Returns the report, plain values. `rows`, one a variant and batch size: `model` (as it was asked for),
+    `resolved_name` (timm's, with its tag), `variant`, `storage_bits`, `compute_dtype`, `mode`, `batch`, `img_size`,
+    `iters` and `warmup` (calls counted, and not), `latency_ms` {mean, std, min, p50, p90, p95, p99, max, ci95},
+    `device_ms` (the same by the device's clock; None on a CPU, where it is the same), `images_per_s`, `rounds_ms` (each
+    round's median), `raw_samples` (every call's time by round, where asked for), `speedup_vs` {float variant or
+    "best_float": {ratio, low, high, spread, steady}}, `peak_mem_mb`, `weights_mb`, `load_s`,
     `first_call_s` (with compilers' caches on the disk filled), `launch_count`, `agree_top1_with_float`. `layers`, and
     `kinds` (those of all blocks together): see steps.py. `verdict`, `warnings`: sentences. `left_out`: variants with
     `reason` and `command`. What cannot be measured is None.
@@ -88,6 +89,9 @@ def _bench(
             rows, layers = [], []
             for batch in request.batches:
                 rows += _time(entries, batch, images[batch], request, bar)
+            rows = [
+                {"model": subject.name, "resolved_name": source.timm_name, **row} for row in rows
+            ]
             for entry in entries.values():
                 if entry.own is not None:
                     for batch in request.batches:
@@ -95,10 +99,12 @@ def _bench(
             _add_answers(rows, entries, subject, request, bar)
             if request.footprint:
                 warnings += _add_footprints(rows, subject, request, Path(work), bar)
+            warnings += warn_of_variation(rows)
     found = {
-        "schema_version": SCHEMA_VERSION,
-        **describe_run(),
-        "model": source.timm_name,
+        "schema_version": SCHEMA_VERSIONS[LATENCY],
+        **describe_run(request.device),
+        "model": subject.name,
+        "resolved_name": source.timm_name,
         "scheme": _scheme(entries),
         "folder": None if subject.folder is None else str(subject.folder),
         "float_weights": subject.weights is not None,
@@ -112,7 +118,6 @@ def _bench(
         "kinds": sum_by_kind(layers),
         "left_out": left_out,
         "warnings": warnings,
-        "machine": machine.describe_machine(),
     }
     return found | {"verdict": judge(found)}
 
@@ -207,7 +212,10 @@ def _try(runner: Runner, images: Tensor, device: str) -> float:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Compilers and exporters warn about their own internals; none of it is about the user's model."""
+    """Compilers and exporters warn about their own internals, and draw bars where the report may be piped; none of it
+    is about the user's model.
+    """
+    import io
     import logging
     import warnings
 
@@ -216,7 +224,7 @@ def _quiet_libraries() -> Iterator[None]:
         for name in ("torch.onnx", "onnxruntime", "nncf", "root", "onnxscript")
     ]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
@@ -249,7 +257,7 @@ def _time(
                 "mode": entry.mode,
                 "batch": batch,
                 "img_size": images.shape[-1],
-                **watch.to_dict(batch),
+                **watch.to_dict(batch, samples=request.samples),
                 "speedup_vs": compared[name],
                 "weights_mb": None if runner.weight_bytes is None else runner.weight_bytes / 1e6,
                 "launch_count": count_launches(

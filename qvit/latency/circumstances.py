@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,25 @@ from qvit import __version__, machine
 # Cores' worth of work that somebody else does, of each core: more, and times are no longer this program's.
 _BUSY = 0.25
 _LISTENED = 0.3  # seconds
+_VARYING = 0.10
 
 
-def describe_run() -> dict[str, Any]:
-    """`created`, `command`, and the `versions` that a time depends on."""
+def describe_run(device: str) -> dict[str, Any]:
+    """`created`, `command`, `commit`, the `versions` that a time depends on, the `gpu` where it is one, and the
+    `machine` around it.
+    """
+    card, index = None, device.partition(":")[2]
+    if device.startswith("cuda"):
+        card = machine.describe_card(int(index or 0))
+    described = machine.describe_machine()
+    driver = {"cuda": described["cuda"], "driver": card["driver"] if card else None}
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["qvit", *sys.argv[1:]]),
-        "versions": {"qvit": __version__} | machine.package_versions(),
-        "gpu": machine.describe_clocks(),
+        "commit": machine.source_commit(),
+        "versions": {"qvit": __version__} | machine.package_versions() | driver,
+        "gpu": card,
+        "machine": described,
     }
 
 
@@ -40,6 +51,24 @@ def find_warnings(device: str) -> list[str]:
         if others:
             found.append(f"{others} other process(es) use the card: times are too long")
     return found
+
+
+def warn_of_variation(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence about the rows of a report whose times vary much from call to call, if there are any."""
+    found = {
+        f"{row['variant']} at batch {row['batch']}": row["latency_ms"]["std"]
+        / row["latency_ms"]["mean"]
+        for row in rows
+    }
+    varying = [name for name, share in found.items() if share > _VARYING]
+    if not varying:
+        return []
+    most = max(varying, key=lambda name: found[name])
+    return [
+        f"the times of {len(varying)} of {len(rows)} rows vary by more than {100 * _VARYING:.0f} % from call to call "
+        f"(standard deviation over mean), most those of {most}: {100 * found[most]:.0f} %. Something else was at work, "
+        "or a clock that is not fixed"
+    ]
 
 
 def is_busy() -> bool:

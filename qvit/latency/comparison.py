@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qvit.errors import InputError
-from qvit.latency.variants import FLOAT
+from qvit.kept import LATENCY, SCHEMA_VERSIONS, is_float
 from qvit.timing import Ratio, ratio_between
 
-# Of reports; an earlier one of another cannot be compared.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = SCHEMA_VERSIONS[LATENCY]
 # A layer is named where it is slower by more than this share, beyond what all layers are.
 _NAMED = 0.10
 
@@ -34,7 +33,7 @@ def compare_reports(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[s
         pairs = _pairs(now, before, batch)
         if not pairs:
             continue
-        floats = [(new, old) for new, old in pairs if new["variant"] in FLOAT]
+        floats = [(new, old) for new, old in pairs if is_float(new["variant"])]
         yards = None
         drifts[str(batch)] = None
         if floats:
@@ -75,10 +74,15 @@ def check_earlier(before: Any, *, model: str, scheme: str | None, device: str) -
         raise InputError(
             f"--against: the report is broken ({type(error).__name__}: {error}); make it anew with `qvit bench -o`"
         ) from error
-    for name, wanted in (("model", model), ("scheme", scheme), ("device", device)):
-        if before.get(name) != wanted:
+    expected = (
+        ("model", "resolved_name", model),
+        ("scheme", "scheme", scheme),
+        ("device", "device", device),
+    )
+    for name, field, wanted in expected:
+        if before.get(field) != wanted:
             raise InputError(
-                f"--against: the report is of {name} {before.get(name)}, and this one will be of {wanted}; only "
+                f"--against: the report is of {name} {before.get(field)}, and this one will be of {wanted}; only "
                 "reports of the same are compared"
             )
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qvit.errors import GateError
+from qvit.kept import BEST_FLOAT, is_own
 from qvit.latency.comparison import name_slower
-from qvit.latency.measuring import BEST
 
 
 def find_missed_gate(
@@ -31,7 +31,7 @@ def find_missed_gate(
 
 
 def _own(rows: Any) -> Iterator[Mapping[str, Any]]:
-    return (row for row in rows if row["variant"].startswith("qvit-"))
+    return (row for row in rows if is_own(row["variant"]))
 
 
 def _find_too_slow(rows: Any, least: float) -> str | None:
@@ -39,7 +39,7 @@ def _find_too_slow(rows: Any, least: float) -> str | None:
     if not own:
         return "--min-speedup is a bound on a quantized folder, and none was timed"
     for row in own:
-        ratio = row["speedup_vs"].get(BEST)
+        ratio = row["speedup_vs"].get(BEST_FLOAT)
         if ratio is None:
             return (
                 "--min-speedup needs the fastest float model beside the folder, eager and compiled, and "

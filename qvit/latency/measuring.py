@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qvit import timing
-from qvit.latency.variants import FLOAT, compiled_twin
+from qvit.kept import BEST_FLOAT, compiled_twin, is_float
 from qvit.timing import Ratio, Timing
 
-BEST = "best_float"
 _PERCENTILES = (50, 90, 95, 99)
 
 
@@ -22,15 +21,21 @@ class Taken:
     wall: Timing
     device: Timing | None = None
 
-    def to_dict(self, batch: int) -> dict[str, Any]:
-        """Fields of a row."""
+    def to_dict(self, batch: int, *, samples: bool = False) -> dict[str, Any]:
+        """Fields of a row; `samples`: with the time of every call, round by round."""
         return {
+            "iters": len(self.wall.samples),
+            "warmup": timing.WARMUP,
             "latency_ms": describe(self.wall),
             "device_ms": None if self.device is None else describe(self.device),
             "images_per_s": batch / self.wall.median * 1000,
-            "calls": len(self.wall.samples),
             "rounds_ms": list(self.wall.medians),
+            "raw_samples": self._list_samples() if samples else None,
         }
+
+    def _list_samples(self) -> list[list[float]]:
+        """To a tenth of a microsecond, which is more than a clock tells."""
+        return [[round(sample, 4) for sample in turn] for turn in self.wall.rounds]
 
 
 def measure_calls(
@@ -69,7 +74,7 @@ def speedups(
 
     Nothing at all where the fastest was not timed compiled, too: against an eager one alone a speed-up says little.
     """
-    floats = [name for name in taken if name in FLOAT]
+    floats = [name for name in taken if is_float(name)]
     if not floats:
         return {name: {} for name in variants}
     best = min(floats, key=lambda name: taken[name].wall.median)
@@ -80,7 +85,7 @@ def speedups(
         ours = taken[name].wall
         ratios = {other: ours.ratio_to(taken[other].wall) for other in floats if other != name}
         if name != best:
-            ratios[BEST] = ours.ratio_to(taken[best].wall)
+            ratios[BEST_FLOAT] = ours.ratio_to(taken[best].wall)
         found[name] = {other: as_dict(ratio) for other, ratio in ratios.items()}
     return found
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qvit.deployment import QuantViT, storage
+from qvit.kept import name_own
 from qvit.latency.floats import Runner
 from qvit.models.vit import ViT
 
@@ -48,8 +49,7 @@ def open_folder(folder: Path, backend: str, device: str, batches: Sequence[int])
         weight_bytes=(folder / storage.WEIGHTS).stat().st_size,
         model=model,
     )
-    scheme = model.scheme.lower().replace(" ", "-")
-    return Quantized(f"qvit-{scheme}-{backend}", model, runner)
+    return Quantized(name_own(model.scheme, backend), model, runner)
 
 
 def stored_bits(vit: ViT) -> float:

@@ -28,6 +28,7 @@ class Request:
         seed: Of images, and of float weights where there are none.
         footprint: Whether memory, loading and first calls are measured, which takes a process a variant.
         agreement: Synthetic images on which answers are compared with the float model's; 0 for none.
+        samples: Whether rows keep the time of every call, at most 100 a round.
     """
 
     baselines: tuple[str, ...] = (ALL,)
@@ -38,6 +39,7 @@ class Request:
     seed: int = 0
     footprint: bool = True
     agreement: int = 64
+    samples: bool = False
 
     def __post_init__(self) -> None:
         known = (*FLOAT, *RIVALS)
@@ -91,6 +93,11 @@ class Subject:
         """Raises InputError for a folder that is no quantized model."""
         origin = find_origin(folder).source
         return cls(folder=folder, weights=None if origin is None else origin.weights)
+
+    @property
+    def name(self) -> str:
+        """What is timed, as it was called: the folder, or the model."""
+        return self.model or "" if self.folder is None else self.folder.resolve().name
 
     @property
     def source(self) -> Source:

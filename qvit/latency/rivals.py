@@ -126,12 +126,17 @@ class _Calibration:
 
 
 def tensorrt_fp16(floats: FloatModels, images: Tensor) -> Runner:
-    """TensorRT in fp16, through torch.compile's backend of Torch-TensorRT."""
+    """TensorRT in fp16, through torch.compile's backend of Torch-TensorRT.
+
+    Explicit typing takes the module's own precision; older versions would build an engine in fp32 without it, and
+    newer ones refuse the set of precisions that used to be asked for instead.
+    """
 
     def make() -> Runner:
         import_module("torch_tensorrt")
         model = floats.load().to(floats.device, torch.float16)
-        call = torch.compile(model, backend="tensorrt", dynamic=False)
+        options = {"use_explicit_typing": True}
+        call = torch.compile(model, backend="tensorrt", dynamic=False, options=options)
         plain = as_runner(model, torch.float16)
         return Runner(plain.prepare, call, plain.logits, plain.weight_bytes)
 

@@ -5,7 +5,8 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from qvit.latency.measuring import BEST
+from qvit.kept import BEST_FLOAT
+from qvit.latency.variants import FLOAT
 
 # timm's benchmark.py writes these, so that the file drops into sheets that are there already.
 _TIMM: tuple[str, ...] = (
@@ -18,13 +19,16 @@ _TIMM: tuple[str, ...] = (
 )
 _OWN: tuple[str, ...] = (
     "variant", "storage_bits", "compute_dtype", "mode", "device", "mean", "ci95_low", "ci95_high", "std", "min", "p50",
-    "p90", "p95", "p99", "max", "device_p50", "calls", "speedup_vs_best_float", "speedup_low", "speedup_high",
+    "p90", "p95", "p99", "max", "device_p50", "images_per_s", "iters", "warmup",
+    *(f"speedup_vs_{name}" for name in (BEST_FLOAT, *FLOAT)), "speedup_low", "speedup_high",
     "weights_mb", "peak_mem_mb", "load_s", "first_call_s", "launch_count", "agree_top1_with_float",
 )  # fmt: skip
 
 
 def to_csv(found: Mapping[str, Any]) -> str:
-    """One line a row, times in ms; what was not measured is empty."""
+    """One line a row, times in ms; what was not measured is empty. `speedup_low` and `speedup_high` are the interval of
+    the speed-up over the fastest float model.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, (*_TIMM, *_OWN), restval="", lineterminator="\n")
     writer.writeheader()
@@ -34,10 +38,10 @@ def to_csv(found: Mapping[str, Any]) -> str:
 
 
 def _flatten(found: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    times, ratio = row["latency_ms"], row["speedup_vs"].get(BEST, {})
+    times, ratio = row["latency_ms"], row["speedup_vs"].get(BEST_FLOAT, {})
     low, high = times["ci95"] or (None, None)
     return {
-        "model": found["model"],
+        "model": found["resolved_name"],  # timm's name, as in timm's sheets
         "infer_samples_per_sec": 1000
         * row["batch"]
         / times["mean"],  # timm's, too, is from the mean
@@ -50,7 +54,7 @@ def _flatten(found: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]
         "ci95_low": low,
         "ci95_high": high,
         "device_p50": None if row["device_ms"] is None else row["device_ms"]["p50"],
-        "speedup_vs_best_float": ratio.get("ratio"),
+        **{f"speedup_vs_{name}": vs["ratio"] for name, vs in row["speedup_vs"].items()},
         "speedup_low": ratio.get("low"),
         "speedup_high": ratio.get("high"),
         **{name: row[name] for name in _OWN if name in row},

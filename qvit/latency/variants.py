@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qvit import machine
+from qvit.kept import PRECISIONS, compiled_twin
 from qvit.latency import rivals
 from qvit.latency.floats import FloatModels, Runner
 
@@ -81,16 +82,15 @@ def _has_fp8() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
 
 
-def _float(dtype: str, compiled: bool) -> Variant:
-    bits = 32 if dtype == "float32" else 16
-    name = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[dtype]
+def _float(name: str, compiled: bool) -> Variant:
+    dtype = PRECISIONS[name]
 
     def build(floats: FloatModels, images: "Tensor") -> Runner:
         return floats.compiled(dtype) if compiled else floats.eager(dtype)
 
     return Variant(
-        name=f"{name}-compile" if compiled else name,
-        storage_bits=bits,
+        name=compiled_twin(name) if compiled else name,
+        storage_bits=32 if name == "fp32" else 16,
         compute_dtype=name,
         mode=COMPILED if compiled else EAGER,
         build=build,
@@ -111,7 +111,7 @@ def _registry(*variants: Variant) -> dict[str, Variant]:
 
 
 FLOAT: Mapping[str, Variant] = _registry(
-    *(_float(d, c) for c in (False, True) for d in ("float32", "float16", "bfloat16"))
+    *(_float(name, compiled) for compiled in (False, True) for name in PRECISIONS)
 )
 RIVALS: Mapping[str, Variant] = _registry(
     # Dynamic W8A8: the other way to go without data, so the rival that matters most.
@@ -129,8 +129,3 @@ RIVALS: Mapping[str, Variant] = _registry(
     ),
 )  # fmt: skip
 VARIANTS: Mapping[str, Variant] = {**FLOAT, **RIVALS}
-
-
-def compiled_twin(name: str) -> str:
-    """The float variant of the same precision, compiled: without it, no speed-up over `name` is stated."""
-    return f"{name.removesuffix('-compile')}-compile"

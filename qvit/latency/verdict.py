@@ -4,9 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from qvit.latency.measuring import BEST
+from qvit.kept import BEST_FLOAT, compiled_twin, is_float, is_own
 from qvit.latency.rates import OPERATIONS
-from qvit.latency.variants import FLOAT, compiled_twin
 
 # A layer with more than this share of the time is named, and one that takes more times its floor is far from it.
 _LARGE, _FAR = 0.15, 2.0
@@ -17,7 +16,7 @@ _ALONE = 1.1
 def judge(found: Mapping[str, Any]) -> list[str]:
     """Sentences about a report: for each of the folder's own variants, or for the best one where there is none."""
     rows = found["rows"]
-    own = list(dict.fromkeys(row["variant"] for row in rows if row["variant"].startswith("qvit-")))
+    own = list(dict.fromkeys(row["variant"] for row in rows if is_own(row["variant"])))
     sentences: list[str] = []
     for name in own:
         sentences += _compare(found, name)
@@ -26,7 +25,8 @@ def judge(found: Mapping[str, Any]) -> list[str]:
             sentences += _explain(found, name, batch)
         sentences += _say_bits(found, name)
     sentences += _say_rates(found) if own else _name_best(found)
-    return [*sentences, *_say_unsteady(rows), *_say_unknown(found)]
+    # the same slow path, once, however many batch sizes take it
+    return list(dict.fromkeys([*sentences, *_say_unsteady(rows), *_say_unknown(found)]))
 
 
 def _of(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
@@ -36,10 +36,10 @@ def _of(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]
 def _compare(found: Mapping[str, Any], name: str) -> Iterator[str]:
     """How many times faster than the best float model, at every batch size."""
     for row in _of(found["rows"], name):
-        ratio = row["speedup_vs"].get(BEST)
+        ratio = row["speedup_vs"].get(BEST_FLOAT)
         if ratio is None:
             continue
-        floats = [r for r in found["rows"] if r["batch"] == row["batch"] and r["variant"] in FLOAT]
+        floats = [r for r in found["rows"] if r["batch"] == row["batch"] and is_float(r["variant"])]
         best = min(floats, key=lambda r: r["latency_ms"]["p50"])
         faster = ratio["ratio"] >= 1
         times = ratio["ratio"] if faster else 1 / ratio["ratio"]
@@ -60,9 +60,9 @@ def _say_interval(ratio: Mapping[str, Any], faster: bool) -> str:
 def _find_crossover(found: Mapping[str, Any], name: str) -> Iterator[str]:
     """From which batch size the low-bit model pays."""
     points = [
-        (row["batch"], row["speedup_vs"][BEST])
+        (row["batch"], row["speedup_vs"][BEST_FLOAT])
         for row in _of(found["rows"], name)
-        if BEST in row["speedup_vs"]
+        if BEST_FLOAT in row["speedup_vs"]
     ]
     if not points:
         return
@@ -200,7 +200,9 @@ def _name_best(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _say_unsteady(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Ratios of which another run may give others."""
-    ratios = [(row, row["speedup_vs"][BEST]) for row in rows if BEST in row["speedup_vs"]]
+    ratios = [
+        (row, row["speedup_vs"][BEST_FLOAT]) for row in rows if BEST_FLOAT in row["speedup_vs"]
+    ]
     if any(ratio["spread"] is None for _, ratio in ratios):
         yield "Speed-ups of fewer than six rounds have no interval, and another run may find others."
     unsteady = [
@@ -221,7 +223,7 @@ def _say_unknown(found: Mapping[str, Any]) -> Iterator[str]:
     lacking: dict[str, list[str]] = {}
     for batch in dict.fromkeys(row["batch"] for row in found["rows"]):
         rows = [row for row in found["rows"] if row["batch"] == batch]
-        floats = [row for row in rows if row["variant"] in FLOAT]
+        floats = [row for row in rows if is_float(row["variant"])]
         best = min(floats, key=lambda row: row["latency_ms"]["p50"], default=None)
         twin = None if best is None else compiled_twin(best["variant"])
         if twin is None:

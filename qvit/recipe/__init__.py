@@ -4,7 +4,14 @@ A recipe is resolved when it is made: nothing in it means "automatic", so `recip
 to the same bytes. It round-trips through YAML and refuses keys it does not know.
 """
 
-from qvit.recipe.bits import MAX_BITS, MAX_GROUPED_BITS, MIN_BITS, check_matches, find_bits
+from qvit.recipe.bits import (
+    MAX_BITS,
+    MAX_GROUPED_BITS,
+    MIN_BITS,
+    check_matches,
+    find_bits,
+    keep_wide,
+)
 from qvit.recipe.distillation import DISTILLATIONS, Distillation
 from qvit.recipe.publications import BUDGETS, PUBLICATIONS
 from qvit.recipe.quantization import (
@@ -44,6 +51,7 @@ __all__ = [
     "Weights",
     "check_matches",
     "find_bits",
+    "keep_wide",
     "load_recipe",
     "preset_names",
 ]

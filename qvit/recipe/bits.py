@@ -54,6 +54,12 @@ def find_bits(layers: Mapping[str, str], name: str) -> Bits:
     return Bits(weights, activations)
 
 
+def keep_wide(pattern: str) -> tuple[str, str]:
+    """The entry of a recipe's `layers` that keeps layers of this name at 8 bits; attention products have no weights."""
+    attention = pattern.rpartition(".")[2] == "attn"
+    return pattern, f"A{MAX_BITS}" if attention else f"W{MAX_BITS}A{MAX_BITS}"
+
+
 def check_matches(layers: Mapping[str, str], names: Iterable[str]) -> None:
     """Raises UsageError for a pattern that matches none of a model's layers, with the nearest names."""
     names = list(names)

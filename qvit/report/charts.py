@@ -7,7 +7,7 @@ from html import escape
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 10, 38
 _LABEL = 12  # font size, as in the page's style sheet
-_CHARACTER = 6.6  # width of one at that size, generously
+_CHARACTER = 7.2  # width of one at that size, generously
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def draw_bars(
     roles: Of the rows one by one, where they are not all `role`'s. least: What the longest bar stands for at least.
     """
     pitch, thickness = 21, 13
-    left = min(150, max([30, *(int(len(_cut(name)) * _CHARACTER) + 14 for name, _, _ in rows)]))
+    left = min(160, max([30, *(int(len(_cut(name)) * _CHARACTER) + 14 for name, _, _ in rows)]))
     top = max([least, *(max(value, mark or 0) for _, value, mark in rows)])
     scale = (width - left - 54) / top
     parts = []

@@ -14,6 +14,7 @@ from qvit.data import DataConfig, open_images
 from qvit.deployment.checkpoint import hash_file
 from qvit.distillation.progress import read_log
 from qvit.errors import InputError, UsageError
+from qvit.kept import model_beside, training_beside
 from qvit.models.networks import read_network_config
 from qvit.models.resnet import ResNetConfig
 from qvit.models.timm_import import read_model
@@ -24,8 +25,6 @@ from qvit.report.records import read_run
 from qvit.synthesis import measures, shards
 from qvit.synthesis.seeds import generator_for
 from qvit.zoo import Source
-
-_IMAGES = "-images"
 
 logger = logging.getLogger("qvit")
 
@@ -86,10 +85,8 @@ def gather(
 
 def read_training(folder: Path) -> list[dict[str, Any]]:
     """Lines of the training that `qvit quantize` keeps beside its images: out/x-images, out/x-training."""
-    name = folder.resolve().name
-    if not name.endswith(_IMAGES):
-        return []
-    return read_log(folder.resolve().with_name(name.removesuffix(_IMAGES) + "-training"))
+    model = model_beside(folder)
+    return [] if model is None else read_log(training_beside(model))
 
 
 def find_teacher(manifest: Mapping[str, Any], weights: Path | None) -> Source:

@@ -29,7 +29,7 @@ def describe_latency(report: Mapping[str, Any]) -> dict[str, str]:
 
 def make_page(report: Mapping[str, Any]) -> Page:
     """The page of one latency report."""
-    title = " ".join(filter(None, (report["model"], report["scheme"])))
+    title = " ".join(filter(None, (report["resolved_name"], report["scheme"])))
     return Page(
         title=f"How fast {title} is",
         subtitle=report["verdict"][0] if report["verdict"] else "",

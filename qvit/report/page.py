@@ -20,6 +20,14 @@ class Paragraph:
 
 
 @dataclass(frozen=True, slots=True)
+class Points:
+    """Sentences that stand each for itself."""
+
+    kind: ClassVar[str] = "points"
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """A sentence that must not be missed."""
 
@@ -111,7 +119,7 @@ class Mosaic:
     caption: str = ""
 
 
-Block = Paragraph | Notice | Table | Figure | Panels | Gallery | Mosaic
+Block = Paragraph | Points | Notice | Table | Figure | Panels | Gallery | Mosaic
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from qvit.report.sections.accuracy import show_accuracy
 from qvit.report.sections.circumstances import MEASURED
 from qvit.report.sections.latency import find_own, key_of_speed, name_time
 from qvit.report.sections.model import list_missing, show_bits, show_provenance
+from qvit.report.sections.samples import show_samples
 from qvit.report.sections.sensitivity import show_sensitivity
 from qvit.report.wording import megabytes, percent, shortly
 
@@ -17,6 +18,7 @@ from qvit.report.wording import megabytes, percent, shortly
 BEFORE: tuple[Callable[[Folder], Section | None], ...] = (show_accuracy,)
 AFTER: tuple[Callable[[Folder], Section | None], ...] = (
     show_sensitivity,
+    show_samples,
     show_bits,
     show_provenance,
 )

@@ -10,7 +10,9 @@ from typing import Any
 from qvit.deployment import checkpoint
 from qvit.deployment.provenance import read_architecture
 from qvit.errors import InputError
+from qvit.kept import EVALUATION, LATENCY, SCHEMA_VERSIONS, SENSITIVITY
 from qvit.report.evidence import Run, Trace
+from qvit.report.samples import Samples, find_samples
 from qvit.synthesis import training
 
 # What stands beside the losses in a line of the log.
@@ -97,6 +99,7 @@ class Folder:
         license_note: What it forbids.
         recipe: recipe.yaml.
         run: run.json.
+        samples: Of the images that it was rounded for or trained on; None where there were none.
         evaluation, latency, sensitivity: What `eval`, `bench` and `sense` have kept there; None where they have not.
     """
 
@@ -111,6 +114,7 @@ class Folder:
     license_note: str
     recipe: str
     run: Mapping[str, Any]
+    samples: Samples | None = None
     evaluation: Mapping[str, Any] | None = None
     latency: Mapping[str, Any] | None = None
     sensitivity: Mapping[str, Any] | None = None
@@ -126,7 +130,7 @@ def read_folder(path: Path) -> Folder:
     source = read_architecture(path)
     with torch.device("meta"):
         fp32_bytes = sum(4 * p.numel() for p in zoo.build(source).parameters())
-    recipe = path / checkpoint.RECIPE
+    recipe, run = path / checkpoint.RECIPE, checkpoint.read_run(path)
     note = "The licence of the float weights does not allow commercial use, and holds for this model too."
     return Folder(
         path=path.resolve(),
@@ -139,17 +143,16 @@ def read_folder(path: Path) -> Folder:
         license=described["license"],
         license_note=note if described["license"] and source.non_commercial else "",
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
-        run=checkpoint.read_run(path),
-        evaluation=_read_kept(path / "eval.json", "top1", "qvit eval"),
-        latency=_read_kept(path / "bench.json", "rows", "qvit bench", schema=2),
-        sensitivity=_read_kept(path / "sense.json", "layers", "qvit sense", schema=1),
+        run=run,
+        samples=find_samples(path, run, source),
+        evaluation=_read_kept(path / EVALUATION, "top1", "qvit eval"),
+        latency=_read_kept(path / LATENCY, "rows", "qvit bench"),
+        sensitivity=_read_kept(path / SENSITIVITY, "layers", "qvit sense"),
     )
 
 
-def _read_kept(
-    path: Path, key: str, verb: str, schema: int | None = None
-) -> Mapping[str, Any] | None:
-    """schema: The version that the page is made from; None for records that have none."""
+def _read_kept(path: Path, key: str, verb: str) -> Mapping[str, Any] | None:
+    """A record of the schema that the page is made from; None where it is not there. `key`: What it must have."""
     if not path.is_file():
         return None
     try:
@@ -160,6 +163,7 @@ def _read_kept(
         ) from error
     if not isinstance(found, dict) or key not in found:
         raise InputError(f"{path} is no result of `{verb}`; remove it, or measure again")
+    schema = SCHEMA_VERSIONS.get(path.name)
     if schema is not None and found.get("schema_version") != schema:
         raise InputError(
             f"{path} has schema version {found.get('schema_version')!r}, and this qvit reads {schema}; remove it, or "

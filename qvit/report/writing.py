@@ -28,7 +28,7 @@ def write_report(
 
     Args:
         folder: What `qvit synthesize` or `qvit quantize` wrote. Of a quantized model, what `eval`, `bench` and `sense`
-            have kept in it is shown, and nothing is computed.
+            have kept in it is shown, and nothing is computed but pictures that a seed makes again.
         out: Where to write; the folder itself if None.
         real: Images to compare with, as `qvit.data.open_images` takes them.
         limit: Images of each kind to measure at most.

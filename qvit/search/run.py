@@ -8,13 +8,12 @@ import torch
 from qvit import zoo
 from qvit.models.config import ViTConfig
 from qvit.models.timm_import import read_config, read_model
-from qvit.recipe import MAX_BITS, Recipe, Synthesis
+from qvit.recipe import MAX_BITS, Recipe
 from qvit.search.allocation import Space
 from qvit.search.budgets import Budget
 from qvit.search.costs import bitops_table, size_table
 from qvit.search.descent import Searcher, Settings
-from qvit.synthesis.leaves import draw_leaves
-from qvit.synthesis.objective import Batch
+from qvit.synthesis.leaves import draw_pictures
 from qvit.zoo import Source
 
 TABLES = {"size": size_table, "bitops": bitops_table}
@@ -58,8 +57,7 @@ def allocate(
     budgets = _budgets_of(config, space, limits)
     vit = read_model(zoo.load(source, seed=recipe.seed), source.pretrained_cfg)
     generator = torch.Generator().manual_seed(recipe.seed)
-    leaves = Synthesis.preset("leaves", images=_IMAGES)
-    images = draw_leaves(Batch(_IMAGES, config, leaves, generator))
+    images = draw_pictures(config, _IMAGES, generator)
     searcher = Searcher(vit, space, images, seed=recipe.seed, settings=Settings())
     found = searcher.search(budgets)
     known = {

@@ -8,28 +8,29 @@ import torch
 from torch import Tensor
 
 from qvit.models.calibration import set_weight_ranges
-from qvit.models.dense import Dense
 from qvit.models.folding import fold
 from qvit.models.plan import plan_scheme
 from qvit.models.simulated import Simulated
-from qvit.models.vit import ViT
-from qvit.recipe import Recipe
-
-WIDE_BITS = 8
+from qvit.models.vit import Attention, ViT
+from qvit.recipe import Recipe, keep_wide
 
 
 class Mixtures:
-    """A float ViT under a recipe's scheme, and under the same scheme with 8 bits in every Linear.
+    """A float ViT under a recipe's scheme, and under the same scheme with 8 bits in every layer.
 
-    Transforms and their signs are the same in both, so that their Linears can be exchanged. Every weight is at its
-    nearest code: rounding for images would take as long again for each layer.
+    A layer is a Linear, or the two products of an attention ("blocks.0.attn") where these have fewer than 8 bits.
+    Transforms and their signs are the same in both models, so that their layers can be exchanged. Every weight is at
+    its nearest code: rounding for images would take as long again for each layer.
     """
 
     def __init__(self, vit: ViT, recipe: Recipe) -> None:
         recipe = recipe.without_images()
-        self.names = tuple(vit.config.linears())
+        attentions = [f"blocks.{index}.attn" for index in range(vit.config.depth)]
         self.low = _simulate(vit, recipe)
-        self.wide = _simulate(vit, _widened(recipe, self.names))
+        self.wide = _simulate(vit, _widened(recipe, (*vit.config.linears(), *attentions)))
+        low, wide = (model.get_submodule for model in (self.low, self.wide))
+        differing = [name for name in attentions if low(name).scheme != wide(name).scheme]
+        self.names = (*vit.config.linears(), *differing)
 
     def logits(
         self, base: ViT, names: Sequence[str], streams: Sequence[Tensor], first: int
@@ -62,9 +63,12 @@ class Mixtures:
     def _exchange(base: ViT, other: ViT, names: Sequence[str]) -> None:
         for name in names:
             place, _, leaf = name.rpartition(".")
+            if isinstance(
+                base.get_submodule(name), Attention
+            ):  # its Linears are layers of their own
+                place, leaf = name, "scheme"
             here, there = base.get_submodule(place), other.get_submodule(place)
             mine, theirs = getattr(here, leaf), getattr(there, leaf)
-            assert isinstance(mine, Dense)
             setattr(here, leaf, theirs)
             setattr(there, leaf, mine)
 
@@ -90,10 +94,5 @@ def _simulate(vit: ViT, recipe: Recipe) -> ViT:
 
 
 def _widened(recipe: Recipe, names: Sequence[str]) -> Recipe:
-    """8 bits in the Linears of these names, also in those that have bits of their own; attention stays as it is."""
-    weights = dataclasses.replace(recipe.weights, bits=WIDE_BITS, group=0)
-    a = recipe.activations
-    activations = dataclasses.replace(a, bits=WIDE_BITS, norm_group=0, proj_group=0, fc2_group=0)
-    eight = f"W{WIDE_BITS}A{WIDE_BITS}"
-    layers = recipe.layers and {**recipe.layers, **dict.fromkeys(names, eight)}
-    return dataclasses.replace(recipe, weights=weights, activations=activations, layers=layers)
+    """8 bits in the layers of these names, as `quantize --exclude` gives them."""
+    return dataclasses.replace(recipe, layers={**recipe.layers, **dict(map(keep_wide, names))})

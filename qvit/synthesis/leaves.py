@@ -18,7 +18,7 @@ from qvit.models.networks import NetworkConfig
 from qvit.recipe import Synthesis
 from qvit.synthesis.noise import pixel_bounds
 from qvit.synthesis.objective import Batch
-from qvit.synthesis.seeds import generator_for
+from qvit.synthesis.seeds import SYNTHESIS, generator_for
 
 # float32 throughout, [height, width, channels]; numpy's stubs believe that a Python float makes it float64
 Picture = NDArray[np.floating]
@@ -168,10 +168,14 @@ def _exposed(rng: Generator, picture: Picture) -> Picture:
     return np.clip(picture, 0, 1).astype(np.float32)
 
 
-def draw_pictures(config: NetworkConfig, count: int, purpose: str) -> Tensor:
-    """Pictures to compare models on, the same ones every time, fp32 [count, C, H, W], normalised.
-
-    purpose: Whose they are; others get other pictures.
-    """
+def draw_pictures(config: NetworkConfig, count: int, generator: torch.Generator) -> Tensor:
+    """Pictures for a model's inputs that belong to no run of `synthesize`, fp32 [count, C, H, W], normalised."""
     settings = Synthesis.preset("leaves", images=count)
-    return draw_leaves(Batch(count, config, settings, generator_for(0, purpose, 0))).float()
+    return draw_leaves(Batch(count, config, settings, generator))
+
+
+def redraw_pictures(config: NetworkConfig, count: int, seed: int) -> Tensor:
+    """The first pictures of the run of `synthesize` that drew leaves under this seed, fp32 [count, C, H, W], at most
+    those of its first batch: a picture depends on its place in the batch, and not on how many come after it.
+    """
+    return draw_pictures(config, count, generator_for(seed, SYNTHESIS, 0))

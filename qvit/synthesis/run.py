@@ -32,7 +32,7 @@ from qvit.synthesis.priors import draw_labels
 from qvit.synthesis.privacy import no_images_read
 from qvit.synthesis.psaq import PatchSimilarity
 from qvit.synthesis.sardfq import SemanticRegions
-from qvit.synthesis.seeds import generator_for
+from qvit.synthesis.seeds import SYNTHESIS, generator_for
 from qvit.synthesis.shards import RunFolder
 from qvit.synthesis.teacher import Teacher, describe, load_teacher
 from qvit.synthesis.training import trained_generator
@@ -40,7 +40,6 @@ from qvit.zoo import Source
 
 logger = logging.getLogger("qvit")
 
-_STAGE = "synthesis"
 _NOTE_SECONDS = 10.0  # between two looks that others can take at the log of a running batch
 _SAMPLES = 100  # lines of losses in a batch's log
 _PROFILES = ("head_distances", "patch_entropies")  # measures by block
@@ -235,7 +234,7 @@ class _Work:
         first = batch * settings.batch
         self.positions = range(first, min(first + settings.batch, settings.images))
         self.started = time.perf_counter()
-        generator = generator_for(seed, _STAGE, batch, attempt)
+        generator = generator_for(seed, SYNTHESIS, batch, attempt)
         self.batch = Batch(len(self.positions), teacher.network.config, settings, generator)
 
     def finish(self) -> Made:

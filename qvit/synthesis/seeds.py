@@ -4,6 +4,8 @@ import hashlib
 
 import torch
 
+SYNTHESIS = "synthesis"  # the stage that makes images, batch by batch
+
 
 def derive_seed(seed: int, stage: str, batch: int, attempt: int = 0) -> int:
     """A seed from 0 to 2^63 - 1 for one attempt at one batch, as unlike its neighbours as a hash makes it."""

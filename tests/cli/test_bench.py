@@ -14,7 +14,7 @@ OWN = "qvit-w4a4-cpu"
 def make(folder, ours=1.0, theirs=2.0):
     name = latency.Subject.of_folder(folder).source.timm_name
     floats = [row("fp32", 1, theirs), row("fp32-compile", 1, theirs)]
-    return report([*floats, row(OWN, 1, ours, speedup=theirs / ours)], model=name)
+    return report([*floats, row(OWN, 1, ours, speedup=theirs / ours)], resolved_name=name)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_what_only_a_folder_has_is_refused_for_a_float_model(tiny_model, capsys,
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "{}", '{"schema_version": 2, "rows": []}', '{"rows": [], "schema_version": 1}'],
+    ["{", "[]", "{}", '{"schema_version": 3, "rows": []}', '{"rows": [], "schema_version": 1}'],
 )
 def test_an_earlier_report_that_is_none_is_refused_at_once(tiny_copy, measured, tmp_path, text):
     before = tmp_path / "before.json"
@@ -81,7 +81,7 @@ def test_an_earlier_report_that_is_none_is_refused_at_once(tiny_copy, measured, 
 
 def test_a_report_of_another_model_is_refused_at_once(tiny_copy, measured, tmp_path, capsys):
     before = tmp_path / "before.json"
-    before.write_text(json.dumps(make(tiny_copy) | {"model": "vit_y"}))
+    before.write_text(json.dumps(make(tiny_copy) | {"resolved_name": "vit_y"}))
     assert call(tiny_copy, "--against", before) == 4
     assert "of model vit_y" in capsys.readouterr().err
     assert not measured[1]

@@ -2,7 +2,8 @@
 
 import json
 
-from qvit.cli.kept import EVALUATION, keep_evaluation
+from qvit.cli.kept import keep_evaluation
+from qvit.kept import EVALUATION
 
 
 def kept(folder):

@@ -1,6 +1,6 @@
 """Reports as `bench` makes them, written by hand: what verdicts and comparisons are computed from."""
 
-from qvit.latency.measuring import BEST
+from qvit.kept import BEST_FLOAT, LATENCY, SCHEMA_VERSIONS
 from qvit.latency.steps import sum_by_kind
 
 
@@ -12,9 +12,11 @@ def ratio(value, spread=0.01):
 
 
 def row(variant, batch, ms, speedup=None, spread=0.01, **changes):
-    vs = {} if speedup is None else {BEST: ratio(speedup, spread)}
+    vs = {} if speedup is None else {BEST_FLOAT: ratio(speedup, spread)}
     times = dict.fromkeys(("mean", "min", "p50", "p90", "p95", "p99", "max"), ms)
     return {
+        "model": "x",
+        "resolved_name": "vit_x",
         "variant": variant,
         "storage_bits": 4.25 if variant.startswith("qvit") else 32,
         "compute_dtype": "int8" if variant.startswith("qvit") else "fp32",
@@ -24,8 +26,10 @@ def row(variant, batch, ms, speedup=None, spread=0.01, **changes):
         "latency_ms": times | {"std": 0.0, "ci95": [ms, ms]},
         "device_ms": None,
         "images_per_s": 1000 * batch / ms,
-        "calls": 10,
+        "iters": 10,
+        "warmup": 3,
         "rounds_ms": [ms] * 8,
+        "raw_samples": None,
         "speedup_vs": vs,
         "weights_mb": 1.0,
         "launch_count": 1,
@@ -61,12 +65,14 @@ def report(rows, layers=(), **changes):
     whole = sum(each["ms"] or 0.0 for each in layers) or 1.0
     layers = [each | {"share": each["ms"] and each["ms"] / whole} for each in layers]
     return {
-        "schema_version": 2,
+        "schema_version": SCHEMA_VERSIONS[LATENCY],
         "created": "2026-01-01T00:00:00+00:00",
         "command": "qvit bench x",
+        "commit": None,
         "versions": {"qvit": "0.1.0", "torch": "2"},
         "gpu": None,
-        "model": "vit_x",
+        "model": "x",
+        "resolved_name": "vit_x",
         "scheme": "W4A4",
         "folder": "x",
         "float_weights": True,

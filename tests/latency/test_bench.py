@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from qvit.latency import bench as bench_function
 from qvit.latency.footprint import take
 from qvit.latency.variants import FLOAT, RIVALS
 
-BENCH = __import__("sys").modules[bench_function.__module__]
+BENCH = sys.modules[bench_function.__module__]
 QUICK = {"rounds": 2, "footprint": False, "agreement": 0}
 
 
@@ -54,7 +55,7 @@ def test_report_of_a_folder(tiny_quantized, tmp_path, capsys):
         files["json"],
         *(a for k in ("csv", "md", "html") for a in (f"--{k}", files[k])),
     ]
-    backends = ["--backend", "cpu,reference", "--no-footprint", "--agreement", "8"]
+    backends = ["--backend", "cpu,reference", "--no-footprint", "--agreement", "8", "--samples"]
     assert run([str(a) for a in (*arguments, *outputs, *backends, "--json")]) == 0
     found = json.loads(capsys.readouterr().out)
     names = ["fp32", "fp32-compile", "qvit-w4a4-cpu", "qvit-w4a4-reference"]
@@ -69,6 +70,11 @@ def test_report_of_a_folder(tiny_quantized, tmp_path, capsys):
         assert row["device_ms"] is None
         assert row["agree_top1_with_float"] is not None
         assert len(row["rounds_ms"]) == 2
+        assert [len(turn) for turn in row["raw_samples"]] == [row["iters"] // 2] * 2
+        samples = [sample for turn in row["raw_samples"] for sample in turn]
+        assert sum(samples) / len(samples) == pytest.approx(times["mean"], abs=1e-4)
+        assert (row["model"], row["warmup"]) == (tiny_quantized.name, 3)
+        assert row["resolved_name"].startswith("vit_tiny_patch16_224")
     assert found["rows"][0]["agree_top1_with_float"] == 100.0
     own = found["rows"][2]
     assert set(own["speedup_vs"]) == {"fp32", "fp32-compile", "best_float"}
@@ -82,6 +88,7 @@ def test_report_of_a_folder(tiny_quantized, tmp_path, capsys):
     assert {
         "created",
         "command",
+        "commit",
         "versions",
         "machine",
         "rates",
@@ -181,6 +188,19 @@ def test_compiled_variant_that_fails_is_left_out(tiny_quantized, monkeypatch):
     ]
 
 
+def test_what_libraries_print_does_not_get_into_the_report(tiny_copy, monkeypatch, capsys):
+    """With --json stdout is one object, whatever a converter draws there."""
+
+    def chatter(model, **_):
+        sys.stdout.write("compiling: 100 %\n")
+        return model
+
+    monkeypatch.setattr(torch, "compile", chatter)
+    arguments = ["--batch", "1", "--baseline", "fp32-compile", "--rounds", "1", "--no-footprint"]
+    assert run(["bench", str(tiny_copy), *arguments, "--agreement", "0", "--json", "-q"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 2
+
+
 def test_a_batch_size_that_fails_leaves_the_smaller_ones(tiny_quantized, monkeypatch):
     def lose_memory(model, **_):
         def call(images):
@@ -257,6 +277,8 @@ def test_a_float_model_alone(tiny_model):
     subject = Subject(model=f"local-dir:{tiny_model}")
     found = bench(subject, Request(baselines=("fp32", "fp32-compile"), **QUICK), progress=False)
     assert (found["scheme"], found["folder"], found["layers"]) == (None, None, [])
+    assert {row["model"] for row in found["rows"]} == {f"local-dir:{tiny_model}"}
+    assert all(row["raw_samples"] is None for row in found["rows"])
     assert all(row["agree_top1_with_float"] is None for row in found["rows"])
 
 

@@ -151,7 +151,7 @@ def test_other_machines():
     ("changes", "message"),
     [
         ({"schema_version": 1}, "schema version 1"),
-        ({"model": "vit_y"}, "of model vit_y, and this one will be of vit_x"),
+        ({"resolved_name": "vit_y"}, "of model vit_y, and this one will be of vit_x"),
         ({"scheme": "W4A8"}, "of scheme W4A8"),
         ({"device": "cuda"}, "of device cuda"),
         ({"rows": [{"variant": "fp32"}]}, "broken"),
@@ -164,6 +164,6 @@ def test_earlier_reports_that_do_not_fit(changes, message):
     check_earlier(make(), **wanted)
     with pytest.raises(InputError, match=message):
         check_earlier(make() | changes, **wanted)
-    for nothing in ({}, {"schema_version": 2}, [], {"schema_version": 2, "rows": []}):
+    for nothing in ({}, {"schema_version": 3}, [], {"schema_version": 3, "rows": []}):
         with pytest.raises(InputError):
             check_earlier(nothing, **wanted)

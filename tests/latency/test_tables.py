@@ -4,6 +4,7 @@ import csv
 import io
 
 from qvit.latency import to_csv
+from qvit.latency.variants import FLOAT
 from tests.latency.reports import report, row
 
 
@@ -22,6 +23,8 @@ def test_columns():
     first, second = csv.DictReader(io.StringIO(to_csv(report([line, single]))))
     assert (first["infer_step_time"], first["infer_samples_per_sec"]) == ("4", "2000")
     assert [first[k] for k in ("min", "p50", "ci95_low", "ci95_high")] == ["1", "2", "3", "5"]
-    names = ("speedup_vs_best_float", "speedup_low", "speedup_high")
-    assert [first[k] for k in names] == ["2", "1.5", "2.5"]
+    names = ("speedup_vs_best_float", "speedup_low", "speedup_high", "speedup_vs_fp32")
+    assert [first[k] for k in names] == ["2", "1.5", "2.5", "3"]
+    assert [first[f"speedup_vs_{name}"] for name in FLOAT if name != "fp32"] == [""] * 5
+    assert (first["model"], first["iters"], first["warmup"]) == ("vit_x", "10", "3")
     assert (second["ci95_low"], second["speedup_low"]) == ("", "")

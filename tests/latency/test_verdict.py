@@ -2,7 +2,7 @@
 
 import pytest
 
-from qvit.latency.measuring import BEST
+from qvit.kept import BEST_FLOAT
 from qvit.latency.verdict import judge
 from tests.latency.reports import layer, report, row
 
@@ -50,7 +50,7 @@ def test_a_ratio_within_its_spread_of_one_is_not_told_apart(ratio):
 
 def test_the_interval_of_a_slower_model_is_that_of_how_much_longer_it_takes():
     vs = {"ratio": 0.5, "low": 0.4, "high": 0.8, "spread": 0.8, "steady": False}
-    text = said([row(FAST, 1, 1.0), row(OWN, 1, 2.0) | {"speedup_vs": {BEST: vs}}])
+    text = said([row(FAST, 1, 1.0), row(OWN, 1, 2.0) | {"speedup_vs": {BEST_FLOAT: vs}}])
     assert "2.00 times as long as bf16-compile" in text
     assert "(95 % interval 1.25 to 2.50)" in text
 
@@ -153,3 +153,12 @@ def test_a_float_model_alone():
     assert "Batch 1: bf16-compile is the fastest of 2, 1.00 ms" in said(
         [row("fp32", 1, 2.0), row(FAST, 1, 1.0)]
     )
+
+
+def test_a_slow_path_of_every_batch_size_is_said_once():
+    layers = [
+        layer("blocks.0.mlp.fc1", 1.0, 0.5, batch=batch, reason="no VNNI") for batch in (1, 8)
+    ]
+    text = said([row(OWN, 1, 1.0), row(OWN, 8, 1.0)], layers)
+    assert text.count("Slow path: no VNNI.") == 1
+    assert text.count("of the time are layers") == 2

@@ -9,6 +9,7 @@ from qvit.cli import run
 from qvit.errors import InputError
 from qvit.latency import compare_reports
 from qvit.report import describe_latency, write_report
+from qvit.report import latency as latency_page
 from qvit.report.wording import megabytes, milliseconds, shortly
 from tests.latency.reports import layer, ratio, report, row
 
@@ -41,7 +42,7 @@ def test_nothing_measured_yet(tiny_copy, capsys):
     assert run(["report", str(tiny_copy), "-q", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["kind"] == "quantized"
-    assert sections(tiny_copy) == ["bits", "provenance", "missing"]
+    assert sections(tiny_copy) == ["synthesis", "bits", "provenance", "missing"]
     text = (tiny_copy / "report.md").read_text()
     for command in ("qvit eval tiny-w4a4", "qvit bench tiny-w4a4", "qvit sense tiny-w4a4"):
         assert command in text
@@ -56,7 +57,7 @@ def test_everything_measured(tiny_copy, tiny_images, capsys):
     assert found["summary"]["A pass"] == "2.00\u202fms"
     assert found["summary"]["Speed"] == "2.00x"
     assert sections(tiny_copy) == [
-        "accuracy", "latency", "why", "layers", "sensitivity", "bits", "provenance", "machine",
+        "accuracy", "latency", "why", "layers", "sensitivity", "synthesis", "bits", "provenance", "machine",
     ]  # fmt: skip
     html, text = (tiny_copy / "report.html").read_text(), (tiny_copy / "report.md").read_text()
     assert html.count("<svg") >= 4
@@ -140,3 +141,10 @@ def test_numbers_have_three_digits_that_count():
     ]  # fmt: skip
     assert milliseconds(7.153) == "7.15\u202fms"
     assert megabytes(5_712_345) == "5.71\u202fMB"
+
+
+def test_a_slower_model_is_not_called_fast():
+    found = latency()
+    found["rows"][-1]["speedup_vs"]["best_float"] = ratio(0.25)
+    key = next(key for key in latency_page.list_keys(found) if key.label == "Time")
+    assert (key.value, key.detail) == ("4.00x", "that of the fastest float model")

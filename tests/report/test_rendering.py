@@ -15,6 +15,7 @@ from qvit.report.page import (
     Page,
     Panels,
     Paragraph,
+    Points,
     Section,
     Strip,
     Table,
@@ -43,6 +44,7 @@ def page():
     strip = Strip("synthetic", "synthetic", Tile(square(10), "start"), [Tile(square(20), "map")])
     blocks = [
         Paragraph(f"running {EVIL}"),
+        Points(["one thing", f"another {EVIL}"]),
         Notice("be warned"),
         table,
         figure,
@@ -151,3 +153,8 @@ def test_names_with_signs_of_markdown_are_shown_as_they_are():
     assert r"\[v2\](evil) \`x\` \\ &lt;b> demo_vit" in lines[0]
     assert r"a \_b\_ c" in text
     assert sum(line.startswith("# ") for line in lines) == 1
+
+
+def test_points_are_a_list(page):
+    assert '<ul class="points"><li>one thing</li><li>another &lt;img' in render_html(page)
+    assert "\n- one thing\n- another &lt;img" in render_markdown(page)

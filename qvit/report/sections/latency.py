@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qvit.kept import BEST_FLOAT, is_float, is_own
 from qvit.report.charts import draw_bars
 from qvit.report.page import (
     FLOAT,
@@ -13,13 +14,12 @@ from qvit.report.page import (
     Key,
     Notice,
     Panels,
-    Paragraph,
+    Points,
     Section,
     Table,
 )
 from qvit.report.wording import milliseconds, percent, shortly
 
-BEST = "best_float"
 _LEGEND = {OURS: "this model", FLOAT: "the float model", RIVAL: "other int8 and fp8"}
 _COLUMNS = (
     "batch", "variant", "p50 ms", "x best float", "images/s", "stored bits", "computes in", "p90", "p95", "p99",
@@ -30,9 +30,9 @@ _WORDS = (1, 6)  # columns without numbers
 
 def role_of(variant: str) -> str:
     """Whose a variant is."""
-    if variant.startswith("qvit-"):
+    if is_own(variant):
         return OURS
-    return FLOAT if variant.removesuffix("-compile") in ("fp32", "fp16", "bf16") else RIVAL
+    return FLOAT if is_float(variant) else RIVAL
 
 
 def show_latency(report: Mapping[str, Any]) -> Section:
@@ -57,8 +57,9 @@ def explain_latency(report: Mapping[str, Any]) -> Section | None:
     """The verdict: which bound holds, what share is gaps, and from which batch size low bits pay."""
     if not report["verdict"]:
         return None
-    sentences = [Paragraph(sentence) for sentence in report["verdict"][1:]]
-    return Section("why", "Why", report["verdict"][0], sentences, {"verdict": report["verdict"]})
+    lead, *others = report["verdict"]
+    blocks = [Points(others)] if others else []
+    return Section("why", "Why", lead, blocks, {"verdict": report["verdict"]})
 
 
 def find_own(report: Mapping[str, Any], batch: int | None = None) -> Mapping[str, Any] | None:
@@ -70,19 +71,19 @@ def find_own(report: Mapping[str, Any], batch: int | None = None) -> Mapping[str
 
 def describe_speedup(row: Mapping[str, Any]) -> str:
     """ "1.34", or a dash where no compiled float model was timed."""
-    ratio = row["speedup_vs"].get(BEST)
+    ratio = row["speedup_vs"].get(BEST_FLOAT)
     return "-" if ratio is None else shortly(ratio["ratio"])
 
 
 def key_of_speed(row: Mapping[str, Any]) -> Key | None:
     """The speed of a row as a number at the top; None where no compiled float model was timed."""
-    ratio = row["speedup_vs"].get(BEST)
+    ratio = row["speedup_vs"].get(BEST_FLOAT)
     if ratio is None:
         return None
     value = ratio["ratio"]
     if value >= 1:
         return Key("Speed", f"{shortly(value)}x", "that of the fastest float model")
-    return Key("Speed", f"{shortly(1 / value)}x slower", "than the fastest float model")
+    return Key("Time", f"{shortly(1 / value)}x", "that of the fastest float model")
 
 
 def _lead(report: Mapping[str, Any]) -> str:
@@ -95,7 +96,7 @@ def _lead(report: Mapping[str, Any]) -> str:
     )
     return (
         f"On {place}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, torch {machine['torch']}, "
-        f"{report['rounds']} rounds. {clock}"
+        f"{report['rounds']} round{'s' if report['rounds'] > 1 else ''}. {clock}"
     )
 
 
@@ -131,7 +132,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     if times["ci95"] is not None:
         mean += " ({} to {})".format(*map(shortly, times["ci95"]))
     agreement = row["agree_top1_with_float"]
-    ratio = row["speedup_vs"].get(BEST)
+    ratio = row["speedup_vs"].get(BEST_FLOAT)
     unsure = "" if ratio is None or ratio["steady"] else " *"
     return [
         str(row["batch"]),
@@ -157,7 +158,7 @@ def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     if any(row["agree_top1_with_float"] is not None for row in rows):
         text += " Same top-1: on synthetic pictures without objects, of which a model is less sure than of photographs."
-    ratios = [row["speedup_vs"].get(BEST) for row in rows]
+    ratios = [row["speedup_vs"].get(BEST_FLOAT) for row in rows]
     if any(ratio is not None and not ratio["steady"] for ratio in ratios):
         text += (
             " * The interval of this ratio is wider than 5 %, or there were too few rounds for one: another run may "
@@ -168,7 +169,9 @@ def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _ratios(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     """How many times faster each row is than every float variant; nothing where no speed-up is stated."""
-    names = [n for n in dict.fromkeys(n for row in rows for n in row["speedup_vs"]) if n != BEST]
+    names = [
+        n for n in dict.fromkeys(n for row in rows for n in row["speedup_vs"]) if n != BEST_FLOAT
+    ]
     cells = [
         (
             str(row["batch"]),
@@ -207,7 +210,7 @@ def _short(row: Mapping[str, Any]) -> dict[str, Any]:
         "variant": row["variant"],
         "batch": row["batch"],
         "p50": row["latency_ms"]["p50"],
-        "speedup_vs": row["speedup_vs"].get(BEST),
+        "speedup_vs": row["speedup_vs"].get(BEST_FLOAT),
     }
 
 

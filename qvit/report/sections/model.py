@@ -78,6 +78,8 @@ def _images(folder: Folder) -> str:
     images, read = folder.run.get("images"), folder.run.get("images_read")
     if not images:
         return "No image was used: every weight is at its nearest code."
+    if folder.samples is not None:
+        return "Recipe and seed make the same model again; the images that it learned from are under Synthesis."
     if read:
         return f"Weights were rounded for {read} images that were given."
     return (
@@ -98,7 +100,7 @@ def _facts(folder: Folder) -> Iterator[tuple[str, str]]:
         yield "licence of its weights", folder.license
     for name, digest in (run.get("sha256") or {}).items():
         yield name, f"sha256 {digest}"
-    if images := run.get("images"):
+    if (images := run.get("images")) and folder.samples is None:
         yield "synthetic images", f"{images['images']}, fingerprint {images['fingerprint']}"
     if run.get("seed") is not None:
         yield "seed", str(run["seed"])
