@@ -26,6 +26,7 @@ _VARIANTS = {
     "uniform": [
         "layers.patch_embed.proj=none", "layers.head=none", "layers.head_dist=none", "weights.group=32",
         "activations.norm_group=0", "activations.proj_group=128", "activations.fc2_group=128",
+        "activations.prefix_bits=0",
     ],
 }  # fmt: skip
 # Weights rounded for real images, as with --calib-data: what the same recipe could reach.

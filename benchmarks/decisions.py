@@ -54,6 +54,7 @@ CHANGES: dict[tuple[int, int], tuple[str, ...]] = {
         "weights.group=32",
         "activations.norm_group=0",
         "activations.fc2_group=128",
+        "activations.prefix_bits=0",
     ),
 }
 

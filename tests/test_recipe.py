@@ -26,9 +26,11 @@ def test_few_bits_have_finer_scales_and_ends_of_eight_bits(w, a):
     groups = few.activations
     sizes = (64, 64, 64) if a < 8 else (0, 128, 128)
     assert (groups.norm_group, groups.proj_group, groups.fc2_group) == sizes
+    assert groups.prefix_bits == (8 if a <= 3 else 0)
     four = Recipe.preset("qvit", weight_bits=4, activation_bits=4)
     assert not four.layers
     assert (four.weights.group, four.activations.norm_group) == (32, 0)
+    assert four.activations.prefix_bits == 0
 
 
 @pytest.mark.parametrize("bits", [-4, 0, 1, 9, 16])
@@ -62,6 +64,7 @@ def test_unknown_names_get_the_nearest():
         ("weights.range=best", "expected one of mse, minmax"),
         ("residual=int8", "expected one of float32"),
         ("weights.group=-1", "expected 0"),
+        ("activations.prefix_bits=4", "expected 8, or 0 for those of the other tokens"),
         ("layers.head=8", "expected bits such as W4A8"),
         ("layers.head=W9", "2 to 8 bits"),
         ("layers.head=A1", "2 to 8 bits"),

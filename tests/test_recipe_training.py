@@ -87,6 +87,7 @@ def test_the_counts_of_a_file_are_what_they_are(tmp_path):
         (["static=lqs"], "expected one of lsq"),
         (["static=lsq", "static.ends=1"], "expected 2 to 8"),
         (["static=lsq", "weights.bits=4", "weights.group=16"], "begin with --recipe plain"),
+        (["static=lsq", "activations.prefix_bits=8"], "activations.prefix_bits belongs to qvit's own"),
         (["game=many"], "a number of rounds"),
         (["game=3"], "how the student learns"),
     ],

@@ -98,6 +98,28 @@ def check_grid(
             )
 
 
+def check_prefix(
+    prefix: int, shape: tuple[int, ...], bits: int, packed: bool, static_scale: Tensor | None
+) -> None:
+    """How many of the first rows of an image have 8 bits. shape: [..., T, K], of the rows or of heads."""
+    if not prefix:
+        return
+    if len(shape) < 2 or not 0 < prefix <= shape[-2]:
+        raise ValueError(
+            f"prefix must be 0, or rows of an image [..., T, K] of T at least as many, got {prefix} for {shape}"
+        )
+    if bits == 8:
+        raise ValueError(f"prefix must be 0 where all rows have 8 bits, got {prefix}")
+    if packed:
+        raise ValueError(
+            f"packed codes have 4 bits, and the rows of a prefix 8: packed must be False or prefix 0, got {prefix}"
+        )
+    if static_scale is not None:
+        raise ValueError(
+            f"the rows of a prefix have scales of their own: static_scale must be None or prefix 0, got {prefix}"
+        )
+
+
 def transform_arguments(transform: BlockTransform | None, width: int) -> tuple[Tensor | None, int]:
     """Signs and block of a transform, as the ops take them: None and 0 for no transform."""
     if transform is None:

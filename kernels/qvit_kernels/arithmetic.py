@@ -46,9 +46,30 @@ def end_of(count):
 
 
 @triton.jit
-def scale_of(amax, STEPS: tl.constexpr):
+def narrow_rows(row, tokens, PREFIX: tl.constexpr):
+    """Which rows have the grid's bits, and not 8: all but the first PREFIX of every `tokens`; None: all of them."""
+    if PREFIX:
+        return row % tokens >= PREFIX
+    else:
+        return None
+
+
+@triton.jit
+def as_column(narrow):
+    """[rows] -> [rows, 1], or None."""
+    if narrow is None:
+        return None
+    else:
+        return tl.expand_dims(narrow, -1)
+
+
+@triton.jit
+def scale_of(amax, STEPS: tl.constexpr, narrow=None):
     """`reference.scale_of`: NaN of NaN too, which a maximum on a GPU would turn into the smallest scale."""
-    scale = tl.div_rn(amax, tl.full(amax.shape, STEPS, tl.float32))
+    steps = tl.full(amax.shape, STEPS, tl.float32)
+    if narrow is not None:
+        steps = tl.where(narrow, steps, 127.0)
+    scale = tl.div_rn(amax, steps)
     return tl.maximum(scale, _TINY, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -71,16 +92,26 @@ def reach_of(tiles, BEGIN: tl.constexpr, COUNT: tl.constexpr, SIGNED: tl.constex
 
 @triton.jit
 def reached_scale(
-    high, low, AXIS: tl.constexpr, FACTOR: tl.constexpr, STEPS: tl.constexpr, SIGNED: tl.constexpr
-):
-    """`reference.signed_scale_of` of FACTOR (a power of two, positive) times values that reach from low to high."""
+    high, low, AXIS: tl.constexpr, FACTOR: tl.constexpr, STEPS: tl.constexpr, SIGNED: tl.constexpr, narrow=None
+):  # fmt: skip
+    """`reference.signed_scale_of` of FACTOR (a power of two, positive) times values that reach from low to high; rows
+    that are not `narrow`, of the scales' shape or None, have 8 bits.
+    """
     top = tl.max(high, AXIS)
     if SIGNED:
         bottom = -tl.min(low, AXIS)
-        scale = scale_of(tl.maximum(top, bottom) * FACTOR, STEPS)
-        return tl.where(top > bottom, -scale, scale)
+        scale = scale_of(tl.maximum(top, bottom) * FACTOR, STEPS, narrow)
+        return turned(scale, top > bottom, narrow)
     else:
         return scale_of(top * FACTOR, STEPS)
+
+
+@triton.jit
+def turned(scale, positive, narrow):
+    """Scales with the sign that puts an extreme on the lowest code, if it is positive; those of 8 bits as they are."""
+    if narrow is not None:
+        positive = positive & narrow
+    return tl.where(positive, -scale, scale)
 
 
 @triton.jit
@@ -90,10 +121,12 @@ def reciprocal(scale):
 
 
 @triton.jit
-def codes_of(x, inverse, LOW: tl.constexpr, HIGH: tl.constexpr, CLAMP: tl.constexpr):
+def codes_of(x, inverse, LOW: tl.constexpr, HIGH: tl.constexpr, CLAMP: tl.constexpr, narrow=None):
     """int8 codes of x on a grid: rint(x * inverse), saturating unless CLAMP is False (dynamic 8 bits never leave)."""
     y = x * inverse
-    if CLAMP:
+    if narrow is not None:
+        y = tl.minimum(tl.maximum(y, tl.where(narrow, LOW, -127.0)), tl.where(narrow, HIGH, 127.0))
+    elif CLAMP:
         y = tl.minimum(tl.maximum(y, LOW), HIGH)
     return (y + _MAGIC).to(tl.int32, bitcast=True).to(tl.int8)
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qvit_kernels import ln_quant, reference, tiles
-from qvit_kernels.arithmetic import codes_of, reciprocal, scale_of
+from qvit_kernels.arithmetic import as_column, codes_of, narrow_rows, reciprocal, scale_of, turned
 from qvit_kernels.attention_logits import load_pieces, zero_tile
 from qvit_kernels.attention_rows import head_in_passes, head_in_registers
 from qvit_kernels.attention_tiles import (
@@ -39,7 +39,7 @@ def in_one_byte(low, high):
 
 
 @triton.jit
-def _scale_of_tiles(tiles, STEPS: tl.constexpr, SIGNED: tl.constexpr):
+def _scale_of_tiles(tiles, STEPS: tl.constexpr, SIGNED: tl.constexpr, narrow):
     """A scale for each row of tiles that lie side by side, of whatever widths."""
     if SIGNED:
         high = tl.max(tiles[0], 1)
@@ -47,8 +47,8 @@ def _scale_of_tiles(tiles, STEPS: tl.constexpr, SIGNED: tl.constexpr):
         for i in tl.static_range(1, len(tiles)):
             high = tl.maximum(high, tl.max(tiles[i], 1))
             low = tl.minimum(low, tl.min(tiles[i], 1))
-        scale = scale_of(tl.maximum(high, -low), STEPS)
-        return tl.where(high > -low, -scale, scale)
+        scale = scale_of(tl.maximum(high, -low), STEPS, narrow)
+        return turned(scale, high > -low, narrow)
     else:
         amax = tl.max(tl.abs(tiles[0]), 1)
         for i in tl.static_range(1, len(tiles)):
@@ -61,15 +61,17 @@ def store_codes(
     tiles, codes_ptr, scale_ptr, static_ptr, rows, tokens, columns, groups, group,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr,
     STEPS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, PACKED: tl.constexpr,
+    PREFIX: tl.constexpr,
 ):  # fmt: skip
     """Quantizes the heads of a group, tiles of fp32 [BLOCK_M, columns], with one scale a row, and stores both; or with
-    the static scale of the group.
+    the static scale of the group. The first PREFIX rows have 8 bits.
     """
     CLAMP: tl.constexpr = HIGH < 127 or static_ptr is not None
+    narrow = narrow_rows(rows, tokens, PREFIX)
     if static_ptr is not None:
         scale = tl.load(static_ptr + group + rows * 0)
     else:
-        scale = _scale_of_tiles(tiles, STEPS, HIGH < 127)
+        scale = _scale_of_tiles(tiles, STEPS, HIGH < 127, narrow)
         tl.store(scale_ptr + rows * groups + group, scale, mask=rows < tokens)
     inverse = reciprocal(scale)[:, None]
     if PACKED:
@@ -88,7 +90,7 @@ def store_codes(
                 tl.store(at + 32 * i, in_one_byte(low, high), mask=inside)
     else:
         for i in tl.static_range(len(tiles)):
-            codes = codes_of(tiles[i], inverse, LOW, HIGH, CLAMP)
+            codes = codes_of(tiles[i], inverse, LOW, HIGH, CLAMP, as_column(narrow))
             store_piece(
                 codes, codes_ptr + group * GROUP + i // len(PIECES) * WIDTH, rows, tokens, columns,
                 WIDTH, PIECES[i % len(PIECES)][0],
@@ -128,6 +130,7 @@ def attention_kernel(
     FOLD: tl.constexpr, BEYOND: tl.constexpr,
     WIDTH: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, HEADS: tl.constexpr,
     STEPS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, PACKED: tl.constexpr,
+    PREFIX: tl.constexpr,
 ):  # fmt: skip
     """Programs: tiles of tokens, fastest, so that those of a head run together and find its K and V in the cache; then
     groups of HEADS heads; then images. STEP 0: rows in registers. STEPS 0: fp32 rows go to codes_ptr, no scale.
@@ -175,7 +178,7 @@ def attention_kernel(
         at = codes_ptr + (row * columns // 2 if PACKED else row * columns)
         store_codes(
             outputs, at, scale_ptr + row * groups, static_ptr, rows, tokens, columns, groups, group,
-            HEADS * WIDTH, WIDTH, OUT, STEPS, LOW, HIGH, PACKED,
+            HEADS * WIDTH, WIDTH, OUT, STEPS, LOW, HIGH, PACKED, PREFIX,
         )  # fmt: skip
 
 
@@ -207,6 +210,7 @@ def plan(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
     *,
     tile: Tile | None = None,
     capability: int | None = None,
@@ -245,13 +249,13 @@ def plan(
     if whole:
         given = None if static_scale is None else static_scale.contiguous()
         arguments |= {"codes_ptr": codes, "scale_ptr": scale, "static_ptr": given, "PACKED": packed}
-        arguments["STEPS"] = reference.steps_of(bits)
+        arguments |= {"STEPS": reference.steps_of(bits), "PREFIX": prefix}
         return (_launch(programs, arguments, tile),), (codes, scale)
     rows = torch.empty((batch, tokens, columns), device=q.device)
     arguments |= {"codes_ptr": rows, "scale_ptr": None, "static_ptr": None, "PACKED": False}
-    arguments["STEPS"] = 0.0
+    arguments |= {"STEPS": 0.0, "PREFIX": 0}
     last, _ = ln_quant.plan(
-        rows, None, None, 0.0, None, 1, bits, group, packed, static_scale, (codes, scale)
+        rows, None, None, 0.0, None, 1, bits, group, packed, static_scale, prefix, (codes, scale)
     )
     return (_launch(programs, arguments, tile), last), (codes, scale)
 

@@ -138,10 +138,11 @@ def layernorm_quantize(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm, block transform, quantization."""
     norm = {"norm_weight": weight.contiguous(), "norm_bias": bias.contiguous(), "eps": eps}
-    return _quantize(x, norm, signs, block, bits, group, packed, static_scale)
+    return _quantize(x, norm, signs, block, bits, group, packed, static_scale, prefix)
 
 
 @_where(_fits_rows)
@@ -153,9 +154,10 @@ def quantize_rows(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Block transform, quantization."""
-    return _quantize(x, {}, signs, block, bits, group, packed, static_scale)
+    return _quantize(x, {}, signs, block, bits, group, packed, static_scale, prefix)
 
 
 def _quantize(
@@ -167,6 +169,7 @@ def _quantize(
     group: int,
     packed: bool,
     given: Tensor | None,
+    prefix: int,
 ) -> tuple[Tensor, Tensor]:
     *lead, width = x.shape
     codes, scale = empty_rows(lead, width, group, False, _CPU, static=given is not None)
@@ -175,7 +178,7 @@ def _quantize(
             "kind": "rows", "rows": codes.numel() // width, "k": width, "x": x.contiguous(),
             "codes": codes, "scales": scale, **norm,
             **program.transform(_contiguous(signs, block)),
-            **program.grid(bits, width, group, given),
+            **program.grid(bits, width, group, given), **program.prefix(prefix, codes),
         }]).run()  # fmt: skip
     return pack_int4(codes) if packed else codes, scale
 
@@ -231,6 +234,7 @@ def linear_gelu_quantize(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Matrix product, GELU, block transform, quantization."""
     width = w.shape[0]
@@ -240,7 +244,7 @@ def linear_gelu_quantize(
     rest = {
         "activation": ACTIVATIONS[approximate], "codes": codes, "scales": scale,
         **program.transform(_contiguous(signs, block)),
-        **program.grid(bits, width, group, static_scale),
+        **program.grid(bits, width, group, static_scale), **program.prefix(prefix, codes),
     }  # fmt: skip
     _multiply(x, x_scale, w, w_scale, multiplier, bias, rest)
     return pack_int4(codes) if packed else codes, scale
@@ -297,6 +301,7 @@ def attention(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention, its output quantized."""
     batch, heads, tokens, width = q.shape
@@ -313,6 +318,7 @@ def attention(
     finish = {
         "kind": "rows", "together": 1, "rows": batch * tokens, "k": heads * width, "x": out,
         "codes": codes, "scales": scale, **program.grid(bits, heads * width, group, static_scale),
+        **program.prefix(prefix, codes),
     }  # fmt: skip
     Program([attend, finish]).run()
     return pack_int4(codes) if packed else codes, scale

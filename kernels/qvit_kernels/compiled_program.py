@@ -24,7 +24,7 @@ _MEMBERS = (
     "norm_weight:p norm_bias:p k_weight:p k_bias:p eps:f "
     "panels:p starts:p w_scale:p bias:p residual:p activation:i "
     "signs:p block:i block_norm:f group:i given:p steps:f low:f high:f codes:p scales:p out:p "
-    "heads:i tokens:i width:i q:p key:p v:p q_scale:p k_scale:p v_scale:p "
+    "prefix:i heads:i tokens:i width:i q:p key:p v:p q_scale:p k_scale:p v_scale:p "
     "v_image:i v_head:i v_token:i v_channel:i softmax_scale:f softmax_max:f "
     "channels:i image_height:i image_width:i patch_height:i patch_width:i patch_columns:i"
 )
@@ -79,6 +79,11 @@ def grid(bits: int, width: int, group: int, given: Tensor | None) -> Members:
     steps = reference.steps_of(bits)
     scales = None if given is None else given.contiguous()
     return {"steps": steps, "low": low, "high": high, "group": group or width, "given": scales}
+
+
+def prefix(count: int, codes: Tensor) -> Members:
+    """Rows of an image, the first of codes [..., T, K], that have 8 bits whatever the grid."""
+    return {"prefix": count, "tokens": codes.shape[-2]} if count else {}
 
 
 def transform(value: BlockTransform | None) -> Members:

@@ -29,10 +29,11 @@ def layernorm_quantize(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm, block transform, quantization."""
     y = reference.layer_norm(x, weight, bias, eps)
-    return quantize_rows(y, signs, block, bits, group, packed, static_scale)
+    return quantize_rows(y, signs, block, bits, group, packed, static_scale, prefix)
 
 
 def quantize_rows(
@@ -43,10 +44,11 @@ def quantize_rows(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Block transform, quantization."""
     y = reference.block_transform(x.float(), transform_of(signs, block))
-    codes, scale = reference.quantize_rows(y, bits, group, static_scale)
+    codes, scale = reference.quantize_rows(y, bits, group, static_scale, prefix)
     stored = codes.to(torch.int8).contiguous()
     # no output may be an input: the caller has its static scale
     own = scale.contiguous() if static_scale is None else scale.new_empty(0)
@@ -130,10 +132,11 @@ def linear_gelu_quantize(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Matrix product, GELU, block transform, quantization."""
     y = reference.gelu(linear(x, x_scale, w, w_scale, multiplier, bias), approximate)
-    return quantize_rows(y, signs, block, bits, group, packed, static_scale)
+    return quantize_rows(y, signs, block, bits, group, packed, static_scale, prefix)
 
 
 def linear_qkv(
@@ -178,6 +181,7 @@ def attention(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention, its output quantized."""
     if q.numel() == 0:
@@ -194,7 +198,7 @@ def attention(
             mask=mask,
             bound=_BOUND,
         )
-    return quantize_rows(rows, None, 0, bits, group, packed, static_scale)
+    return quantize_rows(rows, None, 0, bits, group, packed, static_scale, prefix)
 
 
 def transform_of(signs: Tensor | None, block: int) -> BlockTransform | None:

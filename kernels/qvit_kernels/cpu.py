@@ -7,18 +7,18 @@ because they change nothing here: |x| is max(max x, -min x); a dynamic 8-bit sca
 the clamp, since |x| <= 127 * s * (1 + 2^-23) rounds to at most 127; and int8 weights need no preparation.
 """
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from qvit_kernels import composed, reference
+from qvit_kernels.cpu_rows import Rows, divide_by_scale
 from qvit_kernels.integer_matmul import int8_matmul_is_exact, int8_weight, multiply
-from qvit_kernels.packing import pack_int4, unpack_int4
-from qvit_kernels.reference import BlockTransform, QKNorm
+from qvit_kernels.packing import unpack_int4
+from qvit_kernels.reference import QKNorm
 from qvit_kernels.scratch import scratch
-from qvit_kernels.storage import empty_rows, empty_values
+from qvit_kernels.storage import empty_values
 
 __all__ = [
     "attention",
@@ -61,10 +61,11 @@ def layernorm_quantize(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm, block transform, quantization."""
     rows = x.reshape(-1, x.shape[-1])
-    sink = _Rows(x.shape, bits, group, signs, block, packed, static_scale)
+    sink = Rows(x.shape, bits, group, signs, block, packed, static_scale, prefix)
     for span in _spans(rows.shape[0], x.shape[-1]):
         sink.write(span, reference.layer_norm(rows[span], weight, bias, eps))
     return sink.result()
@@ -78,10 +79,11 @@ def quantize_rows(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Block transform, quantization."""
     rows = x.reshape(-1, x.shape[-1])
-    sink = _Rows(x.shape, bits, group, signs, block, packed, static_scale)
+    sink = Rows(x.shape, bits, group, signs, block, packed, static_scale, prefix)
     for span in _spans(rows.shape[0], x.shape[-1]):
         sink.write(span, rows[span].to(torch.float32, copy=True))
     return sink.result()
@@ -144,10 +146,11 @@ def linear_gelu_quantize(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Matrix product, GELU, block transform, quantization."""
     shape = (*x.shape[:-1], w.shape[0])
-    sink = _Rows(shape, bits, group, signs, block, packed, static_scale)
+    sink = Rows(shape, bits, group, signs, block, packed, static_scale, prefix)
     for span, y in _Product(x, x_scale, w, w_scale, multiplier, bias).blocks():
         sink.write(span, torch.ops.aten.gelu_.default(y, approximate=approximate))
     return sink.result()
@@ -182,7 +185,7 @@ def linear_qkv(
                 composed.transform_of(signs, block),
             )
             parts[:, :heads], parts[:, heads : 2 * heads] = q, k
-        scale[span] = _divide_by_scale(parts, bits, signed=False)
+        scale[span] = divide_by_scale(parts, bits, signed=False)
         codes[span] = parts
     q, k, v = codes.view(batch, tokens, 3, heads, width).transpose(1, 3).unbind(2)
     q_scale, k_scale, v_scale = (
@@ -209,14 +212,15 @@ def attention(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention of some images, or some heads of one, at a time, its output quantized."""
     if bias is not None or mask is not None:
         arguments = (bias, mask, softmax_scale, softmax_bits, bits, group, packed, static_scale)
-        return composed.attention(q, q_scale, k, k_scale, v, v_scale, *arguments)
+        return composed.attention(q, q_scale, k, k_scale, v, v_scale, *arguments, prefix)
     batch, heads, tokens, width = q.shape
     shape = (batch, tokens, heads * width)
-    sink = _Rows(shape, bits, group, None, 0, packed, static_scale)
+    sink = Rows(shape, bits, group, None, 0, packed, static_scale, prefix)
     if not q.numel():
         return sink.result()
     codes = (q, k.transpose(-1, -2), v)
@@ -310,89 +314,9 @@ class _Product:
         return y if self._bias is None else y.add_(self._bias)
 
 
-class _Rows:
-    """Quantized rows under construction."""
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        bits: int,
-        group: int,
-        signs: Tensor | None,
-        block: int,
-        packed: bool,
-        static_scale: Tensor | None,
-    ) -> None:
-        *lead, width = shape
-        static, device = static_scale is not None, torch.device("cpu")
-        self._codes, self._scale = empty_rows(lead, width, group, False, device, static=static)
-        size = group or width
-        self._codes_by_row = self._codes.view(-1, width // size, size)
-        self._bits = bits
-        self._transform = composed.transform_of(signs, block)
-        self._packed = packed
-        self._static_scale = static_scale
-
-    def write(self, span: slice, y: Tensor) -> None:
-        """Quantize some rows. y: fp32 [rows, width], overwritten."""
-        y = _block_transform(y, self._transform)
-        codes = self._codes_by_row[span]
-        grouped = y.view(codes.shape)
-        if self._static_scale is None:
-            self._scale.view(-1, codes.shape[1])[span] = _divide_by_scale(
-                grouped, self._bits, signed=self._bits < 8
-            )
-        else:
-            grouped.mul_(self._static_scale.reciprocal().unsqueeze(-1)).round_()
-            grouped.clamp_(*reference.code_range(self._bits))
-        codes.copy_(grouped)
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        return pack_int4(self._codes) if self._packed else self._codes, self._scale
-
-
 def _in_float(sums: Tensor) -> Tensor:
     """The int32 sums as fp32, in the same memory: half the traffic of a copy, 7.6 against 14.3 us for 768 KiB."""
     return sums.view(torch.float32).copy_(sums)
-
-
-def _block_transform(y: Tensor, transform: BlockTransform | None) -> Tensor:
-    """`reference.block_transform` in place of y: the same additions on transposed blocks.
-
-    As [block, rest] both operands of a step are long contiguous pieces: 520 against 1400 us for 197
-    rows of 1536 in blocks of 32. Blocks with an odd part take the reference's way.
-    """
-    if transform is None:
-        return y
-    block = transform.block
-    if block & (block - 1):
-        return reference.block_transform(y, transform)
-    rest = y.numel() // block
-    x = scratch("transform", (block, rest)).copy_(y.mul_(transform.signs).view(rest, block).t())
-    spare = scratch("butterfly", (block, rest))
-    step = 1
-    while step < block:
-        low, high = x.view(-1, 2, step * rest).unbind(1)
-        total, difference = spare.view(-1, 2, step * rest).unbind(1)
-        torch.add(low, high, out=total)
-        torch.sub(low, high, out=difference)
-        x, spare = spare, x
-        step *= 2
-    x.mul_(1.0 / math.sqrt(block))
-    y.view(-1, block).copy_(x.t())
-    return y
-
-
-def _divide_by_scale(y: Tensor, bits: int, *, signed: bool) -> Tensor:
-    """Turn y, fp32 [..., K], into the codes of its rows, in place; return scales [...], of either sign if signed."""
-    high, low = y.amax(-1), y.amin(-1).neg_()
-    scale = reference.scale_of(torch.maximum(high, low), reference.steps_of(bits))
-    if signed:
-        scale = torch.where(high > low, -scale, scale)
-    y.mul_(scale.reciprocal().unsqueeze(-1)).round_()
-    if bits < 8:
-        y.clamp_(*reference.code_range(bits))
-    return scale
 
 
 def _spans(count: int, width: int) -> Iterator[slice]:

@@ -49,15 +49,18 @@ def quantize_groups(
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
     SIGNED: tl.constexpr,
+    narrow=None,
 ):
     """`reference.quantize_rows` of a tile, or `quantize_heads` with SIGNED False: int8 codes [BM, BN], fp32 scales
-    [BM, BN / GROUP].
+    [BM, BN / GROUP]. narrow: `arithmetic.narrow_rows`, [BM] or None.
     """
     grouped = tl.reshape(y, (BM, BN // GROUP, GROUP))
     high, low = arithmetic.reach_of((grouped,), 0, 1, SIGNED)
-    scale = arithmetic.reached_scale(high, low, 2, 1.0, STEPS, SIGNED)
+    column = arithmetic.as_column(narrow)
+    scale = arithmetic.reached_scale(high, low, 2, 1.0, STEPS, SIGNED, column)
     inverse = arithmetic.reciprocal(scale)
-    codes = arithmetic.codes_of(grouped, inverse[:, :, None], LOW, HIGH, HIGH < 127)
+    column = arithmetic.as_column(column)
+    codes = arithmetic.codes_of(grouped, inverse[:, :, None], LOW, HIGH, HIGH < 127, column)
     return tl.reshape(codes, (BM, BN)), scale
 
 

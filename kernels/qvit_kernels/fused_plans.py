@@ -58,9 +58,10 @@ def layernorm_quantize(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> Plan:
     """LayerNorm, block transform, quantization: one launch."""
-    arguments = (x, weight, bias, eps, signs, block, bits, group, packed, static_scale)
+    arguments = (x, weight, bias, eps, signs, block, bits, group, packed, static_scale, prefix)
     reason = ln_quant.supports(x, signs, block, group, packed)
     return _one("layernorm_quantize", reason, ln_quant.plan, arguments)
 
@@ -73,9 +74,10 @@ def quantize_rows(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> Plan:
     """Block transform, quantization: one launch."""
-    grid = (signs, block, bits, group, packed, static_scale)
+    grid = (signs, block, bits, group, packed, static_scale, prefix)
     reason = ln_quant.supports(x, signs, block, group, packed)
     if reason:
         return Plan(rest=Unsupported("quantize_rows", (x, *grid), reason))
@@ -150,13 +152,14 @@ def linear_gelu_quantize(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> Plan:
     """Matrix product, GELU, block transform, quantization: one launch where a tile holds whole groups, else two.
 
     The second of two may have no kernel, and then falls back alone.
     """
     product = (x, x_scale, w, w_scale, multiplier, bias)
-    grid = (signs, block, bits, group, packed, static_scale)
+    grid = (signs, block, bits, group, packed, static_scale, prefix)
     arguments = (*product, approximate, *grid)
     reason = gemm_plans.supports(*product[:5])
     static = static_scale is not None
@@ -207,10 +210,11 @@ def attention(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
 ) -> Plan:
     """Softmax attention, its output quantized: one launch, two for a scale over more channels than a program holds."""
     arguments = (q, q_scale, k, k_scale, v, v_scale, bias, mask)
-    grid = (softmax_scale, softmax_bits, bits, group, packed, static_scale)
+    grid = (softmax_scale, softmax_bits, bits, group, packed, static_scale, prefix)
     reason = attention_int8.supports(q, group, packed)
     if reason:
         return Plan(rest=Unsupported("attention", (*arguments, *grid), reason))

@@ -212,16 +212,16 @@ def embed_kernel(
 @_of_any_batch
 def gelu_quantize_kernel(
     x_ptr, x_scale_ptr, w_ptr, m_ptr, w_scale_ptr, bias_ptr, signs_ptr, static_ptr, codes_ptr, scale_ptr,
-    M, N, K, GROUPS, x_scale_pitch,
+    M, N, K, GROUPS, x_scale_pitch, tokens,
     TANH: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, GROUP: tl.constexpr,
-    STEPS_Q: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, PACKED: tl.constexpr,
+    STEPS_Q: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, PACKED: tl.constexpr, PREFIX: tl.constexpr,
     W4: tl.constexpr, X4: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
     STEPS: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, ROWS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
     """GELU of y, the block transform, then quantized by GROUP columns: codes int8 [M, N] or packed uint8 [M, N / 2],
     scale fp32 [M, N / GROUP], or none where static_ptr has those of all rows, [N / GROUP]; GROUP 0:
-    one for the tensor.
+    one for the tensor. PREFIX: rows of every `tokens`, the first, that have 8 bits; tokens is None without.
     """
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n = tl.program_id(0) * BN
@@ -240,7 +240,17 @@ def gelu_quantize_kernel(
         groups = valid // GROUP if GROUP else tl.zeros((1,), tl.int32)
         codes = epilogues.quantize_columns(y, static_ptr, groups, LOW, HIGH)
     else:
-        codes, scale = epilogues.quantize_groups(y, BM, BN, GROUP, STEPS_Q, LOW, HIGH, HIGH < 127)
+        codes, scale = epilogues.quantize_groups(
+            y,
+            BM,
+            BN,
+            GROUP,
+            STEPS_Q,
+            LOW,
+            HIGH,
+            HIGH < 127,
+            arithmetic.narrow_rows(m, tokens, PREFIX),
+        )
         groups = n // GROUP + tl.arange(0, BN // GROUP)
         place = m.to(tl.int64)[:, None] * (N // GROUP) + groups[None, :]
         tl.store(scale_ptr + place, scale, mask=(m < M)[:, None] & (groups < N // GROUP)[None, :])

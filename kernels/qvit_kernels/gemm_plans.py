@@ -169,6 +169,7 @@ def plan_gelu_quantize(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
     *,
     capability: int = 0,
     tile: Tile | None = None,
@@ -190,6 +191,8 @@ def plan_gelu_quantize(
         "TANH": approximate == "tanh",
         "GROUP": 0 if static and group == n else group,
         "PACKED": packed,
+        "PREFIX": prefix,
+        "tokens": x.shape[-2] if prefix else None,
     }  # fmt: skip
     launch = product.launch(
         gemm.gelu_quantize_kernel, arguments, math.ceil(n / product.tile.block_n)

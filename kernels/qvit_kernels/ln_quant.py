@@ -10,7 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qvit_kernels.arithmetic import block_hadamard, codes_of, reach_of, reached_scale, reciprocal
+from qvit_kernels.arithmetic import (
+    as_column,
+    block_hadamard,
+    codes_of,
+    narrow_rows,
+    reach_of,
+    reached_scale,
+    reciprocal,
+)
 from qvit_kernels.launching import Launch
 from qvit_kernels.packing import BLOCK as PACKING_BLOCK
 from qvit_kernels.reference import code_range, steps_of
@@ -139,16 +147,19 @@ def _turn(
 
 @triton.jit
 def _store_codes(
-    codes, values, inverse, row, rows,
+    codes, values, inverse, row, rows, narrow,
     I: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
     TILES: tl.constexpr, PIECES: tl.constexpr, SPAN: tl.constexpr,
     PACKED: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, CLAMP: tl.constexpr,
 ):  # fmt: skip
-    """Quantize and write tile I; PACKED: with the tile 32 columns further, which by itself writes nothing."""
+    """Quantize and write tile I; PACKED: with the tile 32 columns further, which by itself writes nothing.
+
+    narrow: [rows, 1], or None.
+    """
     PART: tl.constexpr = SPAN // PIECES
     at = _columns(I, WIDTH, PIECES, SPAN)
     mask = _mask(row, rows, at, K, TILES * WIDTH > K)
-    q = codes_of(values[I], inverse, LOW, HIGH, CLAMP)
+    q = codes_of(values[I], inverse, LOW, HIGH, CLAMP, narrow)
     if not PACKED:
         tl.store(codes + row[:, None] * K + at[None, :], q, mask=mask)
     elif I * PART % 64 < 32:
@@ -160,26 +171,26 @@ def _store_codes(
 
 @triton.jit
 def _quantize_whole(
-    codes, scale, values, row, rows,
+    codes, scale, values, row, rows, narrow,
     K: tl.constexpr, WIDTH: tl.constexpr, TILES: tl.constexpr, PIECES: tl.constexpr,
     SPAN: tl.constexpr, FACTOR: tl.constexpr, STEPS: tl.constexpr,
     PACKED: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
 ):  # fmt: skip
     """Scales and codes of FACTOR * values, a scale for each row."""
     high, low = reach_of(values, 0, TILES, HIGH < 127)
-    step = reached_scale(high, low, 1, FACTOR, STEPS, HIGH < 127)
+    step = reached_scale(high, low, 1, FACTOR, STEPS, HIGH < 127, narrow)
     tl.store(scale + row, step, mask=row < rows)
     inverse = (reciprocal(step) * FACTOR)[:, None]
     for i in tl.static_range(TILES):
         _store_codes(
-            codes, values, inverse, row, rows,
+            codes, values, inverse, row, rows, as_column(narrow),
             i, K, WIDTH, TILES, PIECES, SPAN, PACKED, LOW, HIGH, HIGH < 127,
         )  # fmt: skip
 
 
 @triton.jit
 def _quantize_groups(
-    codes, scale, values, row, rows,
+    codes, scale, values, row, rows, narrow,
     K: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
     TILES: tl.constexpr, PIECES: tl.constexpr, SPAN: tl.constexpr,
     FACTOR: tl.constexpr, STEPS: tl.constexpr,
@@ -193,7 +204,7 @@ def _quantize_groups(
         high, low = reach_of(values, q * TOGETHER, TOGETHER, HIGH < 127)
         high = tl.reshape(high, (ROWS, WIDTH // WITHIN, WITHIN))
         low = tl.reshape(low, (ROWS, WIDTH // WITHIN, WITHIN))
-        step = reached_scale(high, low, 2, FACTOR, STEPS, HIGH < 127)
+        step = reached_scale(high, low, 2, FACTOR, STEPS, HIGH < 127, as_column(narrow))
         begin = tl.arange(0, WIDTH // WITHIN) * WITHIN
         at = q * TOGETHER // PIECES * (WIDTH * PIECES) + q * TOGETHER % PIECES * PART
         at = (at + begin // PART * SPAN + begin % PART) // GROUP
@@ -204,7 +215,7 @@ def _quantize_groups(
         inverse = tl.reshape(inverse, (ROWS, WIDTH))
         for i in tl.static_range(TOGETHER):
             _store_codes(
-                codes, values, inverse, row, rows,
+                codes, values, inverse, row, rows, as_column(narrow),
                 q * TOGETHER + i, K, WIDTH, TILES, PIECES, SPAN, PACKED, LOW, HIGH, HIGH < 127,
             )  # fmt: skip
 
@@ -221,7 +232,7 @@ def _quantize_static(
         group = _columns(i, WIDTH, PIECES, SPAN) // GROUP
         inverse = reciprocal(_load_vector(static, group, K // GROUP, TILES * WIDTH > K)) * FACTOR
         _store_codes(
-            codes, values, inverse, row, rows,
+            codes, values, inverse, row, rows, None,
             i, K, WIDTH, TILES, PIECES, SPAN, PACKED, LOW, HIGH, True,
         )  # fmt: skip
 
@@ -232,10 +243,12 @@ def quantize_rows_kernel(
     x, row_stride, weight, bias, signs,
     # codes int8 [rows, K] or uint8 [rows, K / 2]; scale fp32 [rows, K / GROUP]; static fp32 [K / GROUP] or None
     codes, scale, static, rows, eps,
+    # rows of an image, of which the first PREFIX have 8 bits; None for 0 of them
+    tokens,
     # what is computed; NORM: 1 / sqrt(BLOCK), FOLDED where that is a power of two
     K: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, FOLDED: tl.constexpr,
     GROUP: tl.constexpr, STEPS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
-    PACKED: tl.constexpr,
+    PACKED: tl.constexpr, PREFIX: tl.constexpr,
     # how
     ROWS: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr, PIECES: tl.constexpr,
     SPAN: tl.constexpr, VECTOR: tl.constexpr,
@@ -260,6 +273,7 @@ def quantize_rows_kernel(
         values = scaled
     # A power of two may as well multiply a row's scale and its reciprocal as every value: nothing rounds.
     FACTOR: tl.constexpr = NORM if FOLDED else 1.0
+    narrow = narrow_rows(row, tokens, PREFIX)
     if static is not None:
         _quantize_static(
             codes, static, values, row, rows,
@@ -267,12 +281,12 @@ def quantize_rows_kernel(
         )  # fmt: skip
     elif GROUP == 0:
         _quantize_whole(
-            codes, scale, values, row, rows,
+            codes, scale, values, row, rows, narrow,
             K, WIDTH, TILES, PIECES, SPAN, FACTOR, STEPS, PACKED, LOW, HIGH,
         )  # fmt: skip
     else:
         _quantize_groups(
-            codes, scale, values, row, rows,
+            codes, scale, values, row, rows, narrow,
             K, GROUP, ROWS, WIDTH, TILES, PIECES, SPAN, FACTOR, STEPS, PACKED, LOW, HIGH,
         )  # fmt: skip
 
@@ -305,6 +319,7 @@ def plan(
     group: int,
     packed: bool,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
     out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Launch, tuple[Tensor, Tensor]]:
     """The launch of `composed.layernorm_quantize`, without a weight of `composed.quantize_rows`, and what it fills.
@@ -329,9 +344,9 @@ def plan(
         "signs": None if signs is None else signs.contiguous(),
         "codes": codes, "scale": scale,
         "static": None if static_scale is None else static_scale.contiguous(),
-        "rows": flat.shape[0], "eps": eps,
+        "rows": flat.shape[0], "eps": eps, "tokens": x.shape[-2] if prefix else None,
         "K": k, "BLOCK": block, "NORM": 1.0 / math.sqrt(block), "FOLDED": block.bit_length() % 2 == 1,
-        "GROUP": group, "STEPS": steps_of(bits), "LOW": low, "HIGH": high, "PACKED": packed,
+        "GROUP": group, "STEPS": steps_of(bits), "LOW": low, "HIGH": high, "PACKED": packed, "PREFIX": prefix,
         "ROWS": tiling.rows, "WIDTH": tiling.width, "CHUNKS": tiling.chunks,
         "PIECES": tiling.pieces, "SPAN": tiling.span, "VECTOR": tiling.vector,
     }  # fmt: skip

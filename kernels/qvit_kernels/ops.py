@@ -13,6 +13,8 @@ shape or number that does not fit, naming the argument, the rule and what came.
     weight.multiplier  int8 [N, Gw], Gw divides K, or None; |code * multiplier| <= 127, which is not checked
     static_scale       fp32 [1, width / group], positive: an op that quantizes rows takes it in place of a scale of each
                        row, saturates, and returns it as it is; None: dynamic
+    prefix             how many of the first rows of an image, x [..., T, K], are quantized with 8 bits where the others
+                       have fewer: class, distillation and register tokens. Not with packed codes or a static scale
 """
 
 import torch
@@ -27,6 +29,7 @@ from qvit_kernels.argument_checks import (
     check_grid,
     check_logits,
     check_places,
+    check_prefix,
     check_product,
     check_vector,
     shape_of,
@@ -68,6 +71,7 @@ def layernorm_quantize(
     *,
     packed: bool = False,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
     backend: str | None = None,
 ) -> Quantized:
     """LayerNorm over the last axis in fp32, the block transform, then quantization of rows or groups.
@@ -80,9 +84,10 @@ def layernorm_quantize(
     check_vector("bias", bias, x.shape[-1])
     signs, block = transform_arguments(transform, x.shape[-1])
     check_grid(x.shape[-1], bits, group, packed, static_scale)
+    check_prefix(prefix, shape_of(x), bits, packed, static_scale)
     rows = torch.ops.qvit.layernorm_quantize.default(
-        x, weight, bias, eps, signs, block, bits, group, packed, static_scale, backend=backend
-    )
+        x, weight, bias, eps, signs, block, bits, group, packed, static_scale, prefix, backend=backend
+    )  # fmt: skip
     return _quantized(rows, static_scale)
 
 
@@ -94,6 +99,7 @@ def quantize_rows(
     *,
     packed: bool = False,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
     backend: str | None = None,
 ) -> Quantized:
     """The block transform, then symmetric quantization of each row, or of each `group` of it.
@@ -103,8 +109,9 @@ def quantize_rows(
     check_float("x", x, FLOATS)
     signs, block = transform_arguments(transform, x.shape[-1])
     check_grid(x.shape[-1], bits, group, packed, static_scale)
+    check_prefix(prefix, shape_of(x), bits, packed, static_scale)
     rows = torch.ops.qvit.quantize_rows.default(
-        x, signs, block, bits, group, packed, static_scale, backend=backend
+        x, signs, block, bits, group, packed, static_scale, prefix, backend=backend
     )
     return _quantized(rows, static_scale)
 
@@ -207,6 +214,7 @@ def linear_gelu_quantize(
     *,
     packed: bool = False,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
     backend: str | None = None,
 ) -> Quantized:
     """`linear`, GELU, the block transform, then quantization: fc1 of the MLP.
@@ -218,8 +226,9 @@ def linear_gelu_quantize(
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
     signs, block = transform_arguments(transform, weight.codes.shape[0])
     check_grid(weight.codes.shape[0], bits, group, packed, static_scale)
+    check_prefix(prefix, shape_of(x.codes), bits, packed, static_scale)
     rows = torch.ops.qvit.linear_gelu_quantize.default(
-        *x, *weight, bias, approximate, signs, block, bits, group, packed, static_scale, backend=backend
+        *x, *weight, bias, approximate, signs, block, bits, group, packed, static_scale, prefix, backend=backend
     )  # fmt: skip
     return _quantized(rows, static_scale)
 
@@ -281,6 +290,7 @@ def attention(
     mask: Tensor | None = None,
     packed: bool = False,
     static_scale: Tensor | None = None,
+    prefix: int = 0,
     backend: str | None = None,
 ) -> Quantized:
     """Quantized softmax attention, its output quantized by rows or groups: the input of proj.
@@ -305,8 +315,9 @@ def attention(
             check_logits(name, tensor, dtype, shape_of(q.codes))
     check_bits("softmax_bits", softmax_bits)
     check_grid(q.codes.shape[1] * q.codes.shape[3], bits, group, packed, static_scale)
+    check_prefix(prefix, shape_of(q.codes), bits, packed, static_scale)
     rows = torch.ops.qvit.attention.default(
-        *q, *k, *v, bias, mask, softmax_scale, softmax_bits, bits, group, packed, static_scale, backend=backend
+        *q, *k, *v, bias, mask, softmax_scale, softmax_bits, bits, group, packed, static_scale, prefix, backend=backend
     )  # fmt: skip
     return _quantized(rows, static_scale)
 

@@ -176,14 +176,20 @@ def quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
 
 
 def quantize_rows(
-    x: Tensor, bits: int, group: int = 0, static_scale: Tensor | None = None
+    x: Tensor, bits: int, group: int = 0, static_scale: Tensor | None = None, prefix: int = 0
 ) -> Quantized:
     """Quantization of a Linear's input: of each row, or of each `group` neighbouring values of a row, by their own
     scale (`signed_scale_of`), or by one that is given for all rows, which saturates what lies beyond its codes.
 
-    x: float [..., K]; static_scale: fp32 [1, K / group], positive, or None. Returns codes [..., K], scale
-    [..., K / group] (group 0: one scale a row), or the static one as it is.
+    x: float [..., K], with a prefix [..., T, K]: the first `prefix` rows of every T, an image's class, distillation and
+    register tokens, have 8 bits, and no static scale; static_scale: fp32 [1, K / group], positive, or None. Returns
+    codes [..., K], scale [..., K / group] (group 0: one scale a row), or the static one as it is.
     """
+    if prefix:
+        first, others = x[..., :prefix, :], x[..., prefix:, :]
+        parts = quantize_rows(first, 8, group), quantize_rows(others, bits, group)
+        codes, scale = (torch.cat(found, -2) for found in zip(*parts, strict=True))
+        return Quantized(codes, scale)
     grouped = x.float().unflatten(-1, (-1, group or x.shape[-1]))
     if static_scale is None:
         scale = signed_scale_of(grouped, bits)

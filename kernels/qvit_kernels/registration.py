@@ -17,7 +17,8 @@ from qvit_kernels import backends, compiled, composed, inductor
 from qvit_kernels.storage import empty_rows, empty_values
 
 _X = "Tensor x, Tensor x_scale, Tensor w, Tensor w_scale, Tensor? multiplier, Tensor? bias"
-_ROWS = "Tensor? signs, int block, int bits, int group, bool packed, Tensor? static_scale"
+_GRID = "int bits, int group, bool packed, Tensor? static_scale, int prefix"
+_ROWS = f"Tensor? signs, int block, {_GRID}"
 
 SCHEMAS = {
     "layernorm_quantize": f"(Tensor x, Tensor weight, Tensor bias, float eps, {_ROWS})"
@@ -33,8 +34,7 @@ SCHEMAS = {
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "attention": "(Tensor q, Tensor q_scale, Tensor k, Tensor k_scale, Tensor v, Tensor v_scale,"
     " Tensor? bias, Tensor? mask,"
-    " float softmax_scale, int softmax_bits, int bits, int group, bool packed, Tensor? static_scale)"
-    " -> (Tensor, Tensor)",
+    f" float softmax_scale, int softmax_bits, {_GRID}) -> (Tensor, Tensor)",
 }
 
 
@@ -75,8 +75,8 @@ def _dispatching(name: str) -> Callable[..., object]:
 
 
 def _rows(lead: tuple[int, ...], width: int, x: Tensor, rest: Any) -> tuple[Tensor, Tensor]:
-    """rest: the arguments of an op, of which the last three say how rows are quantized."""
-    group, packed, static_scale = rest[-3:]
+    """rest: the arguments of an op, of which the last four say how rows are quantized."""
+    group, packed, static_scale, _ = rest[-4:]
     return empty_rows(lead, width, group, packed, x.device, static=static_scale is not None)
 
 

@@ -233,6 +233,7 @@ def _bits(tensors: dict[str, Any]) -> list[dict[str, Any]]:
             "weight_bits_in_memory": LinearScheme.from_dict(entry["scheme"]).container_bits,
             "weight_group": entry["scheme"]["weight"]["group"],
             "input_bits": entry["scheme"]["input"]["bits"],
+            "input_prefix": entry["scheme"]["input"].get("prefix", 0),
             "input_group": entry["scheme"]["input"]["group"],
             "transform": entry["scheme"]["transform"],
         }

@@ -144,7 +144,8 @@ def _parameters(norm: nn.LayerNorm) -> Members:
 def _quantization(to: IntegerDense, out: _Rows) -> Members:
     scheme = to.scheme.input
     grid = program.grid(scheme.bits, to.in_features, scheme.group, None)
-    return {"codes": out[0], "scales": out[1]} | grid | program.transform(to.transform)
+    found = {"codes": out[0], "scales": out[1]} | grid | program.transform(to.transform)
+    return found | program.prefix(scheme.prefix, out[0])
 
 
 def _codes(*shape: int) -> Tensor:

@@ -17,6 +17,7 @@ from qvit.models.dense import Dense
 from qvit.models.simulated import Simulated
 from qvit.models.switching import SwitchableModel, Widths
 from qvit.models.vit import Attention, PatchEmbed
+from qvit.quant.schemes import Granularity, Scheme
 from qvit_kernels import reference
 from qvit_kernels.reference import Quantized, Weight
 
@@ -51,17 +52,16 @@ class Curvature(Simulated):
     def quantize(self, x: Tensor, to: Dense) -> Quantized:
         """See Simulated."""
         turned = reference.block_transform(x, to.transform)
-        groups = {b: self._widths[self._names[to]].schemes[b].input.group for b in self._bits}
-        turned = self._heard(turned, partial(self._note_rows, turned.detach(), groups, to))
-        scheme = to.scheme.input
-        return reference.quantize_rows(turned, scheme.bits, scheme.group)
+        schemes = {b: self._widths[self._names[to]].schemes[b].input for b in self._bits}
+        turned = self._heard(turned, partial(self._note_rows, turned.detach(), schemes, to))
+        return _quantize(turned, to.scheme.input)
 
     def qkv(self, h: Quantized, attn: Attention) -> tuple[Quantized, Quantized, Quantized]:
         """See Execution."""
         q, k, v = reference.split_heads(self.product(h, attn.qkv), attn.heads)
         if attn.norm is not None:
             q, k = reference.normalize_heads(q, k, attn.norm, attn.rotation)
-        whole = dict.fromkeys(self._bits, 0)
+        whole = {b: Scheme(bits=b, granularity=Granularity.HEAD) for b in self._bits}
         heard = [
             self._heard(x, partial(self._note_rows, x.detach(), whole, attn)) for x in (q, k, v)
         ]
@@ -94,10 +94,10 @@ class Curvature(Simulated):
 
     @torch.no_grad()
     def _note_rows(
-        self, x: Tensor, groups: Mapping[int, int], layer: Dense | Attention, gradient: Tensor
+        self, x: Tensor, schemes: Mapping[int, Scheme], layer: Dense | Attention, gradient: Tensor
     ) -> None:
-        for bits, group in groups.items():
-            error = reference.quantize_rows(x, bits, group).values() - x
+        for bits, scheme in schemes.items():
+            error = _quantize(x, scheme).values() - x
             self._note((self._names[layer], "A"), bits, gradient, error)
 
     @torch.no_grad()
@@ -112,6 +112,10 @@ class Curvature(Simulated):
         each = (gradient * error).flatten(1).sum(1, dtype=torch.float64)
         widths = self.found.setdefault(key, {})
         widths[bits] = widths.get(bits, 0.0) + 0.5 * float(each.square().sum())
+
+
+def _quantize(x: Tensor, scheme: Scheme) -> Quantized:
+    return reference.quantize_rows(x, scheme.bits, scheme.group, prefix=scheme.prefix)
 
 
 def measure_curvature(

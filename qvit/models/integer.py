@@ -47,6 +47,7 @@ class Integer:
             scheme.bits,
             scheme.group,
             packed=self._packs(to, x),
+            prefix=scheme.prefix,
             backend=self._backend,
         )
 
@@ -77,6 +78,7 @@ class Integer:
             to.bits,
             to.group,
             packed=packed,
+            prefix=to.prefix,
             backend=self._backend,
         )
 
@@ -96,6 +98,7 @@ class Integer:
             to.bits,
             to.group,
             packed=self._packs(mlp.fc2, h.codes),
+            prefix=to.prefix,
             backend=self._backend,
         )
 
@@ -124,6 +127,6 @@ class Integer:
         scheme = to.scheme
         if not (x.is_cuda or self._backend == "triton"):
             return False
-        if scheme.container_bits != 4 or scheme.input.bits > 4:
+        if scheme.container_bits != 4 or scheme.input.bits > 4 or scheme.input.prefix:
             return False
         return to.codes.shape[1] % 32 == 0 and scheme.input.group % 64 == 0

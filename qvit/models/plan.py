@@ -101,12 +101,15 @@ def _linear(name: str, width: int, config: ViTConfig, recipe: Recipe) -> LinearS
         # eight bits among fewer, those of the head, have levels enough for a scale a token
         group = _divisor(width, recipe.activations.norm_group) if bits < MAX_BITS else 0
         transform = fitting_block(width, recipe.transforms.norm)
-    return LinearScheme(weight=weight, input=_rows(bits, group), transform=transform)
+    # heads read one pooled token, which the bits of `layers` are for
+    wider = name.startswith("blocks.") and bits < recipe.activations.prefix_bits
+    prefix = config.num_prefix_tokens if wider else 0
+    return LinearScheme(weight=weight, input=_rows(bits, group, prefix), transform=transform)
 
 
-def _rows(bits: int, group: int) -> Scheme:
+def _rows(bits: int, group: int, prefix: int) -> Scheme:
     granularity = Granularity.GROUP if group else Granularity.TOKEN
-    return Scheme(bits=bits, granularity=granularity, group=group)
+    return Scheme(bits=bits, granularity=granularity, group=group, prefix=prefix)
 
 
 def _weight(width: int, bits: int, recipe: Recipe) -> Scheme:

@@ -63,9 +63,8 @@ class Simulated:
     def product(self, x: Quantized, dense: Dense) -> Tensor:
         """The Linear of every step but the patch embedding: fp32 [..., N]."""
         weight = self.weight_of(dense)
-        largest = 127 if weight.multiplier is not None else 2 ** (dense.scheme.weight.bits - 1)
-        bound = 2 ** (dense.scheme.input.bits - 1) * largest
-        return reference.linear(x, weight, dense.bias, bound)
+        largest = 127 if weight.multiplier is not None else dense.scheme.weight.largest
+        return reference.linear(x, weight, dense.bias, dense.scheme.input.largest * largest)
 
     def weight_of(self, dense: Dense) -> Weight:
         """The weight that a Linear multiplies with."""
@@ -75,5 +74,8 @@ class Simulated:
         """The input of a Linear, [..., K], transformed and in the codes that it takes."""
         scheme = to.scheme.input
         return reference.quantize_rows(
-            reference.block_transform(x, to.transform), scheme.bits, scheme.group
+            reference.block_transform(x, to.transform),
+            scheme.bits,
+            scheme.group,
+            prefix=scheme.prefix,
         )

@@ -42,6 +42,7 @@ def check_executable(config: ViTConfig, scheme: ModelScheme) -> None:
             _require(linear.transform == 0, f"{name}: pixels are not transformed")
         else:
             _check_input(name, linear, widths[name])
+            _check_prefix(name, linear.input.prefix, config)
     for name, attention in scheme.attentions.items():
         _check_attention(name, attention)
 
@@ -79,6 +80,14 @@ def _check_input(name: str, linear: LinearScheme, width: int) -> None:
     )
 
 
+def _check_prefix(name: str, prefix: int, config: ViTConfig) -> None:
+    there = config.num_prefix_tokens if name.startswith("blocks.") else 0
+    _require(
+        type(prefix) is int and prefix in (0, there),
+        f"{name}: 8 bits for the first {prefix} tokens of an image, and it has {there} before its patches",
+    )
+
+
 def _check_attention(name: str, attention: AttentionScheme) -> None:
     qkv = attention.qkv
     _check_bits(f"{name}.qkv", qkv.bits)
@@ -87,6 +96,7 @@ def _check_attention(name: str, attention: AttentionScheme) -> None:
         qkv.symmetric and qkv.granularity is Granularity.HEAD and qkv.mode is Mode.DYNAMIC,
         f"{name}: Q, K and V are symmetric and dynamic, a scale per token and head",
     )
+    _require(qkv.prefix == 0, f"{name}: Q, K and V have the same bits in all tokens")
 
 
 def _check_bits(name: str, bits: int) -> None:

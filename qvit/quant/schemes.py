@@ -29,13 +29,14 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """How one tensor becomes integers."""
+    """How one tensor becomes integers. `prefix`: so many tokens, the first of every image, have 8 bits, not `bits`."""
 
     bits: int
     granularity: Granularity
     mode: Mode = Mode.DYNAMIC
     symmetric: bool = True
     group: int = 0
+    prefix: int = 0
 
     def __post_init__(self) -> None:
         if (self.granularity is Granularity.GROUP) != (self.group > 0):
@@ -49,11 +50,21 @@ class Scheme:
             raise ValueError(
                 "a scale per channel cannot be dynamic: it would mix the tokens of a batch"
             )
+        if self.prefix and (self.mode is not Mode.DYNAMIC or self.prefix < 0 or self.bits == 8):
+            raise ValueError(
+                f"prefix = {self.prefix} at {self.bits} bits, {self.mode}: 8 bits for the first tokens belong to "
+                "dynamic scales of fewer bits"
+            )
 
     @property
     def codes(self) -> tuple[int, int]:
         """Smallest and largest code: (-8, 7) for symmetric 4 bits, (0, 15) for affine."""
         return code_range(self.bits) if self.symmetric else (0, 2**self.bits - 1)
+
+    @property
+    def largest(self) -> int:
+        """No code is larger in magnitude, those of the prefix among them."""
+        return 127 if self.prefix else max(map(abs, self.codes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

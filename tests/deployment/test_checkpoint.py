@@ -199,6 +199,9 @@ NOT_EXECUTABLE = {
     "static input": lambda c: linear_named(c, "fc1")["input"].update(mode="static"),
     "affine input": lambda c: linear_named(c, "fc1")["input"].update(symmetric=False),
     "input per tensor": lambda c: linear_named(c, "fc1")["input"].update(granularity="tensor"),
+    "prefix of patches": lambda c: linear_named(c, "fc1")["input"].update(prefix=2),
+    "prefix of the head": lambda c: linear_named(c, "head")["input"].update(prefix=1),
+    "prefix of Q": lambda c: attention_of(c)["qkv"].update(prefix=1),
     "40 bits": lambda c: linear_named(c, "fc1")["input"].update(bits=40),
     "group that does not divide": lambda c: linear_named(c, "fc2")["input"].update(group=7),
     "block that does not divide": lambda c: linear_named(c, "fc1").update(transform=7),
@@ -226,6 +229,23 @@ def attention_of(config):
 def test_scheme_that_would_not_be_executed_is_refused(folder, change):
     edit_config(folder, NOT_EXECUTABLE[change])
     assert "does not describe a model" in refusal(folder)
+
+
+def test_tokens_of_8_bits_before_the_patches_are_what_the_folder_says(folder):
+    def give_prefix(config):
+        groups = config["quantization_config"]["tensors"]["linears"]
+        shared = next(g for g in groups if "head" in g["targets"])  # with qkv and fc1
+        shared["targets"].remove("head")
+        groups.append({"targets": ["head"], "scheme": copy.deepcopy(shared["scheme"])})
+        shared["scheme"]["input"].update(prefix=1)
+
+    edit_config(folder, give_prefix)
+    model, _ = checkpoint.load(folder)
+    for name, count in (("mlp.fc1", 1), ("attn.qkv", 1), ("mlp.fc2", 0)):
+        assert model.get_submodule(f"blocks.0.{name}").scheme.input.prefix == count
+    rows = [row for row in checkpoint.describe(folder)["bits"] if "input_bits" in row]
+    told = {name: row["input_prefix"] for row in rows for name in row["modules"]}
+    assert (told["blocks.*.mlp.fc1"], told["blocks.*.mlp.fc2"], told["head"]) == (1, 0, 0)
 
 
 def test_codes_of_other_bits_are_refused_by_their_number(folder):

@@ -30,6 +30,7 @@ SCHEMES = {
     "W8A8": Recipe.preset("qvit", weight_bits=8),
     "W4A8": Recipe.preset("qvit", weight_bits=4),
     "W4A4": Recipe.preset("qvit", weight_bits=4, activation_bits=4),
+    "W3A3": Recipe.preset("qvit", weight_bits=3, activation_bits=3),
     "mixed": Recipe.preset("qvit", weight_bits=4, activation_bits=4).override(
         [
             "layers.patch_embed.proj=W8",

@@ -11,7 +11,7 @@ def test_tracing_names_every_op_to_a_compiler_that_is_loaded(monkeypatch):
     lowering = SimpleNamespace(FALLBACK_ALLOW_LIST={"aten::index_add"})
     monkeypatch.setitem(sys.modules, "torch._inductor.lowering", lowering)
     x = torch.empty(3, 32, device="meta")
-    torch.ops.qvit.quantize_rows.default(x, None, 1, 8, 0, False, None)
+    torch.ops.qvit.quantize_rows.default(x, None, 1, 8, 0, False, None, 0)
     assert {
         "aten::index_add",
         *(f"qvit::{name}" for name in SCHEMAS),

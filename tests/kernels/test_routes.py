@@ -129,5 +129,5 @@ def test_reasons_of_backends(monkeypatch):
     assert find_route(*rows_alone, "cpu").reason is None
     elsewhere = torch.empty(3, 32, device="meta")
     monkeypatch.setattr(backends, "warn_once", lambda message: None)
-    found = find_route("quantize_rows", (elsewhere, None, 1, 8, 0, False, None), "auto")
+    found = find_route("quantize_rows", (elsewhere, None, 1, 8, 0, False, None, 0), "auto")
     assert "written for NVIDIA GPUs" in found.reason

@@ -19,6 +19,10 @@ RECIPES = {
     "four widths": Recipe.preset("qvit", weight_bits=4, activation_bits=5).override(
         ["attention.bits=6", "attention.softmax_bits=7"]
     ),
+    "W3A3": Recipe.preset("qvit", weight_bits=3, activation_bits=3),
+    "W3A3, one scale a token": Recipe.preset("plain", weight_bits=3, activation_bits=3).override(
+        ["activations.prefix_bits=8"]
+    ),
     "W3A5 without groups": Recipe.preset("plain", weight_bits=3, activation_bits=5),
     "W4A4, weight groups, bf16 residual": Recipe.preset(
         "qvit", weight_bits=4, activation_bits=4
@@ -57,6 +61,52 @@ def test_every_shape_runs_in_integers(shape):
         found = integer(images, Integer())
     assert found.shape == expected.shape
     assert torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize("shape", ["distilled", "registers", "average pooling, no class token"])
+def test_tokens_of_8_bits_before_the_patches(shape):
+    simulated, integer = both(float_vit(shape, depth=1), RECIPES["W3A3"])
+    seen = []
+
+    class Watching(Integer):
+        def residual(self, x, h, dense):
+            seen.append(h.codes)
+            return super().residual(x, h, dense)
+
+    images = images_for(simulated)
+    with torch.inference_mode():
+        simulated(images, SideBySide(simulated, integer))
+        integer(images, Watching())
+    first = simulated.config.num_prefix_tokens
+    for codes in seen:
+        assert codes.dtype == torch.int8
+        assert codes[:, first:].abs().max() == 4
+        assert first == 0 or codes[:, :first].abs().max() == 127
+
+
+def test_simulated_sums_are_exact_where_the_prefix_has_8_bits():
+    """Its codes pass what 3 bits would need fp64 for."""
+    recipe = RECIPES["W3A3, one scale a token"]
+    simulated, integer = both(
+        float_vit(mlp_ratio=48.0, depth=1), recipe.override(["weights.bits=8"])
+    )
+    pair = SideBySide(simulated, integer)
+    fc2 = simulated.get_submodule("blocks.0.mlp.fc2")
+    width = simulated.config.hidden_dim
+    assert width * 127 * 4 < 2**24 < width * 127 * 127
+    with torch.no_grad():  # all weights and codes at the top of their range, one odd one out
+        fc2.weight.fill_(1.0)
+        fc2.weight_scale.fill_(1 / 127)
+        partner = pair.partner[id(fc2)]
+        partner.weight.fill_(127)
+        partner.weight_scale.fill_(1 / 127)
+        codes = torch.full((1, 2, width), 127.0)
+        codes[..., 0] = 126.0
+    with torch.inference_mode():
+        found = Simulated().product(Quantized(codes, torch.ones(1, 2, 1)), fc2)
+    exact = (width * 127 - 1) * 127
+    expected = torch.tensor(exact, dtype=torch.int64).float() * torch.tensor(1 / 127) + fc2.bias
+    assert torch.equal(found[0, 0], expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -39,6 +39,40 @@ def test_what_layer_norms_hand_on_may_have_groups():
     assert grouped == {"head", *blocks}
 
 
+def planned(shape: str, *settings: str) -> ModelScheme:
+    recipe = Recipe.preset("qvit", weight_bits=3, activation_bits=3).override(settings)
+    return plan_scheme(read_config(timm_vit(shape), STATISTICS), recipe)
+
+
+@pytest.mark.parametrize(("shape", "count"), [
+    ("plain", 1), ("distilled", 2), ("registers", 5), ("average pooling, no class token", 0),
+])  # fmt: skip
+def test_tokens_before_the_patches_have_8_bits_in_blocks(shape, count):
+    plan = planned(shape)
+    found = {name: linear.input.prefix for name, linear in plan.linears.items()}
+    assert all(found.pop(name, 0) == 0 for name in ("patch_embed.proj", "head", "head_dist"))
+    assert len(found) == 8
+    assert set(found.values()) == {count}
+    assert ModelScheme.from_dict(plan.to_dict()) == plan
+
+
+def test_what_has_8_bits_has_no_prefix_of_8_bits():
+    plan = planned("plain", "layers.blocks.*.mlp.fc1=A8", "layers.head=A3")
+    assert plan.linears["blocks.0.mlp.fc1"].input.prefix == 0
+    assert plan.linears["blocks.0.mlp.fc2"].input.prefix == 1
+    assert plan.linears["head"].input.prefix == 0  # it reads one token, which the bits are for
+
+
+def test_a_scheme_without_the_field_has_no_prefix():
+    plan = planned("plain", "activations.prefix_bits=0")
+    values = plan.to_dict()
+    for entry in values["linears"]:
+        del entry["scheme"]["input"]["prefix"], entry["scheme"]["weight"]["prefix"]
+    for entry in values["attentions"]:
+        del entry["scheme"]["qkv"]["prefix"]
+    assert ModelScheme.from_dict(values) == plan
+
+
 def test_a_model_without_classifier_takes_the_default_of_any():
     recipe = Recipe.preset("qvit", weight_bits=3, activation_bits=3)
     plan = scheme(recipe, num_classes=0)

@@ -12,6 +12,20 @@ def test_codes_of_a_scheme(bits, symmetric, codes):
     assert scheme.codes == codes
 
 
+@pytest.mark.parametrize(("bits", "prefix", "largest"), [(8, 0, 127), (3, 0, 4), (3, 1, 127)])
+def test_largest_code(bits, prefix, largest):
+    assert Scheme(bits=bits, granularity=Granularity.TOKEN, prefix=prefix).largest == largest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"bits": 8}, {"prefix": -1}, {"granularity": Granularity.CHANNEL, "mode": Mode.STATIC}],
+)
+def test_a_prefix_of_8_bits_is_for_dynamic_scales_of_fewer(changes):
+    with pytest.raises(ValueError, match="belong to dynamic scales of fewer bits"):
+        Scheme(**{"bits": 3, "granularity": Granularity.TOKEN, "prefix": 1, **changes})
+
+
 def test_group_size_belongs_to_group_granularity():
     with pytest.raises(ValueError, match="belongs to granularity 'group'"):
         Scheme(bits=4, granularity=Granularity.TOKEN, group=64)

@@ -140,6 +140,11 @@ inline Grid grid_of(const Step& s) {
     return {static_cast<float>(s.steps), static_cast<float>(s.low), static_cast<float>(s.high), clamps};
 }
 
+// Of a row of rows [..., tokens, K]; 8 bits are `reference`'s, as everywhere.
+inline Grid grid_of(const Step& s, int64_t row) {
+    return s.prefix && row % s.tokens < s.prefix ? Grid{127.0f, -127.0f, 127.0f, false} : grid_of(s);
+}
+
 inline Transform transform_of(const Step& s) {
     return {s.signs, s.block, static_cast<float>(s.block_norm)};
 }
@@ -207,7 +212,8 @@ inline void run_linear(const Step& s, int64_t begin, int64_t end, Arena& arena) 
             }
             if (s.block) block_transform(y, s.n, transform_of(s), y);
             const int64_t at = row + m;
-            quantize_row(y, s.n, s.group, grid_of(s), s.given, s.codes + at * s.n, s.scales + at * (s.n / s.group));
+            const Grid grid = grid_of(s, at);
+            quantize_row(y, s.n, s.group, grid, s.given, s.codes + at * s.n, s.scales + at * (s.n / s.group));
         }
     }
 }

@@ -27,7 +27,8 @@ inline void run_rows(const Step& s, int64_t begin, int64_t end, Arena& arena) {
         }
         if (norm.weight) layer_norm(source, s.k, norm, y), source = y;
         if (s.block) block_transform(source, s.k, transform_of(s), y), source = y;
-        quantize_row(source, s.k, s.group, grid_of(s), s.given, s.codes + row * s.k, s.scales + row * (s.k / s.group));
+        const Grid grid = grid_of(s, row);
+        quantize_row(source, s.k, s.group, grid, s.given, s.codes + row * s.k, s.scales + row * (s.k / s.group));
     }
 }
 

@@ -42,6 +42,8 @@ struct Step {
     float* scales;
     float* out;
 
+    int64_t prefix;  // rows of every `tokens`, the first, that have 8 bits whatever the grid
+
     // heads
     int64_t heads, tokens, width;
     int8_t *q, *key, *v;

@@ -19,7 +19,7 @@ def show_bits(folder: Folder) -> Section:
             ", ".join(row["modules"]),
             str(row["weight_bits"]),
             str(row.get("weight_group") or "-"),
-            str(row["input_bits"]),
+            _input_bits(row),
             str(row.get("input_group") or "-"),
             str(row.get("transform") or "-"),
         )
@@ -38,6 +38,11 @@ def show_bits(folder: Folder) -> Section:
         f"softmax and the residual stream ({folder.residual}) are float."
     )
     return Section("bits", "Bits", lead, blocks, {"bits": folder.bits})
+
+
+def _input_bits(row: dict[str, Any]) -> str:
+    """ "3", or "3 (prefix tokens 8)": class, distillation and register tokens."""
+    return f"{row['input_bits']}" + (" (prefix tokens 8)" if row.get("input_prefix") else "")
 
 
 def show_provenance(folder: Folder) -> Section:
