@@ -14,10 +14,7 @@ class Nudged(Simulated):
     def norm(self, x, norm, to) -> Quantized:
         y = reference.layer_norm(x, norm.weight, norm.bias, norm.eps)
         y = torch.nextafter(y, torch.full_like(y, torch.inf))
-        scheme = to.scheme.input
-        return reference.quantize_rows(
-            reference.block_transform(y, to.transform), scheme.bits, scheme.group
-        )
+        return self.quantize(y, to)
 
 
 def divergence(a: Tensor, b: Tensor) -> float:

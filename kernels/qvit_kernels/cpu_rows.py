@@ -1,4 +1,4 @@
-"""Quantization of rows in the `cpu` backend: in place, by torch's own kernels, in the reference's order of operations."""
+"""Quantization of rows in the `cpu` backend: in place, by torch's kernels, in the order of `reference`."""
 
 import math
 

@@ -240,16 +240,9 @@ def gelu_quantize_kernel(
         groups = valid // GROUP if GROUP else tl.zeros((1,), tl.int32)
         codes = epilogues.quantize_columns(y, static_ptr, groups, LOW, HIGH)
     else:
+        narrow = arithmetic.narrow_rows(m, tokens, PREFIX)
         codes, scale = epilogues.quantize_groups(
-            y,
-            BM,
-            BN,
-            GROUP,
-            STEPS_Q,
-            LOW,
-            HIGH,
-            HIGH < 127,
-            arithmetic.narrow_rows(m, tokens, PREFIX),
+            y, BM, BN, GROUP, STEPS_Q, LOW, HIGH, HIGH < 127, narrow
         )
         groups = n // GROUP + tl.arange(0, BN // GROUP)
         place = m.to(tl.int64)[:, None] * (N // GROUP) + groups[None, :]
