@@ -1,10 +1,12 @@
 """Where the time of a pass goes: every layer of the quantized model beside what it cannot take less than."""
 
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qvit.deployment.explanation import Layer
@@ -30,12 +32,12 @@ def time_steps(
     """One entry a layer, in order.
 
     `variant`, `batch`, `name` ("blocks.0.mlp.fc1"), `kind` (the operation), `ms` (median of several passes),
-    `fastest_ms`, `share` of the layers' time, `kernel`, `bits` of its weights and `input_bits`, `computes_in`,
-    `bytes`, `operations`, `floor_ms` and what it is the floor of (`bound`), `fallback_reason`. A layer that the
-    compiled path takes after its last clock has no time.
+    `fastest_ms`, `share` of the layers' time, `pass_ms` (a whole pass, timed in turns with those of the layers),
+    `kernel`, `bits` of its weights and `input_bits`, `computes_in`, `bytes`, `operations`, `floor_ms` and what it is
+    the floor of (`bound`), `fallback_reason`. A layer that the compiled path takes after its last clock has no time.
     """
     say(f"layers of {own.name}, batch {len(images)}")
-    passes = _time_passes(own, images)
+    passes, wholes = _time_passes(own, images)
     merged: dict[str, list[Layer]] = defaultdict(list)
     for layer in own.model.explain(len(images)).layers:
         merged[layer.name].append(layer)
@@ -46,15 +48,29 @@ def time_steps(
     whole = sum(entry["ms"] or 0.0 for entry in entries)
     for entry in entries:
         entry["share"] = None if entry["ms"] is None else entry["ms"] / whole
+        entry["pass_ms"] = 1000 * statistics.median(wholes)
     return [{"variant": own.name, "batch": len(images), **entry} for entry in entries]
 
 
-def _time_passes(own: Quantized, images: Tensor) -> list[dict[str, float]]:
+def _time_passes(own: Quantized, images: Tensor) -> tuple[list[dict[str, float]], list[float]]:
+    """Seconds of the layers, pass by pass, and of as many whole passes. They take turns: minutes after the rounds the
+    machine may be another, and a share of those would say so of the layers.
+    """
     own.model.time_layers(images)  # pays what first passes pay
-    first = own.model.time_layers(images)
-    count = int(_SECONDS / max(sum(first.values()), 1e-6))
-    count = max(_PASSES[0], min(count, _PASSES[1]))
-    return [first, *(own.model.time_layers(images) for _ in range(count - 1))]
+    passes, wholes = [own.model.time_layers(images)], [_time_whole(own, images)]
+    count = int(_SECONDS / max(sum(passes[0].values()), 1e-6))
+    for _ in range(max(_PASSES[0], min(count, _PASSES[1])) - 1):
+        passes.append(own.model.time_layers(images))
+        wholes.append(_time_whole(own, images))
+    return passes, wholes
+
+
+def _time_whole(own: Quantized, images: Tensor) -> float:
+    start = time.perf_counter()
+    own.runner.run(images)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def _describe(name: str, layers: list[Layer], seconds: list[float], rates: Rates) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def _explain(found: Mapping[str, Any], name: str, batch: int) -> Iterator[str]:
     row = next((r for r in found["rows"] if r["variant"] == name and r["batch"] == batch), None)
     if not timed or row is None:
         return
-    whole = row["latency_ms"]["p50"]
+    whole = timed[0]["pass_ms"]
     spent = sum(layer["ms"] for layer in timed)
     if spent > _ALONE * whole:
         yield (
@@ -111,7 +111,7 @@ def _explain(found: Mapping[str, Any], name: str, batch: int) -> Iterator[str]:
             "they wait for alone they do not wait for in a pass, and no bound follows from their times."
         )
     else:
-        yield _say_shares(layers, row, spent / whole)
+        yield _say_shares(layers, row, spent, whole)
     kinds = [k for k in found["kinds"] if k["variant"] == name and k["batch"] == batch and k["ms"]]
     for kind in sorted(kinds, key=lambda k: -k["share"]):
         if kind["share"] > _LARGE and kind["ms"] > _FAR * kind["floor_ms"]:
@@ -124,13 +124,16 @@ def _explain(found: Mapping[str, Any], name: str, batch: int) -> Iterator[str]:
         yield f"Slow path: {reason}."
 
 
-def _say_shares(layers: Sequence[Mapping[str, Any]], row: Mapping[str, Any], layered: float) -> str:
-    """How much of a pass are layers, what else there is, and the bound."""
+def _say_shares(
+    layers: Sequence[Mapping[str, Any]], row: Mapping[str, Any], spent: float, whole: float
+) -> str:
+    """How much of a pass of `whole` ms are layers, `spent` in all, what else there is, and the bound."""
+    layered = spent / whole
     timed = [layer for layer in layers if layer["ms"] is not None]
     untimed = [layer["name"] for layer in layers if layer["ms"] is None]
     floor = sum(layer["floor_ms"] for layer in timed)
     products = sum(layer["floor_ms"] for layer in timed if layer["bound"] == OPERATIONS)
-    reached, rest = floor / row["latency_ms"]["p50"], max(0.0, 1 - layered)
+    reached, rest = floor / whole, max(0.0, 1 - layered)
     between = f"{100 * rest:.0f} % gaps between them"
     if untimed:
         between += f" and what no clock sees alone ({', '.join(untimed)})"

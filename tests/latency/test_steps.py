@@ -7,7 +7,7 @@ import torch
 
 from qvit.deployment import QuantViT, cpu_preparation, listening
 from qvit.deployment.explanation import Layer
-from qvit.latency import compare_reports
+from qvit.latency import compare_reports, steps
 from qvit.latency.quantized import open_folder, stored_bits
 from qvit.latency.rates import Rates
 from qvit.latency.steps import _describe, sum_by_kind, time_steps
@@ -51,6 +51,7 @@ def steps_of(own, seconds=0.0):
 
 def test_every_layer_has_its_time_floor_and_kernel(own, monkeypatch):
     LayerClock(monkeypatch, lambda name: 0.003 if name == "head" else 0.001)
+    monkeypatch.setattr(steps, "_time_whole", lambda own, images: 0.007)
     found = steps_of(own)["layers"]
     names = [layer.name for layer in own.model.explain(2).layers]
     assert [layer["name"] for layer in found] == list(dict.fromkeys(names))
@@ -58,6 +59,7 @@ def test_every_layer_has_its_time_floor_and_kernel(own, monkeypatch):
     assert by_name["head"]["ms"] == pytest.approx(3.0)
     assert by_name["patch_embed.proj"]["ms"] == pytest.approx(2.0)  # two operations
     assert sum(layer["share"] for layer in found) == pytest.approx(1.0)
+    assert {layer["pass_ms"] for layer in found} == {7.0}
     fc1 = by_name["blocks.0.mlp.fc1"]
     assert (fc1["bits"], fc1["kind"]) == (4, "linear_gelu_quantize")
     rate = {"int8": 1e7, "float": 1e6}[fc1["computes_in"]]  # which it is depends on the machine

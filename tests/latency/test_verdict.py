@@ -162,3 +162,11 @@ def test_a_slow_path_of_every_batch_size_is_said_once():
     text = said([row(OWN, 1, 1.0), row(OWN, 8, 1.0)], layers)
     assert text.count("Slow path: no VNNI.") == 1
     assert text.count("of the time are layers") == 2
+
+
+def test_shares_are_of_the_passes_that_layers_were_timed_beside():
+    """Not of the rounds, minutes before: the machine was twice as fast then."""
+    beside = layer("head", 0.9, 0.8) | {"pass_ms": 2.0}
+    text = said(pair(1, 1.0, 2.0), [beside])
+    assert "Batch 1: 45 % of the time are layers" in text
+    assert "is 40 % of it" in text

@@ -22,10 +22,18 @@ from qvit.report.wording import milliseconds, percent, shortly
 
 _LEGEND = {OURS: "this model", FLOAT: "the float model", RIVAL: "other int8 and fp8"}
 _COLUMNS = (
-    "batch", "variant", "p50 ms", "x best float", "images/s", "stored bits", "computes in", "p90", "p95", "p99",
-    "mean (95 %)", "same top-1", "weights MB", "peak MB", "load s", "first call s", "launches",
+    "batch", "variant", "p50 ms", "x best float", "images/s", "stored bits", "computes in", "same top-1", "weights MB",
+    "peak MB",
 )  # fmt: skip
-_WORDS = (1, 6)  # columns without numbers
+# Of a second table, for who wants them: all together are wider than a page.
+_MORE = (
+    "batch", "variant", "p90 ms", "p95", "p99", "mean (95 %)", "load s", "first call s", "launches", "calls",
+)  # fmt: skip
+_MORE_CAPTION = (
+    "p90 is what MLPerf calls SingleStream, p99 MultiStream, images a second Offline. First calls find compilers' "
+    "caches on the disk filled; the first of a machine is longer where there is something to compile."
+)
+_WORDS = ("variant", "computes in")  # columns without numbers
 
 
 def role_of(variant: str) -> str:
@@ -45,7 +53,7 @@ def show_latency(report: Mapping[str, Any]) -> Section:
         caption="Median time of a pass, in milliseconds: shorter is faster. Variants took turns, round by round.",
         legend=[(role, _LEGEND[role]) for role in (OURS, FLOAT, RIVAL) if role in roles],
     )
-    blocks: list[Block] = [panels, _table(rows), *_ratios(rows)]
+    blocks: list[Block] = [panels, *_tables(rows), *_ratios(rows)]
     blocks += [Notice(f"{warning[0].upper()}{warning[1:]}.") for warning in report["warnings"]]
     if report["left_out"]:
         blocks.append(_left_out(report["left_out"]))
@@ -114,19 +122,26 @@ def _draw(rows: Sequence[Mapping[str, Any]], batch: int) -> Figure:
     return Figure(f"Batch {batch}, ms", svg, f"Milliseconds, fastest first: {words}.")
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """What is compared first, and behind a fold the rest."""
     cells = [_cells(row) for row in rows]
-    kept = [i for i in range(len(_COLUMNS)) if any(line[i] != "-" for line in cells)]
-    numeric = frozenset(n for n, i in enumerate(kept) if i not in _WORDS)
-    return Table(
-        [_COLUMNS[i] for i in kept],
-        [[line[i] for i in kept] for line in cells],
-        numeric,
-        caption=_caption(rows),
-    )
+    return [
+        _choose(cells, _COLUMNS, _caption(rows), ""),
+        _choose(cells, _MORE, _MORE_CAPTION, "Percentiles, means, loading and launches"),
+    ]
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _choose(
+    cells: Sequence[Mapping[str, str]], columns: Sequence[str], caption: str, folded: str
+) -> Table:
+    """Of these columns the ones that any row has something in."""
+    kept = [name for name in columns if any(line[name] != "-" for line in cells)]
+    numeric = frozenset(index for index, name in enumerate(kept) if name not in _WORDS)
+    lines = [[line[name] for name in kept] for line in cells]
+    return Table(kept, lines, numeric, caption=caption, folded=folded)
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     times = row["latency_ms"]
     mean = shortly(times["mean"])
     if times["ci95"] is not None:
@@ -134,37 +149,43 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     agreement = row["agree_top1_with_float"]
     ratio = row["speedup_vs"].get(BEST_FLOAT)
     unsure = "" if ratio is None or ratio["steady"] else " *"
-    return [
-        str(row["batch"]),
-        row["variant"],
-        shortly(times["p50"]),
-        describe_speedup(row) + unsure,
-        shortly(row["images_per_s"]),
-        f"{row['storage_bits']:g}",
-        row["compute_dtype"],
-        *(shortly(times[q]) for q in ("p90", "p95", "p99")),
-        mean,
-        "-" if agreement is None else percent(agreement / 100),
-        *(shortly(row[k]) for k in ("weights_mb", "peak_mem_mb", "load_s", "first_call_s")),
-        "-" if row["launch_count"] is None else str(row["launch_count"]),
-    ]
+    return {
+        "batch": str(row["batch"]),
+        "variant": row["variant"],
+        "p50 ms": shortly(times["p50"]),
+        "x best float": describe_speedup(row) + unsure,
+        "images/s": shortly(row["images_per_s"]),
+        "stored bits": f"{row['storage_bits']:g}",
+        "computes in": row["compute_dtype"],
+        "same top-1": "-" if agreement is None else percent(agreement / 100),
+        "weights MB": shortly(row["weights_mb"]),
+        "peak MB": shortly(row["peak_mem_mb"]),
+        "p90 ms": shortly(times["p90"]),
+        "p95": shortly(times["p95"]),
+        "p99": shortly(times["p99"]),
+        "mean (95 %)": mean,
+        "load s": shortly(row["load_s"]),
+        "first call s": shortly(row["first_call_s"]),
+        "launches": "-" if row["launch_count"] is None else str(row["launch_count"]),
+        "calls": str(row["iters"]),
+    }
 
 
 def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = (
-        "p90 is what MLPerf calls SingleStream, p99 MultiStream, images a second Offline. Peak memory counts from "
-        "before the model is loaded. First calls find compilers' caches on the disk filled; the first of a machine is "
-        "longer where there is something to compile."
-    )
+    sentences = []
+    if any(row["peak_mem_mb"] is not None for row in rows):
+        sentences.append("Peak memory counts from before the model is loaded.")
     if any(row["agree_top1_with_float"] is not None for row in rows):
-        text += " Same top-1: on synthetic pictures without objects, of which a model is less sure than of photographs."
+        sentences.append(
+            "Same top-1: on synthetic pictures without objects, of which a model is less sure than of photographs."
+        )
     ratios = [row["speedup_vs"].get(BEST_FLOAT) for row in rows]
     if any(ratio is not None and not ratio["steady"] for ratio in ratios):
-        text += (
-            " * The interval of this ratio is wider than 5 %, or there were too few rounds for one: another run may "
+        sentences.append(
+            "* The interval of this ratio is wider than 5 %, or there were too few rounds for one: another run may "
             "find another."
         )
-    return text
+    return " ".join(sentences)
 
 
 def _ratios(rows: Sequence[Mapping[str, Any]]) -> list[Table]:

@@ -1,6 +1,6 @@
 """Which layers low bits hurt."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qvit.report.charts import draw_bars
@@ -48,7 +48,7 @@ def draw_sensitivity(found: Mapping[str, Any]) -> Section:
         patterns = " ".join(f"--exclude {name}" for name in found["exclude"])
         blocks.append(
             Paragraph(
-                f"Keeping {len(found['exclude'])} layers at 8 bits takes the divergence from {shortly(found['kl'])} to "
+                f"Keeping {_count(found['exclude'])} at 8 bits takes the divergence from {shortly(found['kl'])} to "
                 f"{shortly(found['kl_excluded'])} nats on these images: qvit quantize ... {patterns}"
             )
         )
@@ -57,3 +57,7 @@ def draw_sensitivity(found: Mapping[str, Any]) -> Section:
         f"{found['pictures']}: all layers together {shortly(found['kl'])} nats."
     )
     return Section("sensitivity", "Sensitivity", lead, blocks, dict(found))
+
+
+def _count(names: Sequence[str]) -> str:
+    return f"{len(names)} layer{'s' if len(names) > 1 else ''}"
