@@ -135,7 +135,7 @@ def tensorrt_fp16(floats: FloatModels, images: Tensor) -> Runner:
     def make() -> Runner:
         import_module("torch_tensorrt")
         model = floats.load().to(floats.device, torch.float16)
-        options = {"use_explicit_typing": True}
+        options: dict[str, Any] = {"use_explicit_typing": True}
         call = torch.compile(model, backend="tensorrt", dynamic=False, options=options)
         plain = as_runner(model, torch.float16)
         return Runner(plain.prepare, call, plain.logits, plain.weight_bytes)

@@ -165,7 +165,7 @@ class _Answers:
     def divergences(self, others: Tensor) -> Tensor:
         """KL(float || others) of each image in nats, fp64 [N]."""
         pairs = zip(self.logits.double(), others.double(), strict=True)
-        return torch.stack([soft_divergence(*(each[None] for each in pair)) for pair in pairs])
+        return torch.stack([soft_divergence(mine[None], other[None]) for mine, other in pairs])
 
     def divergence(self, others: Tensor) -> float:
         """Mean KL(float || others) in nats."""
