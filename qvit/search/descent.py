@@ -9,6 +9,7 @@ network that is trained meanwhile, with labels, but the sum of what each tensor'
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class Settings:
     """
 
     labels: int = 4
-    batch: int = 16
+    batch: int = 4
     steps: int = 400
     rate: float = 0.05
     margin: float = 0.02
@@ -66,8 +67,7 @@ class Found:
 class Searcher:
     """Measures a float ViT at different bits, and finds an allocation.
 
-    space: What is to be found. images: normalised fp32 [N, C, H, W]. `losses`: fp64 [choices, 7], nats that each choice
-    costs alone at 2 to 8 bits.
+    space: What is to be found. images: normalised fp32 [N, C, H, W]. seed: Of the labels that are drawn.
     """
 
     def __init__(
@@ -77,35 +77,40 @@ class Searcher:
         widths = {b: plan_scheme(config, space.recipe_of(space.uniform(b))) for b in WIDTHS}
         folded = fold(vit, plan_scheme(config, space.recipe), seed=space.recipe.seed)
         self._config: ViTConfig = config
-        self._space, self._images, self._settings = space, images, settings
+        self._space, self._images, self._settings, self._seed = space, images, settings, seed
         self._model = SwitchableModel(folded, widths, space.recipe.weights.range)
         with torch.no_grad():
             logits = [vit(some, Float()) for some in images.split(_PART)]
         self._expected = torch.cat(logits).log_softmax(-1)
-        self._take(space.uniform(MAX_BITS))  # the float model, nearly
+
+    @cached_property
+    def losses(self) -> Tensor:
+        """What each choice costs alone at 2 to 8 bits, nats: fp64 [choices, 7]. Measured when it is first asked for."""
+        self._take(self._space.uniform(MAX_BITS))  # the float model, nearly
         found = measure_curvature(
             self._model,
-            images,
-            batch=settings.batch,
-            labels=settings.labels,
-            generator=torch.Generator().manual_seed(seed),
+            self._images,
+            batch=self._settings.batch,
+            labels=self._settings.labels,
+            generator=torch.Generator().manual_seed(self._seed),
         )
-        rows = [[found[c.layer, c.kind][b] for b in WIDTHS] for c in space.choices]
-        self.losses = torch.tensor(rows, dtype=torch.float64)
+        rows = [[found[c.layer, c.kind][b] for b in WIDTHS] for c in self._space.choices]
+        return torch.tensor(rows, dtype=torch.float64)
 
     def _take(self, bits: Tensor | Sequence[int]) -> None:
         self._model.take(plan_scheme(self._config, self._space.recipe_of(bits)))
 
     @torch.no_grad()
-    def measure(self, bits: Tensor | Sequence[int]) -> float:
-        """KL from the float model, nats, of an allocation, on all images."""
+    def answer(self, images: Tensor, bits: Tensor | Sequence[int]) -> Tensor:
+        """Logits fp32 [N, classes] of an allocation, weights at their nearest codes."""
         self._take(bits)
-        total = 0.0
-        parts = self._images.split(_PART), self._expected.split(_PART)
-        for images, expected in zip(*parts, strict=True):
-            found = self._model.vit(images, Simulated()).log_softmax(-1)
-            total += float((expected.exp() * (expected - found)).sum())
-        return total / len(self._images)
+        return torch.cat([self._model.vit(some, Simulated()) for some in images.split(_PART)])
+
+    def measure(self, bits: Tensor | Sequence[int]) -> float:
+        """KL from the float model, nats, of an allocation, a mean over all images."""
+        found = self.answer(self._images, bits).log_softmax(-1)
+        each = (self._expected.exp() * (self._expected - found)).sum(-1)
+        return float(each.double().mean())
 
     def search(self, budgets: Sequence[Budget]) -> Found:
         """An allocation that meets every budget, close to the float model; never one worse than the uniform one.
