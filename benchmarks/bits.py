@@ -44,7 +44,7 @@ from qvit.synthesis.leaves import draw_pictures  # noqa: E402
 MODEL = "vit_t"
 LEAVES = 32
 IMAGES = 250  # that judge, spread evenly over the odd classes
-RANDOM, RANKED = 20, 50  # allocations, and images that rank them; the best is judged like the others
+RANDOM, RANKED = 20, 50  # allocations, and the images that rank them; the best is judged by all
 
 
 @click.command()
@@ -166,7 +166,8 @@ class Trial:
 
     @cached_property
     def _searcher(self) -> Searcher:
-        leaves = draw_pictures(_float().config, LEAVES, f"bits, seed {self.seed}")
+        generator = torch.Generator().manual_seed(self.seed)
+        leaves = draw_pictures(_float().config, LEAVES, generator)
         return Searcher(_float(), self._space, leaves, seed=self.seed, settings=Settings())
 
     @property

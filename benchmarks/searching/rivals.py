@@ -1,4 +1,4 @@
-"""Allocations to hold the found one against: random ones, a greedy one, and the best there is by dynamic programming."""
+"""Allocations to hold the found one against: random ones and a greedy one."""
 
 from collections.abc import Sequence
 

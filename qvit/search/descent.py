@@ -8,7 +8,7 @@ network that is trained meanwhile, with labels, but the sum of what each tensor'
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -24,7 +24,7 @@ from qvit.models.switching import SwitchableModel
 from qvit.models.vit import ViT
 from qvit.recipe import MAX_BITS, MIN_BITS
 from qvit.search.allocation import WIDTHS, Space
-from qvit.search.budgets import Budget, fit, largest_uniform
+from qvit.search.budgets import Budget, check_budgets, fit, largest_uniform
 from qvit.search.hdx import HardConstraints
 
 
@@ -54,14 +54,12 @@ class Found:
     Attributes:
         bits: int64 [choices], an allocation that meets every budget.
         divergence: KL from the float model on the images, nats, weights rounded to nearest.
-        uniform: The same of the largest uniform allocation that meets the budgets.
-        wanted: fp64 [choices], the real-valued bits before they were rounded.
+        uniform: The same of the largest uniform allocation that meets the budgets; None where none does.
     """
 
     bits: Tensor
     divergence: float
-    uniform: float
-    wanted: Tensor = field(repr=False)
+    uniform: float | None
 
 
 class Searcher:
@@ -117,15 +115,25 @@ class Searcher:
 
         Raises UsageError for a budget that nothing meets.
         """
-        for budget in budgets:
-            budget.check()
-        uniform = self._space.uniform(largest_uniform(budgets, len(self._space.choices)))
-        wanted = descend(self.losses, uniform.double(), budgets, self._settings)
-        bits = fit(wanted, budgets)
-        divergence, plain = self.measure(bits), self.measure(uniform)
+        bits = self.find(budgets)
+        divergence = self.measure(bits)
+        most = largest_uniform(budgets, len(bits))
+        if most is None:
+            return Found(bits, divergence, None)
+        uniform = self._space.uniform(most)
+        plain = self.measure(uniform)
         if plain < divergence:
-            return Found(uniform, plain, plain, wanted)
-        return Found(bits, divergence, plain, wanted)
+            return Found(uniform, plain, plain)
+        return Found(bits, divergence, plain)
+
+    def find(self, budgets: Sequence[Budget]) -> Tensor:
+        """An allocation that meets every budget, int64 [choices]; by `losses` alone, without a measurement of it.
+
+        Raises UsageError for budgets that nothing meets.
+        """
+        check_budgets(budgets)
+        start = self._space.uniform(largest_uniform(budgets, len(self._space.choices)) or MIN_BITS)
+        return fit(descend(self.losses, start.double(), budgets, self._settings), budgets)
 
 
 def descend(losses: Tensor, bits: Tensor, budgets: Sequence[Budget], settings: Settings) -> Tensor:
@@ -142,10 +150,11 @@ def descend(losses: Tensor, bits: Tensor, budgets: Sequence[Budget], settings: S
         violations = [budget.violation(rounded) for budget in budgets]
         costs = torch.stack([_unit(budget.table.slopes(rounded)) for budget in budgets])
         if settings.penalty is None:
-            direction = constraints.steer(gradient, violations, costs)
+            direction = _steer(constraints, gradient, violations, costs)
         else:
             excess = torch.tensor(violations, dtype=torch.float64).clamp(min=0)
             direction = gradient + 2 * settings.penalty * (excess @ costs)
+        direction = direction / max(1.0, float(direction.norm()) / _LONGEST)
         length = settings.rate * len(bits) ** 0.5 * 0.01 ** (step / settings.steps)
         bits = (bits - length * direction).clamp(MIN_BITS, MAX_BITS)
         if 2 * step >= settings.steps:
@@ -153,8 +162,21 @@ def descend(losses: Tensor, bits: Tensor, budgets: Sequence[Budget], settings: S
     return mean
 
 
+def _steer(
+    constraints: HardConstraints, gradient: Tensor, violations: Sequence[float], costs: Tensor
+) -> Tensor:
+    """HDX's direction; where exceeded budgets oppose each other, that for the one exceeded most."""
+    try:
+        return constraints.steer(gradient, violations, costs)
+    except ValueError:
+        worst = max(violations)
+        return constraints.steer(gradient, [v if v == worst else 0.0 for v in violations], costs)
+
+
 # Images that are simulated together: more would only take memory.
 _PART = 32
+# Steps in units of a gradient's: where two budgets nearly oppose each other, a correction has no end.
+_LONGEST = 5.0
 _LEAST = 1e-12  # nats; nothing that costs less matters, and its logarithm would
 
 
