@@ -31,7 +31,7 @@ KINDS = (
     ("size",), ("bitops",), ("latency",), ("size", "bitops"), ("size", "latency"), ("bitops", "latency"),
 )  # fmt: skip
 COUNT = 20
-PENALTIES = (0.1, 1.0, 10.0, 100.0)
+PENALTIES = (1.0, 10.0, 100.0)
 NEAR = 0.95  # of a limit
 _BINS = 1000
 

@@ -46,6 +46,7 @@ def largest_uniform(budgets: Sequence[Budget], count: int) -> int | None:
 # Rounds in which the weights of budgets against each other are found, and how fast these move at first.
 _ROUNDS, _EAGERNESS = 300, 20.0
 _ROUNDING = 1e-9  # of sums of shares
+_WIDTHS = MAX_BITS - MIN_BITS + 1
 
 
 def check_budgets(budgets: Sequence[Budget]) -> Tensor:
@@ -54,8 +55,8 @@ def check_budgets(budgets: Sequence[Budget]) -> Tensor:
 
     For weights of the budgets that add up to one, the allocation of the least weighted sum of costs, each as a share of
     its limit, is known layer by layer; a sum above one says that nothing meets all budgets. The weights of what is
-    exceeded grow, and from one such allocation to the next the way goes a layer at a time, since layers that are alike
-    change together. Budgets so tight that nothing on these ways meets them are refused, too.
+    exceeded grow, and from one such allocation to the next the way goes a layer and a bit at a time, since layers
+    that are alike change together. Budgets so tight that nothing on these ways meets them are refused, too.
     """
     for budget in budgets:
         budget.check()
@@ -83,12 +84,14 @@ def check_budgets(budgets: Sequence[Budget]) -> Tensor:
 
 
 def _steps(first: Tensor, last: Tensor) -> Iterator[Tensor]:
-    """From one choice of cells to another, a layer at a time; the first and the last included."""
+    """From one choice of cells to another, both included, a layer after the other and a bit at a time."""
     cells = first.clone()
     yield cells
     for layer in (first != last).nonzero().flatten().tolist():
-        cells[layer] = last[layer]
-        yield cells
+        for step in (_WIDTHS, 1):  # from row to row, then from column to column
+            while gap := int(last[layer]) // step % _WIDTHS - int(cells[layer]) // step % _WIDTHS:
+                cells[layer] += step if gap > 0 else -step
+                yield cells
 
 
 def fit(wanted: Tensor, budgets: Sequence[Budget]) -> Tensor:
