@@ -67,7 +67,7 @@ def kind_of(launch: Launch) -> tuple[str, ...]:
     if "BM" in own:
         operands = f"{'w4' if own['W4'] else 'w8'}{'a4' if own['X4'] else 'a8'}"
         grouped = "multipliers" if own["WIDTH"] else "", "groups" if own["GROUPS"] > 1 else ""
-        ending = "gelu" if own.get("GELU") else ""
+        ending = f"hadamard{own.get('BLOCK', 0)}" + ("-gelu" if own.get("GELU") else "")
         tile = "x".join(str(own[side]) for side in ("BM", "BN", "BK"))
         return (name, operands, *grouped, ending, tile, str(launch.warps))
     if "BLOCK_M" in own:

@@ -41,7 +41,7 @@ def test_unpacking_costs_instructions(planned):
 def test_a_kind_that_was_not_counted_is_near_one_that_was(planned):
     launch = planned[f"gemm_int8/{DEIT}/sm_90"]
     per_mac, per_value = counts._counted(90).nearest(
-        ("gelu_quantize_kernel", "w8a8", "", "", "", "256x256x64", "8")
+        ("gelu_quantize_kernel", "w8a8", "", "", "hadamard0", "256x256x64", "8")
     )
     own = counts._counted(90).nearest(kind_of(launch))
     assert 0.3 < per_mac / own[0] < 5
