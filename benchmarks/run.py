@@ -20,6 +20,7 @@ import click  # noqa: E402 - after the tree is on the path, as for all that come
 # A suite is a module with cells() and table(), measured a file a cell, ...
 SUITES = {
     "accuracy": "accuracy",
+    "budgets": "budgets",
     "cpu-breakdown": "cpu_breakdown",
     "cpu-footprint": "cpu_footprint",
     "cpu-models": "cpu_models",

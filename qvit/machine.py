@@ -216,6 +216,20 @@ def name_machine() -> str:
     )
 
 
+def name_device(device: str) -> str:
+    """A file name for what times depend on: this machine, a card or a number of threads, and torch's version."""
+    import torch
+
+    name = f"{torch.get_num_threads()}-threads"
+    if not device.startswith("cpu"):
+        name = _slug(torch.cuda.get_device_name(device))
+    return f"{name_machine()}-{name}-torch-{torch.__version__.partition('+')[0]}"
+
+
+def _slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
 def cache_folder() -> Path | None:
     """Where this user's programs keep what can be made again; None for a user without a home."""
     base = os.environ.get("XDG_CACHE_HOME")

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -70,7 +69,7 @@ def launches_of(model: str, scheme: str, batch: int, capability: int) -> dict[st
     """The launches of a model on a card of this capability, by op and shape, none of them run."""
     found: dict[str, Launch] = {}
     for name, arguments in calls_of(model, scheme, batch):
-        with mock.patch.object(tiles, "card_of", return_value=(capability, None)):
+        with tiles.planning_for(capability):
             plan = plan_of(name, arguments)
         for i, launch in enumerate(plan.launches):
             found["-".join([name, *_shape_of(name, arguments), *(["second"] * (i > 0))])] = launch

@@ -12,7 +12,9 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -192,9 +194,27 @@ def _parse(content: Mapping[str, Any]) -> dict[tuple[str, int, int], list[tuple[
 
 def card_of(device: torch.device) -> tuple[int, str | None]:
     """Capability and name of the card that tensors of a device are for; a processor, in Triton's interpreter, and the
-    meta device stand for an A100.
+    meta device stand for an A100, or for what `planning_for` says.
     """
-    return describe_card(device.index or 0) if device.type == "cuda" else (80, None)
+    if device.type == "cuda":
+        return describe_card(device.index or 0)
+    return _planned_for.get(), None
+
+
+# The capability that launches on the meta device are planned for.
+_planned_for: ContextVar[int] = ContextVar("planned_for", default=80)
+
+
+@contextmanager
+def planning_for(capability: int) -> Iterator[None]:
+    """Plan launches on the meta device for a card of this capability, in this thread, for the duration of a `with`
+    block.
+    """
+    before = _planned_for.set(capability)
+    try:
+        yield
+    finally:
+        _planned_for.reset(before)
 
 
 @lru_cache(maxsize=16)

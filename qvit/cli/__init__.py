@@ -11,7 +11,18 @@ from collections.abc import Sequence
 import click
 
 from qvit import __version__
-from qvit.cli import bench, doctor, evaluate, info, models, quantize, report, sense, synthesize
+from qvit.cli import (
+    bench,
+    doctor,
+    evaluate,
+    info,
+    models,
+    quantize,
+    report,
+    search,
+    sense,
+    synthesize,
+)
 from qvit.cli.exits import FAILED, OK, report_failure, silence_stdout
 from qvit.cli.session import Result, Session, print_result
 
@@ -37,7 +48,7 @@ def cli() -> None:
     """Low-bit Vision Transformers from pretrained weights alone: no images needed."""
 
 
-for _module in (quantize, synthesize, evaluate, bench, sense, report, info, models, doctor):
+for _module in (quantize, search, synthesize, evaluate, bench, sense, report, info, models, doctor):
     cli.add_command(_module.command)
 
 

@@ -58,17 +58,25 @@ from qvit.recipe import BUDGETS, Recipe, keep_wide, load_recipe, preset_names
 )  # fmt: skip
 @click.option(
     "--bits", type=click.Choice(["auto"]),
-    help="auto: find the bits of every layer, within --max-size and --max-bitops.",
+    help="auto: find the bits of every layer, within --max-size, --max-bitops and --max-latency.",
 )  # fmt: skip
 @click.option("--max-size", metavar="SIZE", help="Of model.safetensors, for --bits auto: 8MB.")
 @click.option("--max-bitops", metavar="N", help="Of an image, for --bits auto: 76G.")
+@click.option("--max-latency", metavar="TIME", help="Of a pass, for --bits auto: 0.6ms.")
+@click.option(
+    "--on", metavar="CARD",
+    help="Where --max-latency counts: a card such as nvidia-h200, modelled [here, measured].",
+)  # fmt: skip
+@click.option(
+    "--batch", type=click.IntRange(min=1), help="Images of a pass, for --max-latency [1]."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 def command(session: Session, model: str, **options: Any) -> Result:
     """Make MODEL low-bit from its weights alone and write a folder that loads without them.
 
-    With --bits auto, every layer gets the bits that keep the model closest to the float one within --max-size and
-    --max-bitops: those of activations too, where BitOps are limited.
+    With --bits auto, every layer gets the bits that keep the model closest to the float one within --max-size,
+    --max-bitops and --max-latency, or several at once: those of activations too, unless size alone is limited.
 
     With --calib-data, weights are rounded for real images: any folder, .tar or hfds/NAME, no labels needed.
 
@@ -118,18 +126,30 @@ def command(session: Session, model: str, **options: Any) -> Result:
     return Result(summary, outline(summary))
 
 
+_BUDGETS = {
+    "size": ("--max-size", "B"),
+    "bitops": ("--max-bitops", "BitOps"),
+    "latency": ("--max-latency", "s"),
+}
+
+
 def _limits(options: Mapping[str, Any]) -> dict[str, float]:
-    """The budgets of --bits auto, in bytes and BitOps. Raises UsageError where one comes without the other."""
-    given = {"size": ("--max-size", "B"), "bitops": ("--max-bitops", "BitOps")}
+    """The budgets of --bits auto, in bytes, BitOps and seconds. Raises UsageError where one comes without the other."""
     limits = {
         name: read_quantity(option, options[f"max_{name}"], unit)
-        for name, (option, unit) in given.items()
+        for name, (option, unit) in _BUDGETS.items()
         if options[f"max_{name}"] is not None
     }
+    given = ", ".join(_BUDGETS[name][0] for name in limits)
     if limits and options["bits"] is None:
-        raise UsageError("--max-size and --max-bitops are for a search of bits: add --bits auto")
+        raise UsageError(f"{given}: for a search of bits; add --bits auto")
     if options["bits"] is not None and not limits:
-        raise UsageError("--bits auto needs a budget: --max-size 8MB, --max-bitops 76G, or both")
+        raise UsageError(
+            "--bits auto needs a budget: --max-size 8MB, --max-bitops 76G, --max-latency 0.6ms, or several"
+        )
+    for option in ("on", "batch"):
+        if options[option] is not None and "latency" not in limits:
+            raise UsageError(f"--{option} says where --max-latency counts, which is not given")
     return limits
 
 
@@ -142,7 +162,7 @@ def _start(
     weights, activations = options["weight_bits"], options["act_bits"]
     if limits and weights is None:
         weights = 4
-    if "bitops" in limits and activations is None:
+    if limits.keys() - {"size"} and activations is None:
         activations = 4
     return weights, activations
 
@@ -154,12 +174,14 @@ def _search(
     if not limits:
         return recipe, {}
     from qvit import pipeline
+    from qvit.search.latency import HERE, Place
     from qvit.search.run import allocate, plan_search
 
+    place = Place(options["on"] or HERE, options["batch"] or 1)
     if options["dry_run"]:
-        return recipe, {"search": plan_search(source, recipe, limits)}
+        return recipe, {"search": plan_search(source, recipe, limits, place)}
     pipeline.plan(source, recipe, out, overwrite=options["overwrite"])  # what refuses, refuses now
-    found, known = allocate(source, recipe, limits)
+    found, known = allocate(source, recipe, limits, place)
     return found, {"search": known}
 
 

@@ -13,10 +13,16 @@ from qvit.errors import UsageError
 _LONGEST_NAME = 230
 
 
-def check_target(out: Path, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
+def check_target(
+    out: Path,
+    *,
+    overwrite: bool,
+    is_ours: Callable[[Path], bool],
+    what: str = "a quantized model",
+) -> None:
     """Refuse a target that may not or cannot be written, before any work is done.
 
-    `is_ours` tells whether an existing folder is of our making; nothing else is ever replaced.
+    `is_ours` tells whether an existing folder is of our making, `what` we make; nothing else is ever replaced.
     """
     _check_place(out)
     if not out.exists():
@@ -29,7 +35,7 @@ def check_target(out: Path, *, overwrite: bool, is_ours: Callable[[Path], bool])
         raise UsageError(f"{out} exists; give --overwrite to replace it, or another folder with -o")
     if not is_ours(out):
         raise UsageError(
-            f"{out} holds something else than a quantized model, and is not replaced; "
+            f"{out} holds something else than {what}, and is not replaced; "
             "choose another folder with -o"
         )
 

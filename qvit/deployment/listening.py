@@ -24,17 +24,28 @@ def listen(
 
     backend: None goes by the current choice.
     """
-    run = _Named(vit, backend)
     weights = {n: m.scheme.weight for n, m in vit.named_modules() if isinstance(m, IntegerDense)}
     layers: list[Layer] = []
 
-    def note(op: str, arguments: tuple[Any, ...], result: object) -> None:
-        bits = weights[run.layer].bits if op.startswith("linear") else None
-        layers.append(_describe(run.layer, bits, op, arguments, result, backend, rates))
+    def note(layer: str, op: str, arguments: tuple[Any, ...], result: object) -> None:
+        bits = weights[layer].bits if op.startswith("linear") else None
+        layers.append(_describe(layer, bits, op, arguments, result, backend, rates))
 
-    with _Listening(note):
-        vit(images, run)
+    hear_ops(vit, images, backend, note)
     return tuple(layers)
+
+
+@torch.no_grad()
+def hear_ops(
+    vit: ViT,
+    images: Tensor,
+    backend: str | None,
+    note: Callable[[str, str, tuple[Any, ...], object], None],
+) -> None:
+    """Call `note` with layer, name, arguments and result of every operation of a pass; on meta tensors none is done."""
+    run = _Named(vit, backend)
+    with _Listening(lambda op, arguments, result: note(run.layer, op, arguments, result)):
+        vit(images, run)
 
 
 @torch.no_grad()

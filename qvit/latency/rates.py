@@ -70,7 +70,7 @@ def find_rates(device: str, folder: Path | None = None) -> Rates:
     ones, which are kept from then on unless the machine is busy.
     """
     place = folder or machine.cache_folder()
-    path = None if place is None else place / f"rates-{_key(device)}.json"
+    path = None if place is None else place / f"rates-{machine.name_device(device)}.json"
     if path is not None:
         try:
             return Rates.from_dict(json.loads(path.read_text(encoding="utf-8")))
@@ -129,18 +129,6 @@ def _fastest_queued(call: Callable[[], object]) -> float:
         torch.cuda.synchronize()
         best = min(best, start.elapsed_time(end) / 1000 / _QUEUED)
     return best
-
-
-def _key(device: str) -> str:
-    cpu = device.startswith("cpu")
-    place = (
-        f"{torch.get_num_threads()}-threads" if cpu else _slug(torch.cuda.get_device_name(device))
-    )
-    return f"{machine.name_machine()}-{place}-torch-{torch.__version__.partition('+')[0]}"
-
-
-def _slug(name: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
 def _keep(path: Path, rates: Rates) -> None:

@@ -1,13 +1,14 @@
-"""What quantizing a single tensor does to a model's answers, by their curvature: one backward pass for all widths.
+"""What quantizing a single tensor does to a model's answers, by their curvature: a few backward passes for all widths.
 
 An error e in a tensor changes the output distribution by KL(p || p_e) = e^T F e / 2 to second order, F the Fisher
 matrix: the mean of g g^T over labels drawn from p, g the gradient of the log-probability of such a label. So half the
-mean of (g . e)^2 over images and labels is the divergence that e causes alone, and since g comes from one backward
-pass, e may be that of every width in turn. First-order differences of a quantized model's loss tell little: of the six
+mean of (g . e)^2 over images and labels is the divergence that e causes alone, and since g does not depend on e, that
+may be the error of every width in turn. First-order differences of a quantized model's loss tell little: of the six
 weights that mattered in a small model, five had a slope of the wrong sign.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -17,24 +18,36 @@ from qvit.models.dense import Dense
 from qvit.models.simulated import Simulated
 from qvit.models.switching import SwitchableModel, Widths
 from qvit.models.vit import Attention, PatchEmbed
-from qvit.quant.schemes import Granularity, Scheme
+from qvit.quant.schemes import Scheme
 from qvit_kernels import reference
 from qvit_kernels.reference import Quantized, Weight
 
 Key = tuple[str, str]  # a layer and "W", its weights, or "A", its input or an attention's operands
 
 
-class Curvature(Simulated):
-    """Simulates a model and notes, in backward passes, (g . e)^2 / 2 of every tensor and width, summed over images.
+@dataclass(slots=True)
+class _Heard:
+    """A tensor of a forward pass: the errors [B, ...] that a number of bits causes in it, and its gradient for each
+    backward pass.
+    """
 
-    model: At as many bits as there are, for gradients near the float model's. found: What was noted, by layer and kind,
-    then bits.
+    key: Key
+    error: Callable[[int], Tensor]
+    gradients: list[Tensor] = field(default_factory=list)
+
+
+class Curvature(Simulated):
+    """Simulates a model and sums, over images and backward passes, (g . e)^2 / 2 of every tensor and width.
+
+    model: At as many bits as there are, for gradients near the float model's. found: The sums, by layer and kind, then
+    bits; they grow when `settle` is called after the backward passes of a forward one.
     """
 
     def __init__(self, model: SwitchableModel, bits: Iterable[int]) -> None:
         self._widths: Mapping[str, Widths] = model.widths
         self._names = {module: name for name, module in model.vit.named_modules()}
         self._bits = tuple(bits)
+        self._heard: list[_Heard] = []
         self.found: dict[Key, dict[int, float]] = {}
 
     def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
@@ -42,18 +55,18 @@ class Curvature(Simulated):
         found = super().embed(images, embed)
         codes = reference.quantize_pixels(images, embed.gain, embed.offset)
         patches = reference.unfold_patches(codes, embed.patch).float() * embed.unit
-        return self._heard(found, partial(self._note_weight, patches, embed.proj))
+        return self._hear_weight(found, patches, embed.proj)
 
     def product(self, x: Quantized, dense: Dense) -> Tensor:
         """See Simulated."""
-        found = super().product(x, dense)
-        return self._heard(found, partial(self._note_weight, x.values().detach(), dense))
+        return self._hear_weight(super().product(x, dense), x.values().detach(), dense)
 
     def quantize(self, x: Tensor, to: Dense) -> Quantized:
         """See Simulated."""
-        turned = reference.block_transform(x, to.transform)
-        schemes = {b: self._widths[self._names[to]].schemes[b].input for b in self._bits}
-        turned = self._heard(turned, partial(self._note_rows, turned.detach(), schemes, to))
+        name = self._names[to]
+        schemes = self._widths[name].schemes
+        inputs = {b: schemes[b].input for b in self._bits}
+        turned = self._hear_rows(reference.block_transform(x, to.transform), inputs, name)
         return _quantize(turned, to.scheme.input)
 
     def qkv(self, h: Quantized, attn: Attention) -> tuple[Quantized, Quantized, Quantized]:
@@ -61,10 +74,8 @@ class Curvature(Simulated):
         q, k, v = reference.split_heads(self.product(h, attn.qkv), attn.heads)
         if attn.norm is not None:
             q, k = reference.normalize_heads(q, k, attn.norm, attn.rotation)
-        whole = {b: Scheme(bits=b, granularity=Granularity.HEAD) for b in self._bits}
-        heard = [
-            self._heard(x, partial(self._note_rows, x.detach(), whole, attn)) for x in (q, k, v)
-        ]
+        key = self._names[attn], "A"
+        heard = [self._hear(x, key, partial(_head_error, x.detach())) for x in (q, k, v)]
         q, k, v = (reference.quantize_heads(x, attn.scheme.qkv.bits) for x in heard)
         return q, k, v
 
@@ -72,46 +83,57 @@ class Curvature(Simulated):
         """See Simulated. What the bits of the softmax numerators do is seen in what comes out."""
         found = super().attend(q, k, v, attn)
         held = [Quantized(x.codes.detach(), x.scale.detach()) for x in (q, k, v)]
-        return self._heard(found, partial(self._note_softmax, held, found.detach(), attn))
+        error = partial(self._softmax_error, held, found.detach(), attn.softmax_scale)
+        return self._hear(found, (self._names[attn], "A"), error)
 
-    def _heard(self, x: Tensor, note: "partial[None]") -> Tensor:
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Add what the backward passes since the last call have told, and forget the gradients."""
+        for heard in self._heard:
+            gradients = torch.stack(heard.gradients).flatten(2)  # [passes, B, values]
+            widths = self.found.setdefault(heard.key, {})
+            for bits in self._bits:
+                error = heard.error(bits).flatten(1)
+                each = torch.einsum("lbn,bn->lb", gradients, error).double()
+                widths[bits] = widths.get(bits, 0.0) + 0.5 * float(each.square().sum())
+            heard.gradients.clear()
+        self._heard.clear()
+
+    def _hear(self, x: Tensor, key: Key, error: Callable[[int], Tensor]) -> Tensor:
         if not x.requires_grad:
             x = x.detach().requires_grad_()
-        x.register_hook(note)
+        heard = _Heard(key, error)
+        x.register_hook(heard.gradients.append)
+        self._heard.append(heard)
         return x
 
-    @torch.no_grad()
-    def _note_weight(self, x: Tensor, dense: Dense, gradient: Tensor) -> None:
-        for bits in self._bits:
-            grid = self._widths[self._names[dense]].grids[bits]
-            steps = grid.scale.unsqueeze(-1)
-            steps = steps if grid.multiplier is None else steps * grid.multiplier
-            grouped = dense.weight.unflatten(-1, (steps.shape[-1], -1))
-            codes = reference.quantize(grouped, steps.unsqueeze(-1), *reference.code_range(bits))
-            weight = Weight(codes.flatten(-2), grid.scale, grid.multiplier)
-            error = weight.integers() * grid.scale.unsqueeze(-1) - dense.weight
-            self._note((self._names[dense], "W"), bits, gradient, x @ error.T)
+    def _hear_weight(self, out: Tensor, x: Tensor, dense: Dense) -> Tensor:
+        return self._hear(out, (self._names[dense], "W"), partial(self._weight_error, x, dense))
 
-    @torch.no_grad()
-    def _note_rows(
-        self, x: Tensor, schemes: Mapping[int, Scheme], layer: Dense | Attention, gradient: Tensor
-    ) -> None:
-        for bits, scheme in schemes.items():
-            error = _quantize(x, scheme).values() - x
-            self._note((self._names[layer], "A"), bits, gradient, error)
+    def _hear_rows(self, x: Tensor, schemes: Mapping[int, Scheme], name: str) -> Tensor:
+        return self._hear(x, (name, "A"), partial(_row_error, x.detach(), schemes))
 
-    @torch.no_grad()
-    def _note_softmax(
-        self, held: list[Quantized], out: Tensor, attn: Attention, gradient: Tensor
-    ) -> None:
-        for bits in self._bits:
-            found = reference.attention(*held, softmax_scale=attn.softmax_scale, softmax_bits=bits)
-            self._note((self._names[attn], "A"), bits, gradient, found - out)
+    def _weight_error(self, x: Tensor, dense: Dense, bits: int) -> Tensor:
+        """Of what a Linear puts out for x."""
+        grid = self._widths[self._names[dense]].grids[bits]
+        steps = grid.scale.unsqueeze(-1)
+        steps = steps if grid.multiplier is None else steps * grid.multiplier
+        grouped = dense.weight.unflatten(-1, (steps.shape[-1], -1))
+        codes = reference.quantize(grouped, steps.unsqueeze(-1), *reference.code_range(bits))
+        weight = Weight(codes.flatten(-2), grid.scale, grid.multiplier)
+        return x @ (weight.integers() * grid.scale.unsqueeze(-1) - dense.weight).T
 
-    def _note(self, key: Key, bits: int, gradient: Tensor, error: Tensor) -> None:
-        each = (gradient * error).flatten(1).sum(1, dtype=torch.float64)
-        widths = self.found.setdefault(key, {})
-        widths[bits] = widths.get(bits, 0.0) + 0.5 * float(each.square().sum())
+    @staticmethod
+    def _softmax_error(held: list[Quantized], out: Tensor, scale: float, bits: int) -> Tensor:
+        return reference.attention(*held, softmax_scale=scale, softmax_bits=bits) - out
+
+
+def _head_error(x: Tensor, bits: int) -> Tensor:
+    return reference.quantize_heads(x, bits).values() - x
+
+
+def _row_error(x: Tensor, schemes: Mapping[int, Scheme], bits: int) -> Tensor:
+    return _quantize(x, schemes[bits]).values() - x
 
 
 def _quantize(x: Tensor, scheme: Scheme) -> Quantized:
@@ -129,15 +151,18 @@ def measure_curvature(
     """The divergence that each width of each tensor causes alone, in nats, a mean over images [N, C, H, W].
 
     model: It has to have taken as many bits as there are. labels: Drawn for every image, from the model's own
-    probabilities; each costs a backward pass.
+    probabilities; each costs a backward pass, and the memory of the gradients of a batch.
     """
     widths = next(iter(model.widths.values())).schemes
     run = Curvature(model, widths)
     for some in images.split(batch):
-        for _ in range(labels):
-            logits = model.vit(some, run)
-            chance = logits.detach().softmax(-1)
-            drawn = torch.multinomial(chance, 1, generator=generator)
-            logits.log_softmax(-1).gather(1, drawn).sum().backward()
+        logs = model.vit(some, run).log_softmax(-1)
+        drawn = torch.multinomial(
+            logs.detach().exp(), labels, replacement=True, generator=generator
+        )
+        for place in range(labels):
+            told = logs.gather(1, drawn[:, place : place + 1]).sum()
+            told.backward(retain_graph=place + 1 < labels)
+        run.settle()
     count = labels * len(images)
     return {key: {b: v / count for b, v in found.items()} for key, found in run.found.items()}

@@ -1,6 +1,6 @@
 """Budgets: costs that an allocation may not exceed, and allocations that keep to them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +26,9 @@ class Budget:
         """Raises UsageError where no allocation meets the budget, with the smallest that one does."""
         least = self.table.smallest
         if least > self.limit:
+            say = self.table.say
             raise UsageError(
-                f"a {self.table.name} of {self.limit:,.0f} {self.table.unit} cannot be met: the smallest that is"
-                f" possible, with two bits everywhere, is {least:,.0f} {self.table.unit}"
+                f"a {self.table.name} of {say(self.limit)} cannot be met: the smallest that is possible is {say(least)}"
             )
 
 
@@ -37,35 +37,121 @@ def meets(budgets: Sequence[Budget], bits: Tensor | Sequence[int]) -> bool:
     return all(budget.violation(bits) <= 0 for budget in budgets)
 
 
-def largest_uniform(budgets: Sequence[Budget], count: int) -> int:
-    """The most bits that all of `count` choices can have at once; two where the budgets are met at all."""
+def largest_uniform(budgets: Sequence[Budget], count: int) -> int | None:
+    """The most bits that all of `count` choices can have at once; None where no uniform allocation does."""
     fitting = [b for b in range(MIN_BITS, MAX_BITS + 1) if meets(budgets, [b] * count)]
-    return max(fitting, default=MIN_BITS)
+    return max(fitting, default=None)
+
+
+# Rounds in which the weights of budgets against each other are found, and how fast these move at first.
+_ROUNDS, _EAGERNESS = 300, 20.0
+_ROUNDING = 1e-9  # of sums of shares
+_WIDTHS = MAX_BITS - MIN_BITS + 1
+
+
+def check_budgets(budgets: Sequence[Budget]) -> Tensor:
+    """An allocation that meets all budgets, int64 [choices]. Raises UsageError for budgets that none meets, alone or
+    together, with what is possible.
+
+    For weights of the budgets that add up to one, the allocation of the least weighted sum of costs, each as a share of
+    its limit, is known layer by layer; a sum above one says that nothing meets all budgets. The weights of what is
+    exceeded grow, and from one such allocation to the next the way goes a layer and a bit at a time, since layers
+    that are alike change together. Budgets so tight that nothing on these ways meets them are refused, too.
+    """
+    for budget in budgets:
+        budget.check()
+    table = budgets[0].table
+    shares = torch.stack([b.table.costs.flatten(1) / b.limit for b in budgets])
+    fixed = torch.tensor([b.table.fixed / b.limit for b in budgets], dtype=torch.float64)
+    layers = torch.arange(shares.shape[1])
+    pressure = torch.zeros(len(budgets), dtype=torch.float64)
+    start = shares.mean(0).argmin(1)
+    nearest, excess, taken = start, torch.inf, fixed
+    for round_ in range(1, _ROUNDS + 1):
+        weighted = (pressure.softmax(0).view(-1, 1, 1) * shares).sum(0)
+        target = weighted.argmin(1)
+        for cells in _steps(start, target):
+            taken = fixed + shares[:, layers, cells].sum(1)
+            if float(taken.max()) < 1 + _ROUNDING and meets(budgets, table.bits_of(cells)):
+                return table.bits_of(cells)
+            if float(taken.max()) < excess:
+                nearest, excess = cells.clone(), float(taken.max())
+        start = target
+        pressure += _EAGERNESS / round_**0.5 * (taken - taken.mean())
+    limits = " and ".join(f"a {b.table.name} of {b.table.say(b.limit)}" for b in budgets)
+    possible = " and ".join(b.table.say(b.table.total(table.bits_of(nearest))) for b in budgets)
+    raise UsageError(f"{limits} cannot be met together: what comes nearest has {possible}")
+
+
+def _steps(first: Tensor, last: Tensor) -> Iterator[Tensor]:
+    """From one choice of cells to another, both included, a layer after the other and a bit at a time."""
+    cells = first.clone()
+    yield cells
+    for layer in (first != last).nonzero().flatten().tolist():
+        for step in (_WIDTHS, 1):  # from row to row, then from column to column
+            while gap := int(last[layer]) // step % _WIDTHS - int(cells[layer]) // step % _WIDTHS:
+                cells[layer] += step if gap > 0 else -step
+                yield cells
 
 
 def fit(wanted: Tensor, budgets: Sequence[Budget]) -> Tensor:
     """The allocation near real-valued bits that keeps to all budgets and to which no bit can be added.
 
-    Rounded first; while a budget is exceeded, the choice that lies farthest above what is wanted, of those that cost
-    anything there, loses a bit; then the one farthest below gains one, as long as one fits.
+    Rounded first; while a budget is exceeded, the layer goes to other bits whose doing so costs least distance from
+    what is wanted for what it saves; where none saves anything (one budget asks for more bits, the other for fewer),
+    the way goes on from an allocation that meets all. Then the choice that lies farthest below what is wanted gains a
+    bit, as long as one fits.
 
     wanted: fp64 [choices]. Returns int64 [choices]. Raises UsageError for budgets that nothing meets.
     """
-    for budget in budgets:
-        budget.check()
+    if not budgets:
+        return torch.full(wanted.shape, MAX_BITS)
+    possible = check_budgets(budgets)
     bits = wanted.round().clamp(MIN_BITS, MAX_BITS).long()
     while not meets(budgets, bits):
-        exceeded = [b.table.slopes(bits) for b in budgets if b.violation(bits) > 0]
-        dear = (torch.stack(exceeded) > 0).any(0) & (bits > MIN_BITS)
-        bits[torch.where(dear, bits - wanted, -torch.inf).argmax()] -= 1
-    free = bits < MAX_BITS
-    while free.any():
-        place = int(torch.where(free, wanted - bits, -torch.inf).argmax())
-        bits[place] += 1
-        if not meets(budgets, bits):
-            bits[place] -= 1
-            free[place] = (
-                False  # for good: other bits only grow, and its own then cost as much or more
-            )
-        free[place] &= bits[place] < MAX_BITS
-    return bits
+        better = _saving_move(bits, wanted, budgets)
+        bits = possible if better is None else better
+    return _filled(bits, wanted, budgets)
+
+
+def _saving_move(bits: Tensor, wanted: Tensor, budgets: Sequence[Budget]) -> Tensor | None:
+    """The allocation after the best move of one layer; None where none lessens what is exceeded in all."""
+    table = budgets[0].table
+    over = torch.tensor([b.violation(bits) for b in budgets], dtype=torch.float64)
+    moved = torch.stack([b.table.moves(bits) / b.limit for b in budgets])
+    left = (over.view(-1, 1, 1, 1) + moved).clamp(min=0).sum(0)
+    saved = over.clamp(min=0).sum() - left
+    farther = table.distances(wanted) - table.distances(wanted).gather(
+        1, table.cells_of(bits).unsqueeze(1)
+    )
+    price = farther.view_as(saved).clamp(min=_FREE) / saved
+    price = torch.where(saved > _LEAST, price, torch.inf).flatten()
+    if not price.isfinite().any():
+        return None
+    layer, cell = divmod(int(price.argmin()), saved[0].numel())
+    cells = table.cells_of(bits)
+    cells[layer] = cell
+    return table.bits_of(cells)
+
+
+# Of a limit: what saves less is rounding. Of a squared bit: moves towards what is wanted are as good as free.
+_LEAST, _FREE = 1e-12, 1e-6
+
+
+def _filled(bits: Tensor, wanted: Tensor, budgets: Sequence[Budget]) -> Tensor:
+    """A bit more where most is lacking, while one fits."""
+    while True:
+        lacking = torch.where(bits < MAX_BITS, wanted - bits, -torch.inf)
+        for budget in budgets:  # but for rounding, which meets() has the last word on
+            room = budget.limit * (1 + _ROUNDING) - budget.table.total(bits)
+            lacking[budget.table.steps(bits) > room] = -torch.inf
+        for place in lacking.argsort(descending=True).tolist():
+            if lacking[place] == -torch.inf:
+                return bits
+            more = bits.clone()
+            more[place] += 1
+            if meets(budgets, more):
+                bits = more
+                break
+        else:
+            return bits

@@ -4,8 +4,9 @@ Bytes are those of the file: an allocation's sum never lies below it, and above 
 ViT-Tiny's 3.4 MB at W4A4). BitOps are exact.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -26,18 +27,24 @@ class CostTable:
 
     Attributes:
         name: "size", "bitops" or "latency"; unit: "B", "BitOps" or "s".
-        fixed: What no choice changes.
+        fixed: What no choice changes. count: Of choices in an allocation.
         places: int64 [layers, 2], where in an allocation the bits of each layer's weights and input are; one behind its
             end where they are settled.
         costs: fp64 [layers, 7, 7], by weight bits and input bits 2 to 8; rows alike where weights are settled, columns
-            where inputs are. More bits never cost less.
+            where inputs are.
+        slopes_of: The same, of which slopes are taken: where costs jump between bits that have kernels, a line from one
+            to the next. None: costs.
+        origin: How the costs are known, "modelled" or "measured"; "" where they are exact.
     """
 
     name: str
     unit: str
     fixed: float
+    count: int
     places: Tensor
     costs: Tensor
+    slopes_of: Tensor | None = None
+    origin: str = ""
 
     def total(self, bits: Tensor | Sequence[int]) -> float:
         """The cost of an allocation."""
@@ -48,15 +55,54 @@ class CostTable:
         """How the cost changes with each choice around an allocation, from a bit less to a bit more where both exist, a
         bit: fp64 [choices].
         """
+        costs = self.costs if self.slopes_of is None else self.slopes_of
         layers, rows, columns = self._at(bits)
         found = torch.zeros(len(bits) + 1, dtype=torch.float64)
         low, high = (rows - 1).clamp(min=0), (rows + 1).clamp(max=_LAST)
-        change = self.costs[layers, high, columns] - self.costs[layers, low, columns]
+        change = costs[layers, high, columns] - costs[layers, low, columns]
         found.index_add_(0, self.places[:, 0], change / (high - low))
         low, high = (columns - 1).clamp(min=0), (columns + 1).clamp(max=_LAST)
-        change = self.costs[layers, rows, high] - self.costs[layers, rows, low]
+        change = costs[layers, rows, high] - costs[layers, rows, low]
         found.index_add_(0, self.places[:, 1], change / (high - low))
         return found[:-1]
+
+    def steps(self, bits: Tensor | Sequence[int]) -> Tensor:
+        """What a bit more of each choice would cost: fp64 [choices]; nothing where there are eight."""
+        layers, rows, columns = self._at(bits)
+        now = self.costs[layers, rows, columns]
+        found = torch.zeros(len(bits) + 1, dtype=torch.float64)
+        found[self.places[:, 0]] = self.costs[layers, (rows + 1).clamp(max=_LAST), columns] - now
+        found[self.places[:, 1]] = self.costs[layers, rows, (columns + 1).clamp(max=_LAST)] - now
+        return found[:-1]
+
+    def moves(self, bits: Tensor | Sequence[int]) -> Tensor:
+        """What an allocation would cost more if one layer had other bits: fp64 [layers, 7, 7]."""
+        layers, rows, columns = self._at(bits)
+        return self.costs - self.costs[layers, rows, columns].view(-1, 1, 1)
+
+    def cells_of(self, bits: Tensor | Sequence[int]) -> Tensor:
+        """Where in the flat [7, 7] of each layer an allocation is: int64 [layers]."""
+        _, rows, columns = self._at(bits)
+        return rows * len(WIDTHS) + columns
+
+    def bits_of(self, cells: Tensor) -> Tensor:
+        """The allocation whose layers are there: int64 [choices]."""
+        found = torch.zeros(self.count + 1, dtype=torch.int64)
+        both = torch.stack([cells // len(WIDTHS), cells % len(WIDTHS)], 1) + WIDTHS[0]
+        found[self.places] = both
+        return found[:-1]
+
+    def distances(self, wanted: Tensor) -> Tensor:
+        """Squared distances of the bits of each layer from real-valued ones: fp64 [layers, 49]."""
+        widths = torch.tensor(WIDTHS, dtype=torch.float64)
+        known = torch.cat([wanted.double(), wanted.new_zeros(1).double()])[self.places]
+        apart = (widths - known.unsqueeze(2)).square()  # [layers, 2, 7]
+        apart = apart * (self.places < len(wanted)).unsqueeze(2)
+        return (apart[:, 0].unsqueeze(2) + apart[:, 1].unsqueeze(1)).flatten(1)
+
+    def say(self, amount: float) -> str:
+        """An amount with its unit: "8,000,000 B", "0.612 ms"."""
+        return f"{1000 * amount:,.3f} ms" if self.unit == "s" else f"{amount:,.0f} {self.unit}"
 
     def _at(self, bits: Tensor | Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Where in the costs an allocation is."""
@@ -68,7 +114,12 @@ class CostTable:
     @property
     def smallest(self) -> float:
         """The least that an allocation costs."""
-        return self.fixed + float(self.costs[:, 0, 0].sum())
+        return self.fixed + float(self.costs.flatten(1).amin(1).sum())
+
+    @property
+    def largest(self) -> float:
+        """The most that an allocation costs."""
+        return self.fixed + float(self.costs.flatten(1).amax(1).sum())
 
     @property
     def depends_on_inputs(self) -> bool:
@@ -79,45 +130,57 @@ class CostTable:
 _LAST = len(WIDTHS) - 1
 
 
+Measure = Callable[[ModelScheme], tuple[float, Mapping[str, float]]]
+Pair = tuple[int, int]  # bits of weights and of inputs
+
+
 def size_table(config: ViTConfig, space: Space) -> CostTable:
     """Bytes of model.safetensors."""
 
-    def measure(scheme: ModelScheme) -> tuple[float, dict[str, float]]:
+    def measure(scheme: ModelScheme) -> tuple[float, Mapping[str, float]]:
         with torch.device("meta"):
             model = ViT(config, scheme, IntegerDense)
         parts = storage.layer_bytes(model)
         return parts.pop(""), dict(parts)
 
-    return _table("size", "B", config, space, measure)
+    # inputs are quantized when they come: no file holds anything of them
+    return make_table("size", "B", config, space, measure, lambda pair: (pair[0], WIDTHS[0]))
 
 
 def bitops_table(config: ViTConfig, space: Space) -> CostTable:
     """BitOps of an image."""
 
-    def measure(scheme: ModelScheme) -> tuple[float, dict[str, float]]:
+    def measure(scheme: ModelScheme) -> tuple[float, Mapping[str, float]]:
         return 0.0, dict(count_bitops(config, scheme))
 
-    return _table("bitops", "BitOps", config, space, measure)
+    return make_table("bitops", "BitOps", config, space, measure, lambda pair: pair)
 
 
-def _table(
+def make_table(
     name: str,
     unit: str,
     config: ViTConfig,
     space: Space,
-    measure: Callable[[ModelScheme], tuple[float, dict[str, float]]],
+    measure: Measure,
+    stand_in: Callable[[Pair], Pair],
+    origin: str = "",
 ) -> CostTable:
-    """From what `measure` says of schemes in which all layers have the same bits: the rest, and each layer's part."""
+    """From what `measure` says of schemes in which all layers have the same bits: the rest, and each layer's part.
+
+    stand_in: The bits that cost as much as some bits do; the fewer there are, the less is measured.
+    """
     places: dict[str, list[int]] = {}
     for place, choice in enumerate(space.choices):
         places.setdefault(choice.layer, [len(space.choices)] * 2)["WA".index(choice.kind)] = place
-    layers = list(places)
-    costs = torch.zeros(len(layers), len(WIDTHS), len(WIDTHS), dtype=torch.float64)
-    fixed = 0.0
-    for row, weights in enumerate(WIDTHS):
-        for column, inputs in enumerate(WIDTHS):
-            bits = [weights if c.kind == "W" else inputs for c in space.choices]
-            rest, parts = measure(plan_scheme(config, space.recipe_of(bits)))
-            costs[:, row, column] = torch.tensor([parts.pop(layer, 0.0) for layer in layers])
-            fixed = max(fixed, rest + sum(parts.values()))
-    return CostTable(name, unit, fixed, torch.tensor(list(places.values())), costs)
+    known: dict[Pair, tuple[Tensor, float]] = {}
+    for pair in dict.fromkeys(stand_in(pair) for pair in product(WIDTHS, WIDTHS)):
+        bits = [pair["WA".index(choice.kind)] for choice in space.choices]
+        rest, parts = measure(plan_scheme(config, space.recipe_of(bits)))
+        own = torch.tensor([parts.get(layer, 0.0) for layer in places], dtype=torch.float64)
+        others = sum(cost for layer, cost in parts.items() if layer not in places)
+        known[pair] = own, rest + others
+    cells = [known[stand_in(pair)] for pair in product(WIDTHS, WIDTHS)]
+    costs = torch.stack([own for own, _ in cells], 1).view(-1, len(WIDTHS), len(WIDTHS))
+    fixed = max(rest for _, rest in cells)
+    where = torch.tensor(list(places.values())).view(-1, 2)
+    return CostTable(name, unit, fixed, len(space.choices), where, costs, origin=origin)

@@ -8,7 +8,8 @@ network that is trained meanwhile, with labels, but the sum of what each tensor'
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from qvit.models.switching import SwitchableModel
 from qvit.models.vit import ViT
 from qvit.recipe import MAX_BITS, MIN_BITS
 from qvit.search.allocation import WIDTHS, Space
-from qvit.search.budgets import Budget, fit, largest_uniform
+from qvit.search.budgets import Budget, check_budgets, fit, largest_uniform
 from qvit.search.hdx import HardConstraints
 
 
@@ -38,7 +39,7 @@ class Settings:
     """
 
     labels: int = 4
-    batch: int = 16
+    batch: int = 4
     steps: int = 400
     rate: float = 0.05
     margin: float = 0.02
@@ -53,21 +54,18 @@ class Found:
     Attributes:
         bits: int64 [choices], an allocation that meets every budget.
         divergence: KL from the float model on the images, nats, weights rounded to nearest.
-        uniform: The same of the largest uniform allocation that meets the budgets.
-        wanted: fp64 [choices], the real-valued bits before they were rounded.
+        uniform: The same of the largest uniform allocation that meets the budgets; None where none does.
     """
 
     bits: Tensor
     divergence: float
-    uniform: float
-    wanted: Tensor = field(repr=False)
+    uniform: float | None
 
 
 class Searcher:
     """Measures a float ViT at different bits, and finds an allocation.
 
-    space: What is to be found. images: normalised fp32 [N, C, H, W]. `losses`: fp64 [choices, 7], nats that each choice
-    costs alone at 2 to 8 bits.
+    space: What is to be found. images: normalised fp32 [N, C, H, W]. seed: Of the labels that are drawn.
     """
 
     def __init__(
@@ -77,50 +75,65 @@ class Searcher:
         widths = {b: plan_scheme(config, space.recipe_of(space.uniform(b))) for b in WIDTHS}
         folded = fold(vit, plan_scheme(config, space.recipe), seed=space.recipe.seed)
         self._config: ViTConfig = config
-        self._space, self._images, self._settings = space, images, settings
+        self._space, self._images, self._settings, self._seed = space, images, settings, seed
         self._model = SwitchableModel(folded, widths, space.recipe.weights.range)
         with torch.no_grad():
             logits = [vit(some, Float()) for some in images.split(_PART)]
         self._expected = torch.cat(logits).log_softmax(-1)
-        self._take(space.uniform(MAX_BITS))  # the float model, nearly
+
+    @cached_property
+    def losses(self) -> Tensor:
+        """What each choice costs alone at 2 to 8 bits, nats: fp64 [choices, 7]. Measured when it is first asked for."""
+        self._take(self._space.uniform(MAX_BITS))  # the float model, nearly
         found = measure_curvature(
             self._model,
-            images,
-            batch=settings.batch,
-            labels=settings.labels,
-            generator=torch.Generator().manual_seed(seed),
+            self._images,
+            batch=self._settings.batch,
+            labels=self._settings.labels,
+            generator=torch.Generator().manual_seed(self._seed),
         )
-        rows = [[found[c.layer, c.kind][b] for b in WIDTHS] for c in space.choices]
-        self.losses = torch.tensor(rows, dtype=torch.float64)
+        rows = [[found[c.layer, c.kind][b] for b in WIDTHS] for c in self._space.choices]
+        return torch.tensor(rows, dtype=torch.float64)
 
     def _take(self, bits: Tensor | Sequence[int]) -> None:
         self._model.take(plan_scheme(self._config, self._space.recipe_of(bits)))
 
     @torch.no_grad()
-    def measure(self, bits: Tensor | Sequence[int]) -> float:
-        """KL from the float model, nats, of an allocation, on all images."""
+    def answer(self, images: Tensor, bits: Tensor | Sequence[int]) -> Tensor:
+        """Logits fp32 [N, classes] of an allocation, weights at their nearest codes."""
         self._take(bits)
-        total = 0.0
-        parts = self._images.split(_PART), self._expected.split(_PART)
-        for images, expected in zip(*parts, strict=True):
-            found = self._model.vit(images, Simulated()).log_softmax(-1)
-            total += float((expected.exp() * (expected - found)).sum())
-        return total / len(self._images)
+        return torch.cat([self._model.vit(some, Simulated()) for some in images.split(_PART)])
+
+    def measure(self, bits: Tensor | Sequence[int]) -> float:
+        """KL from the float model, nats, of an allocation, a mean over all images."""
+        found = self.answer(self._images, bits).log_softmax(-1)
+        each = (self._expected.exp() * (self._expected - found)).sum(-1)
+        return float(each.double().mean())
 
     def search(self, budgets: Sequence[Budget]) -> Found:
         """An allocation that meets every budget, close to the float model; never one worse than the uniform one.
 
         Raises UsageError for a budget that nothing meets.
         """
-        for budget in budgets:
-            budget.check()
-        uniform = self._space.uniform(largest_uniform(budgets, len(self._space.choices)))
-        wanted = descend(self.losses, uniform.double(), budgets, self._settings)
-        bits = fit(wanted, budgets)
-        divergence, plain = self.measure(bits), self.measure(uniform)
+        bits = self.find(budgets)
+        divergence = self.measure(bits)
+        most = largest_uniform(budgets, len(bits))
+        if most is None:
+            return Found(bits, divergence, None)
+        uniform = self._space.uniform(most)
+        plain = self.measure(uniform)
         if plain < divergence:
-            return Found(uniform, plain, plain, wanted)
-        return Found(bits, divergence, plain, wanted)
+            return Found(uniform, plain, plain)
+        return Found(bits, divergence, plain)
+
+    def find(self, budgets: Sequence[Budget]) -> Tensor:
+        """An allocation that meets every budget, int64 [choices]; by `losses` alone, without a measurement of it.
+
+        Raises UsageError for budgets that nothing meets.
+        """
+        check_budgets(budgets)
+        start = self._space.uniform(largest_uniform(budgets, len(self._space.choices)) or MIN_BITS)
+        return fit(descend(self.losses, start.double(), budgets, self._settings), budgets)
 
 
 def descend(losses: Tensor, bits: Tensor, budgets: Sequence[Budget], settings: Settings) -> Tensor:
@@ -137,10 +150,11 @@ def descend(losses: Tensor, bits: Tensor, budgets: Sequence[Budget], settings: S
         violations = [budget.violation(rounded) for budget in budgets]
         costs = torch.stack([_unit(budget.table.slopes(rounded)) for budget in budgets])
         if settings.penalty is None:
-            direction = constraints.steer(gradient, violations, costs)
+            direction = _steer(constraints, gradient, violations, costs)
         else:
             excess = torch.tensor(violations, dtype=torch.float64).clamp(min=0)
             direction = gradient + 2 * settings.penalty * (excess @ costs)
+        direction = direction / max(1.0, float(direction.norm()) / _LONGEST)
         length = settings.rate * len(bits) ** 0.5 * 0.01 ** (step / settings.steps)
         bits = (bits - length * direction).clamp(MIN_BITS, MAX_BITS)
         if 2 * step >= settings.steps:
@@ -148,8 +162,21 @@ def descend(losses: Tensor, bits: Tensor, budgets: Sequence[Budget], settings: S
     return mean
 
 
+def _steer(
+    constraints: HardConstraints, gradient: Tensor, violations: Sequence[float], costs: Tensor
+) -> Tensor:
+    """HDX's direction; where exceeded budgets oppose each other, that for the one exceeded most."""
+    try:
+        return constraints.steer(gradient, violations, costs)
+    except ValueError:
+        worst = max(violations)
+        return constraints.steer(gradient, [v if v == worst else 0.0 for v in violations], costs)
+
+
 # Images that are simulated together: more would only take memory.
 _PART = 32
+# Steps in units of a gradient's: where two budgets nearly oppose each other, a correction has no end.
+_LONGEST = 5.0
 _LEAST = 1e-12  # nats; nothing that costs less matters, and its logarithm would
 
 

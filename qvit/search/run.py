@@ -4,38 +4,43 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from qvit import zoo
 from qvit.models.config import ViTConfig
+from qvit.models.plan import name_scheme, plan_scheme
 from qvit.models.timm_import import read_config, read_model
-from qvit.recipe import MAX_BITS, Recipe
+from qvit.recipe import Recipe
 from qvit.search.allocation import Space
-from qvit.search.budgets import Budget
-from qvit.search.costs import bitops_table, size_table
+from qvit.search.budgets import Budget, check_budgets
+from qvit.search.costs import CostTable, bitops_table, size_table
 from qvit.search.descent import Searcher, Settings
+from qvit.search.frontier import COSTS, POINTS, Frontier, Point, estimate_seconds
+from qvit.search.latency import Place, latency_table
 from qvit.synthesis.leaves import draw_pictures
 from qvit.zoo import Source
 
-TABLES = {"size": size_table, "bitops": bitops_table}
-_IMAGES = 64  # dead leaves
+IMAGES = 32  # dead leaves
 
 
-def plan_search(source: Source, recipe: Recipe, limits: Mapping[str, float]) -> dict[str, Any]:
+def plan_search(
+    source: Source, recipe: Recipe, limits: Mapping[str, float], place: Place | None = None
+) -> dict[str, Any]:
     """What a search would choose among, without weights: the number of choices, and of each budget the limit and the
     smallest and largest cost that is possible. Raises what `allocate` raises.
     """
-    config = _config_of(source)
+    config = read_shape(source)
     space = _space_of(config, recipe, limits)
-    budgets = _budgets_of(config, space, limits)
-    whole = space.uniform(MAX_BITS)
+    budgets = _budgets_of(config, space, limits, place)
     return {
         "choices": len(space.choices),
-        "images": _IMAGES,
+        "images": IMAGES,
         "budgets": {
             b.table.name: {
                 "limit": b.limit,
                 "smallest": b.table.smallest,
-                "largest": b.table.total(whole),
+                "largest": b.table.largest,
+                **_circumstances(b.table, place),
             }
             for b in budgets
         },
@@ -43,42 +48,130 @@ def plan_search(source: Source, recipe: Recipe, limits: Mapping[str, float]) -> 
 
 
 def allocate(
-    source: Source, recipe: Recipe, limits: Mapping[str, float]
+    source: Source, recipe: Recipe, limits: Mapping[str, float], place: Place | None = None
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with bits for every layer that it leaves open, and what is known of them.
 
-    limits: By name, "size" in bytes of model.safetensors, "bitops" of an image. Bits of activations are searched where
-    one of them depends on these, and are the recipe's elsewhere. Images are dead leaves: nothing is read.
+    limits: By name, "size" in bytes of model.safetensors, "bitops" of an image, "latency" in seconds of a pass at
+    `place`. Bits of activations are searched where one of them depends on these, and are the recipe's elsewhere. Images
+    are dead leaves: nothing is read.
 
-    Raises UsageError for a limit that nothing meets, before any weights are read, and the errors of `zoo.load`.
+    Raises UsageError for a limit that nothing meets, or limits that nothing meets together, before any weights are
+    read, and the errors of `zoo.load`.
     """
-    config = _config_of(source)
+    config = read_shape(source)
     space = _space_of(config, recipe, limits)
-    budgets = _budgets_of(config, space, limits)
-    vit = read_model(zoo.load(source, seed=recipe.seed), source.pretrained_cfg)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    images = draw_pictures(config, _IMAGES, generator)
-    searcher = Searcher(vit, space, images, seed=recipe.seed, settings=Settings())
-    found = searcher.search(budgets)
+    budgets = _budgets_of(config, space, limits, place)
+    found = make_searcher(source, space).search(budgets)
     known = {
         "kl": round(found.divergence, 4),
-        "kl_uniform": round(found.uniform, 4),
-        **{b.table.name: {"limit": b.limit, "found": b.table.total(found.bits)} for b in budgets},
+        "kl_uniform": None if found.uniform is None else round(found.uniform, 4),
+        **{
+            b.table.name: {
+                "limit": b.limit,
+                "found": b.table.total(found.bits),
+                **_circumstances(b.table, place),
+            }
+            for b in budgets
+        },
     }
     return space.recipe_of(found.bits), known
 
 
-def _config_of(source: Source) -> ViTConfig:
+def plan_frontier(source: Source, recipe: Recipe, place: Place) -> dict[str, Any]:
+    """What `trace_frontier` would cost, without weights. Raises UsageError for what is no plain ViT."""
+    config = read_shape(source)
+    space = Space.of(config, recipe)
+    return {
+        "model": source.timm_name,
+        "choices": len(space.choices),
+        "images": IMAGES,
+        "points": len(COSTS) * POINTS,
+        "latency": {"on": place.name, "batch": place.batch},
+        "estimated_seconds": round(estimate_seconds(config, IMAGES, len(COSTS))),
+    }
+
+
+def trace_frontier(
+    source: Source, recipe: Recipe, place: Place, most: float | None, *, progress: bool = True
+) -> tuple[dict[str, Any], dict[str, Recipe]]:
+    """The frontier of KL against every cost, and recipes of its points by name: "size-0", ..., "latency-cheapest".
+
+    most: Where given, the cheapest allocation of each cost whose KL is not above it is sought, too. Raises the errors
+    of `zoo.load`.
+    """
+    config = read_shape(source)
+    space = Space.of(config, recipe)
+    tables = [make_cost_table(name, config, space, place) for name in COSTS]
+    bar = tqdm(total=len(COSTS) * POINTS, unit="point", disable=None if progress else True)
+    with bar:
+        bar.set_description("curvature")
+        frontier = Frontier(make_searcher(source, space), tables, bar.set_description)
+        points: dict[str, Point] = {}
+        for table in tables:
+            found = frontier.points(table)
+            points |= {f"{table.name}-{i}": point for i, point in enumerate(found)}
+            best = None if most is None else frontier.cheapest(table, most, found)
+            if best is not None:
+                points[f"{table.name}-cheapest"] = best
+            bar.update(POINTS)
+    recipes = {name: space.recipe_of(point.bits) for name, point in points.items()}
+    shown = [
+        {
+            "recipe": name,
+            "bits": name_scheme(config, plan_scheme(config, recipes[name]), recipes[name]),
+            **point.describe(space),
+        }
+        for name, point in points.items()
+    ]
+    return {
+        "model": source.timm_name,
+        "images": IMAGES,
+        "seed": recipe.seed,
+        "max_drop": most,
+        "latency": _circumstances(tables[-1], place),
+        "points": shown,
+    }, recipes
+
+
+def make_searcher(source: Source, space: Space) -> Searcher:
+    """With the weights of a source and dead leaves, by the seed of the space's recipe."""
+    seed = space.recipe.seed
+    vit = read_model(zoo.load(source, seed=seed), source.pretrained_cfg)
+    images = draw_pictures(vit.config, IMAGES, torch.Generator().manual_seed(seed))
+    return Searcher(vit, space, images, seed=seed, settings=Settings())
+
+
+def read_shape(source: Source) -> ViTConfig:
+    """The shape of a source's model, without weights. Raises UsageError for one that is no plain ViT."""
     with torch.device("meta"):
         return read_config(zoo.build(source), source.pretrained_cfg)
 
 
+def make_cost_table(name: str, config: ViTConfig, space: Space, place: Place | None) -> CostTable:
+    """Of "size", "bitops" or "latency" (at `place`; None: here, one image)."""
+    if name == "latency":
+        return latency_table(config, space, place or Place())
+    return {"size": size_table, "bitops": bitops_table}[name](config, space)
+
+
 def _space_of(config: ViTConfig, recipe: Recipe, limits: Mapping[str, float]) -> Space:
-    return Space.of(config, recipe, activations="bitops" in limits)
+    return Space.of(config, recipe, activations=limits.keys() != {"size"})
 
 
-def _budgets_of(config: ViTConfig, space: Space, limits: Mapping[str, float]) -> list[Budget]:
-    budgets = [Budget(TABLES[name](config, space), limit) for name, limit in limits.items()]
-    for budget in budgets:
-        budget.check()
+def _budgets_of(
+    config: ViTConfig, space: Space, limits: Mapping[str, float], place: Place | None
+) -> list[Budget]:
+    budgets = [
+        Budget(make_cost_table(name, config, space, place), limit) for name, limit in limits.items()
+    ]
+    check_budgets(budgets)
     return budgets
+
+
+def _circumstances(table: CostTable, place: Place | None) -> dict[str, Any]:
+    """How a latency is known."""
+    if not table.origin:
+        return {}
+    where = place or Place()
+    return {"known": table.origin, "on": where.name, "batch": where.batch}

@@ -51,12 +51,36 @@ def test_an_impossible_budget_is_refused_before_the_weights_are_read(
     assert "a bitops of 1,000 BitOps cannot be met" in capsys.readouterr().err
 
 
+def test_latency_of_a_card_that_is_not_here(tiny_model, tmp_path, capsys):
+    pytest.importorskip("triton")
+    command = ["quantize", str(tiny_model), "--bits", "auto", "-q", "--json"]
+    budgets = ["--max-size", "1MB", "--max-latency", "1s", "--on", "nvidia-h200", "--batch", "64"]
+    assert run([*command, *budgets, "--dry-run"]) == 0
+    possible = json.loads(capsys.readouterr().out)["search"]["budgets"]
+    assert possible["latency"]["known"] == "modelled"
+    assert (possible["latency"]["on"], possible["latency"]["batch"]) == ("nvidia-h200", 64)
+    middle = (possible["latency"]["smallest"] + possible["latency"]["largest"]) / 2
+    budgets[3] = f"{1e6 * middle:.3f}us"
+    out = tmp_path / "out"
+    settings = ["--set", "synthesis=none", "--set", "weights.rounding=nearest"]
+    assert run([*command, *budgets, *settings, "-o", str(out)]) == 0
+    found = json.loads(capsys.readouterr().out)["search"]
+    assert found["latency"]["found"] <= middle * (1 + 1e-6)
+    assert (out / "model.safetensors").stat().st_size <= found["size"]["found"] <= 1e6
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--bits", "auto"], "needs a budget"),
         (["--max-size", "8MB"], "add --bits auto"),
         (["--bits", "auto", "--max-size", "much"], "--max-size much: expected a number of B"),
+        (
+            ["--bits", "auto", "--max-latency", "6"],
+            "--max-latency 6: expected a time with its unit",
+        ),
+        (["--bits", "auto", "--max-size", "8MB", "--on", "nvidia-h200"], "--on says where"),
+        (["--bits", "auto", "--max-latency", "1ms", "--on", "abacus"], "latency is modelled for"),
     ],
 )
 def test_half_a_request_is_refused(tiny_model, arguments, message, capsys):
@@ -72,6 +96,8 @@ def test_half_a_request_is_refused(tiny_model, arguments, message, capsys):
         ("800k", "B", 8e5),
         ("76G", "BitOps", 76e9),
         (".5T", "BitOps", 5e11),
+        ("0.6ms", "s", 6e-4),
+        ("350 us", "s", 3.5e-4),
         ("12", "B", 12),
     ],
 )

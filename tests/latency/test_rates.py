@@ -51,7 +51,7 @@ def test_a_busy_machine_keeps_no_rates(monkeypatch, tmp_path):
 
 def test_rates_of_a_card_have_its_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 SXM")
-    assert "-nvidia-h200-sxm-torch-" in rates._key("cuda:1")
+    assert "-nvidia-h200-sxm-torch-" in machine.name_device("cuda:1")
 
 
 def test_busy_is_said(monkeypatch):

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvit.errors import UsageError
-from qvit.search.budgets import Budget, fit, largest_uniform, meets
+from qvit.search.budgets import Budget, check_budgets, fit, largest_uniform, meets
+from qvit.search.costs import CostTable
 from tests.search.test_costs import BITOPS, COUNT, SIZE, SPACE
 
 WANTED = st.lists(st.floats(0, 10), min_size=COUNT, max_size=COUNT).map(
@@ -42,6 +43,49 @@ def test_what_fits_is_taken_as_it_is():
     assert torch.equal(fit(wanted, [exactly]), SPACE.uniform(4))
     assert largest_uniform([exactly], COUNT) == 4
     assert largest_uniform([exactly, budget(SIZE, 0)], COUNT) == 2
+
+
+def random_table(name: str, generator: torch.Generator) -> CostTable:
+    """Of four layers, whose costs need not rise with bits."""
+    costs = torch.rand(4, 7, 7, generator=generator, dtype=torch.float64)
+    places = torch.tensor([[0, 1], [2, 3], [4, 7], [5, 6]])
+    costs[2] = costs[2, :, :1]
+    return CostTable(name, "B", 0.1, 7, places, costs)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_costs_need_not_rise_with_bits(seed):
+    """One budget may ask for what the other forbids: they are met, or nothing meets them where all is tried, either."""
+    generator = torch.Generator().manual_seed(seed)
+    tables = [random_table(name, generator) for name in ("first", "second")]
+    for share in (0.25, 0.35, 0.5):
+        budgets = [Budget(t, t.smallest + share * (t.largest - t.smallest)) for t in tables]
+        wanted = 2 + 6 * torch.rand(7, generator=generator, dtype=torch.float64)
+        try:
+            assert meets(budgets, fit(wanted, budgets))
+        except UsageError:
+            # the 49 cells of each of four layers: every sum of the first two, and of the last two
+            sums = [t.costs.flatten(1) for t in tables]
+            first, second = (
+                torch.stack([(s[i][:, None] + s[i + 1]).flatten() for s in sums], 1) for i in (0, 2)
+            )
+            rest = [b.limit - b.table.fixed for b in budgets]
+            left = torch.tensor(rest, dtype=torch.float64) - first
+            assert not any(bool((second <= one).all(1).any()) for one in left)
+
+
+def test_budgets_that_oppose_each_other_are_refused_with_what_comes_nearest():
+    rising = torch.arange(2.0, 9).double().view(1, 7, 1).expand(3, 7, 7)
+    places = torch.tensor([[0, 3], [1, 3], [2, 3]])
+    small = CostTable("size", "B", 0.0, 3, places, rising)
+    fast = CostTable("latency", "s", 0.0, 3, places, 10 - rising)
+    assert meets(
+        [Budget(small, 12), Budget(fast, 18)], check_budgets([Budget(small, 12), Budget(fast, 18)])
+    )
+    found = fit(torch.full((3,), 8.0).double(), [Budget(small, 12), Budget(fast, 18)])
+    assert found.sum() == 12
+    with pytest.raises(UsageError, match="cannot be met together: what comes nearest has"):
+        check_budgets([Budget(small, 11), Budget(fast, 18)])
 
 
 @pytest.mark.parametrize("table", [SIZE, BITOPS], ids=["size", "bitops"])

@@ -71,6 +71,31 @@ def test_slopes_are_differences(bits, place):
         assert slope == pytest.approx((around[1] - around[0]) / (high - low))
 
 
+@settings(max_examples=15)
+@given(ALLOCATIONS, st.integers(0, COUNT - 1))
+def test_steps_are_differences(bits, place):
+    more = [*bits[:place], min(bits[place] + 1, 8), *bits[place + 1 :]]
+    for table in (SIZE, BITOPS):
+        assert float(table.steps(bits)[place]) == table.total(more) - table.total(bits)
+
+
+@settings(max_examples=15)
+@given(ALLOCATIONS, ALLOCATIONS)
+def test_moves_of_one_layer_after_the_other_add_up(bits, others):
+    """Attention has no weights, the patch embedding no bits of inputs: their cells are those of two bits there."""
+    for table in (SIZE, BITOPS):
+        assert table.bits_of(table.cells_of(bits)).tolist() == bits
+        moves = table.moves(bits).flatten(1).gather(1, table.cells_of(others).unsqueeze(1))
+        assert float(moves.sum()) == pytest.approx(table.total(others) - table.total(bits))
+
+
+def test_distances_are_those_of_both_choices_of_a_layer():
+    wanted = torch.linspace(2, 8, COUNT).double()
+    bits = torch.randint(2, 9, (COUNT,))
+    each = SIZE.distances(wanted).gather(1, SIZE.cells_of(bits).unsqueeze(1))
+    assert float(each.sum()) == pytest.approx(float((wanted - bits).square().sum()))
+
+
 def test_the_smallest_is_that_of_two_bits():
     for table in (SIZE, BITOPS):
         assert table.smallest == table.total(SPACE.uniform(2))

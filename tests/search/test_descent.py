@@ -1,5 +1,6 @@
 """The search on a small model of which half does not matter, and on losses whose best allocation is known."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -69,12 +70,23 @@ def test_an_impossible_budget_is_refused_before_anything_is_computed(searched, m
         searcher.search([Budget(size, 1000)])
 
 
+def test_budgets_that_oppose_each_other_are_searched_all_the_same():
+    """More bits make one dearer and the other cheaper, in the same proportions: no step descends on both."""
+    rising = linear_table("size", [1.0, 2.0, 3.0])
+    falling = replace(rising, name="latency", costs=30 - rising.costs)
+    budgets = [Budget(rising, 24.0), Budget(falling, 68.0)]
+    losses = 4.0 ** -torch.arange(7, dtype=torch.float64).expand(3, 7)
+    start = torch.tensor([2.0, 8.0, 8.0], dtype=torch.float64)
+    bits = fit(descend(losses, start, budgets, Settings()), budgets)
+    assert meets(budgets, bits)
+
+
 def linear_table(name: str, prices: list[float]) -> CostTable:
     """A choice's cost is its price for every bit."""
     bits = torch.arange(2, 9, dtype=torch.float64)
     costs = torch.tensor(prices).double().view(-1, 1, 1) * bits.view(1, 7, 1).expand(-1, -1, 7)
     places = torch.tensor([[i, len(prices)] for i in range(len(prices))])
-    return CostTable(name, "B", 0.0, places, costs)
+    return CostTable(name, "B", 0.0, len(prices), places, costs)
 
 
 @pytest.mark.parametrize("count", [1, 2])

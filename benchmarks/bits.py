@@ -1,0 +1,224 @@
+"""Found bits beside uniform, random and greedy ones of the same size and BitOps: python benchmarks/bits.py --bits 3.
+
+ViT-Tiny. Bits are found without data; the images that judge are development images (imagenet/train, odd classes). One
+JSON a cell, so that a run can stop anywhere and go on. Weights are at their nearest codes, but for the cells "rounded",
+which are what `qvit quantize` would write.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [
+    str(Path(__file__).resolve().parent.parent),
+    str(Path(__file__).resolve().parent.parent / "kernels"),
+]
+
+import click  # noqa: E402 - after the tree is on the path, as for all that comes later
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from benchmarks import cells  # noqa: E402
+from benchmarks.accuracy import WEIGHTS  # noqa: E402
+from benchmarks.classes import ODD, SYNSETS, link_classes  # noqa: E402
+from benchmarks.searching.rivals import descend_greedily, draw_random, loss_of  # noqa: E402
+from benchmarks.searching.table import table  # noqa: E402
+from qvit import evaluation, pipeline, zoo  # noqa: E402
+from qvit.data import DataConfig, open_images  # noqa: E402
+from qvit.deployment import QuantViT  # noqa: E402
+from qvit.models.timm_import import read_model  # noqa: E402
+from qvit.models.vit import ViT  # noqa: E402
+from qvit.recipe import Recipe  # noqa: E402
+from qvit.search.allocation import Space  # noqa: E402
+from qvit.search.budgets import Budget, fit  # noqa: E402
+from qvit.search.costs import bitops_table, size_table  # noqa: E402
+from qvit.search.descent import Searcher, Settings, descend  # noqa: E402
+from qvit.synthesis.leaves import draw_pictures  # noqa: E402
+
+MODEL = "vit_t"
+LEAVES = 32
+IMAGES = 250  # that judge, spread evenly over the odd classes
+RANDOM, RANKED = 20, 50  # allocations, and the images that rank them; the best is judged by all
+
+
+@click.command()
+@click.option("--bits", "widths", type=int, multiple=True, default=(3, 4), show_default=True)
+@click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the JSON files.")
+@click.option("--seconds", default=0.0, help="Begin no cell after so long; 0: no limit.")
+@click.option("--stored", is_flag=True, help="Measure nothing; a table of what the folder holds.")
+def main(
+    widths: tuple[int, ...], seeds: tuple[int, ...], out: Path | None, seconds: float, stored: bool
+) -> None:
+    """Measure what the output folder does not hold yet, and print a table of all of it."""
+    folder = out or cells.ROOT / "benchmarks" / "results" / cells.machine_name() / "bits"
+    wanted = _planned(widths, seeds, folder, seconds)
+    if stored:
+        wanted = (cell for cell in wanted if (folder / f"{cell[0]}.json").is_file())
+    print(table(cells.measure(wanted, folder)))
+
+
+def _planned(
+    widths: tuple[int, ...], seeds: tuple[int, ...], folder: Path, seconds: float
+) -> Iterator[cells.Cell]:
+    started = time.monotonic()
+    for seed in seeds:
+        for bits in widths:
+            label = f"bits-{MODEL}-w{bits}a{bits}-seed{seed}"
+            for name, run in Trial(bits, seed, folder / f"{label}-allocations.json").cells():
+                if seconds and time.monotonic() - started > seconds:
+                    return
+                yield f"{label}-{name}", run
+
+
+@dataclass
+class Trial:
+    """One width and seed. path: Of the cell with its allocations."""
+
+    bits: int
+    seed: int
+    path: Path
+
+    def cells(self) -> Iterator[cells.Cell]:
+        """The allocations, what they are worth, and the models of two of them."""
+        yield "allocations", self.allocate
+        for name in ("found", "uniform", "greedy", "penalty"):
+            yield name, lambda name=name: self.judge(name)
+        yield "random", self.judge_random
+        for name in ("found", "uniform"):
+            yield f"{name}-rounded", lambda name=name: self.judge_rounded(name)
+
+    def allocate(self) -> dict[str, Any]:
+        """Allocations of the size and BitOps of the uniform one, in which attention has 8 bits as in the recipe."""
+        config = _float().config
+        kept = [8 if c.layer.endswith(".attn") else self.bits for c in self._space.choices]
+        uniform = torch.tensor(kept)
+        tables = [make(config, self._space) for make in (size_table, bitops_table)]
+        budgets = [Budget(table, table.total(uniform)) for table in tables]
+        start = time.perf_counter()
+        losses = self._searcher.losses
+        found = {
+            "uniform": uniform,
+            "found": self._searcher.search(budgets).bits,
+            "greedy": descend_greedily(losses, budgets),
+            "penalty": fit(
+                descend(losses, uniform.double(), budgets, Settings(penalty=10.0)), budgets
+            ),
+        }
+        seconds = time.perf_counter() - start
+        generator = torch.Generator().manual_seed(self.seed)
+        for i in range(RANDOM):
+            found[f"random{i}"] = draw_random(len(uniform), budgets, generator)
+        return {
+            **self._known,
+            "leaves": LEAVES,
+            "seconds": round(seconds, 1),
+            "budgets": {budget.table.name: budget.limit for budget in budgets},
+            "choices": [f"{choice.layer} {choice.kind}" for choice in self._space.choices],
+            "allocations": {
+                name: {
+                    "bits": bits.tolist(),
+                    "sum_of_losses": float(loss_of(losses, bits).sum()),
+                    **{budget.table.name: budget.table.total(bits) for budget in budgets},
+                }
+                for name, bits in found.items()
+            },
+            "losses": [[float(f"{loss:.4g}") for loss in row] for row in losses.tolist()],
+        }
+
+    def judge(self, name: str, images: int = IMAGES) -> dict[str, Any]:
+        """What development images say of an allocation."""
+        bits = self._bits(name)
+        known = {**self._known, "allocation": name}
+        return known | _compare(lambda some: self._searcher.answer(some, bits), images)
+
+    def judge_random(self) -> dict[str, Any]:
+        """The same of the random allocation that is best on fewer images."""
+        ranks = {f"random{i}": self.judge(f"random{i}", RANKED)["kl"] for i in range(RANDOM)}
+        best = min(ranks, key=lambda name: ranks[name])
+        return {**self.judge(best), "ranked_on": RANKED, "ranks": ranks}
+
+    def judge_rounded(self, name: str) -> dict[str, Any]:
+        """The same of the model that `qvit quantize` makes: weights are rounded for leaves."""
+        layers = self._space.layers(self._bits(name))
+        recipe = Recipe.preset("qvit", weight_bits=self.bits, activation_bits=self.bits)
+        given = [f"layers.{layer}={bits}" for layer, bits in layers.items()]
+        with tempfile.TemporaryDirectory() as scratch:
+            out = Path(scratch) / "model"
+            recipe = recipe.override([f"seed={self.seed}", *given])
+            written = pipeline.quantize(_source(), recipe, out, progress=False)
+            model = QuantViT.from_pretrained(out)
+            model.warmup()
+            known = {**self._known, "allocation": f"{name}-rounded", "bytes": written["bytes"]}
+            return known | _compare(model, IMAGES)
+
+    @cached_property
+    def _space(self) -> Space:
+        recipe = Recipe.preset("qvit", weight_bits=self.bits, activation_bits=self.bits)
+        recipe = recipe.without_images().override([f"seed={self.seed}"])
+        return Space.of(_float().config, recipe)
+
+    @cached_property
+    def _searcher(self) -> Searcher:
+        generator = torch.Generator().manual_seed(self.seed)
+        leaves = draw_pictures(_float().config, LEAVES, generator)
+        return Searcher(_float(), self._space, leaves, seed=self.seed, settings=Settings())
+
+    @property
+    def _known(self) -> dict[str, Any]:
+        return {"model": MODEL, "scheme": f"W{self.bits}A{self.bits}", "seed": self.seed}
+
+    def _bits(self, name: str) -> Tensor:
+        known = json.loads(self.path.read_text(encoding="utf-8"))["allocations"]
+        return torch.tensor(known[name]["bits"])
+
+
+def _compare(model: Callable[[Tensor], Tensor], images: int) -> dict[str, Any]:
+    """KL in nats, of every image, too, agreement and top-1."""
+    expected, found = _expected(images), _predict(model, images)
+    compared = evaluation.compare(found, expected)
+    p, q = (x.logits.double().log_softmax(-1) for x in (expected, found))
+    each = (p.exp() * (p - q)).sum(-1)
+    return {
+        "images": compared.images,
+        "images_from": "imagenet/train, odd classes",
+        "kl": compared.kl,
+        "agreement": compared.agreement,
+        "top1": compared.top1,
+        "float_top1": compared.float_top1,
+        "kl_each": [round(float(kl), 5) for kl in each],
+        "right_each": (found.logits.argmax(1) == found.labels).int().tolist(),
+    }
+
+
+def _source() -> zoo.Source:
+    return zoo.resolve(MODEL, weights=WEIGHTS)
+
+
+@lru_cache(maxsize=1)
+def _float() -> ViT:
+    source = _source()
+    return read_model(zoo.load(source), source.pretrained_cfg)
+
+
+@lru_cache
+def _expected(images: int) -> evaluation.Predictions:
+    return _predict(zoo.load(_source()), images)
+
+
+def _predict(model: Callable[[Tensor], Tensor], images: int) -> evaluation.Predictions:
+    config = DataConfig.from_pretrained_cfg(_source().pretrained_cfg)
+    with tempfile.TemporaryDirectory() as folder:
+        link_classes(Path(folder), ODD)
+        dataset = open_images(folder, config, class_map=SYNSETS, limit=images)
+        return evaluation.predict(model, dataset, progress=False, workers=0)
+
+
+if __name__ == "__main__":
+    main()

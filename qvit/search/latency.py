@@ -1,0 +1,83 @@
+"""Latency tables: what a pass takes by the bits of its layers, modelled for a card or measured on the machine at hand.
+
+Kernels read weights of 4 bits, two a byte, or of 8, and inputs likewise, packed ones only beside packed weights. A
+width between them is computed, and costs, as the next that has a kernel. Fewer bits need not be faster: where products
+and not bytes take the time, unpacking comes on top.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qvit.models.config import ViTConfig
+from qvit.quant.schemes import ModelScheme
+from qvit.recipe import MAX_BITS
+from qvit.search.allocation import WIDTHS, Space
+from qvit.search.cards import find_card, model_seconds
+from qvit.search.costs import CostTable, Pair, make_table
+from qvit.search.stopwatch import measure_seconds
+
+HERE = "here"
+_PACKED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where latency counts. name: "here", or a card of `cards.CARDS`. batch: Images at a time."""
+
+    name: str = HERE
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.name != HERE:
+            find_card(self.name)
+
+
+def latency_table(config: ViTConfig, space: Space, place: Place) -> CostTable:
+    """Seconds of a pass. A norm's time belongs to the Linear that it quantizes for."""
+    seconds = _clock(config, place)
+
+    def measure(scheme: ModelScheme) -> tuple[float, Mapping[str, float]]:
+        parts: dict[str, float] = {}
+        for layer, value in seconds(scheme).items():
+            owner = _owner(layer)
+            parts[owner] = parts.get(owner, 0.0) + value
+        return 0.0, parts
+
+    origin = "measured" if place.name == HERE else "modelled"
+    table = make_table("latency", "s", config, space, measure, with_kernel, origin)
+    return dataclasses.replace(table, slopes_of=_between_kernels(table.costs))
+
+
+def with_kernel(pair: Pair) -> Pair:
+    """The next pair of bits that has a kernel of its own: W4A4, W4A8 or W8A8."""
+    weights, inputs = (_PACKED if bits <= _PACKED else MAX_BITS for bits in pair)
+    return weights, inputs if weights == _PACKED else MAX_BITS
+
+
+def _clock(config: ViTConfig, place: Place) -> Callable[[ModelScheme], Mapping[str, float]]:
+    if place.name == HERE:
+        return lambda scheme: measure_seconds(config, scheme, place.batch)
+    card = find_card(place.name)
+    return lambda scheme: model_seconds(config, scheme, place.batch, card)
+
+
+def _owner(layer: str) -> str:
+    block, _, name = layer.rpartition(".")
+    return {"norm": "head", "norm1": f"{block}.attn.qkv", "norm2": f"{block}.mlp.fc1"}.get(
+        name, layer
+    )
+
+
+def _between_kernels(costs: Tensor) -> Tensor:
+    """Costs [layers, 7, 7] on lines from four bits to eight, where there is a jump behind four."""
+    widths = torch.tensor(WIDTHS, dtype=torch.float64)
+    share = ((widths - _PACKED) / (MAX_BITS - _PACKED)).clamp(min=0)
+    first = _PACKED - WIDTHS[0]
+    low, high = costs[:, first : first + 1], costs[:, -1:]
+    rows = low + share.view(-1, 1) * (high - low)
+    low, high = rows[:, :, first : first + 1], rows[:, :, -1:]
+    return low + share * (high - low)

@@ -1,0 +1,68 @@
+"""`qvit search`: the folder it writes, recipes that replay, and refusals before any work."""
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from qvit import zoo
+from qvit.cli import run
+from qvit.recipe import load_recipe
+
+CARD = ["--on", "nvidia-h200"]
+
+
+@pytest.fixture(scope="module")
+def searched(tiny_model, tmp_path_factory):
+    pytest.importorskip("triton")
+    out = tmp_path_factory.mktemp("search") / "out"
+    assert run(["search", str(tiny_model), "--max-drop", "0.05", *CARD, "-q", "-o", str(out)]) == 0
+    return out, json.loads((out / "search.json").read_text())
+
+
+def test_every_cost_has_its_points_and_a_recipe_for_each(searched):
+    out, found = searched
+    assert {point["limited"] for point in found["points"]} == {"size", "bitops", "latency"}
+    assert found["latency"] == {"known": "modelled", "on": "nvidia-h200", "batch": 1}
+    for point in found["points"]:
+        recipe = load_recipe(str(out / f"{point['recipe']}.yaml"))
+        assert point["layers"].items() <= recipe.layers.items()
+        assert min(point["size"], point["bitops"], point["latency"], point["kl"]) > 0
+    cheapest = {p["limited"]: p for p in found["points"] if p["recipe"].endswith("-cheapest")}
+    assert cheapest
+    assert all(point["kl"] <= 0.05 for point in cheapest.values())
+
+
+def test_the_picture_is_one(searched):
+    out, found = searched
+    root = ET.parse(out / "frontier.svg").getroot()
+    assert root.tag.endswith("svg")
+    dots = [e for e in root.iter() if e.get("class", "").startswith("dot")]
+    assert len(dots) == len(found["points"])
+
+
+def test_a_folder_is_not_replaced_unasked(searched, tiny_model, capsys):
+    out, _ = searched
+    assert run(["search", str(tiny_model), *CARD, "-q", "-o", str(out)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_it_would_take(tiny_model, capsys, monkeypatch):
+    monkeypatch.setattr(zoo, "load", lambda *_, **__: pytest.fail("loaded the weights"))
+    assert run(["search", str(tiny_model), "--dry-run", "--json", "-q"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["points"] == 18
+    assert plan["choices"] > 10
+    assert plan["estimated_seconds"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-drop", "-1"], "--max-drop -1.0: expected nats above 0"),
+        (["--on", "abacus"], "latency is modelled for"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tiny_model, arguments, message, capsys):
+    assert run(["search", str(tiny_model), "-q", *arguments]) == 2
+    assert message in capsys.readouterr().err
