@@ -69,6 +69,7 @@ def test_a_card_is_described_as_its_driver_does(monkeypatch):
 
     monkeypatch.setattr(machine.subprocess, "run", run)
     found = machine.describe_card(1)
+    assert found is not None
     assert asked[0][-2:] == ["-i", "1"]
     assert (found["name"], found["sm"], found["driver"]) == ("NVIDIA H200", "9.0", "580.95")
     assert (found["clock_sm"], found["ecc"]) == ("1980 MHz", "Enabled")

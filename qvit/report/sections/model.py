@@ -1,6 +1,6 @@
 """What the model consists of and where it came from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qvit.report.page import Block, Notice, Paragraph, Section, Table
@@ -40,7 +40,7 @@ def show_bits(folder: Folder) -> Section:
     return Section("bits", "Bits", lead, blocks, {"bits": folder.bits})
 
 
-def _input_bits(row: dict[str, Any]) -> str:
+def _input_bits(row: Mapping[str, Any]) -> str:
     """ "3", or "3 (prefix tokens 8)": class, distillation and register tokens."""
     return f"{row['input_bits']}" + (" (prefix tokens 8)" if row.get("input_prefix") else "")
 
