@@ -169,8 +169,9 @@ print("done")
 
 
 def test_every_launch_of_the_models_is_in_the_table(child_environment, known, tmp_path):
-    """DeiT-T, -S and -B and the packaged model, one image and 64, the default recipes at 8 and 4 bits; those from 3 bits
-    down are compiled as time allows, and `--missing` names the rest.
+    """DeiT-T, -S and -B and the packaged model, one image and 64, the default recipes at 8 and 4 bits.
+
+    Those from 3 bits down are compiled as time allows, and `--missing` names the rest.
     """
     script = tmp_path / "covered.py"
     script.write_text(COVERED.format(root=str(ROOT)))
