@@ -99,16 +99,18 @@ def reached_scale(
     """
     top = tl.max(high, AXIS)
     if SIGNED:
-        bottom = -tl.min(low, AXIS)
-        scale = scale_of(tl.maximum(top, bottom) * FACTOR, STEPS, narrow)
-        return turned(scale, top > bottom, narrow)
+        return signed_scale_of(top, -tl.min(low, AXIS), FACTOR, STEPS, narrow)
     else:
         return scale_of(top * FACTOR, STEPS)
 
 
 @triton.jit
-def turned(scale, positive, narrow):
-    """Scales with the sign that puts an extreme on the lowest code, if it is positive; those of 8 bits as they are."""
+def signed_scale_of(top, bottom, FACTOR: tl.constexpr, STEPS: tl.constexpr, narrow):
+    """`reference.signed_scale_of` of FACTOR times rows that reach from -bottom to top: with the sign that puts the
+    extreme on the lowest code, if it is positive; rows that are not `narrow` keep theirs.
+    """
+    scale = scale_of(tl.maximum(top, bottom) * FACTOR, STEPS, narrow)
+    positive = top > bottom
     if narrow is not None:
         positive = positive & narrow
     return tl.where(positive, -scale, scale)

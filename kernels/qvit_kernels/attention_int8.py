@@ -13,7 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from qvit_kernels import ln_quant, reference, tiles
-from qvit_kernels.arithmetic import as_column, codes_of, narrow_rows, reciprocal, scale_of, turned
+from qvit_kernels.arithmetic import (
+    as_column,
+    codes_of,
+    narrow_rows,
+    reciprocal,
+    scale_of,
+    signed_scale_of,
+)
 from qvit_kernels.attention_logits import load_pieces, zero_tile
 from qvit_kernels.attention_rows import head_in_passes, head_in_registers
 from qvit_kernels.attention_tiles import (
@@ -47,8 +54,7 @@ def _scale_of_tiles(tiles, STEPS: tl.constexpr, SIGNED: tl.constexpr, narrow):
         for i in tl.static_range(1, len(tiles)):
             high = tl.maximum(high, tl.max(tiles[i], 1))
             low = tl.minimum(low, tl.min(tiles[i], 1))
-        scale = scale_of(tl.maximum(high, -low), STEPS, narrow)
-        return turned(scale, high > -low, narrow)
+        return signed_scale_of(high, -low, 1.0, STEPS, narrow)
     else:
         amax = tl.max(tl.abs(tiles[0]), 1)
         for i in tl.static_range(1, len(tiles)):
