@@ -20,13 +20,15 @@ from qvit_kernels import backends
 
 WEIGHTS = SHARED / "models" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
 SEEDS = (0, 1, 2)
-# Attention with as few bits as the Linears, as publications have it; and what 3 bits have more of than 4.
+_UNIFORM_ENDS = ["layers.patch_embed.proj=none", "layers.head=none", "layers.head_dist=none"]
+# Attention or both ends with as few bits as the Linears, as some publications have it; and what 3 bits have more of than
+# 4, and those ends.
 _VARIANTS = {
+    "ends4": _UNIFORM_ENDS,
     "attention4": ["attention.bits=4", "attention.softmax_bits=4"],
     "uniform": [
-        "layers.patch_embed.proj=none", "layers.head=none", "layers.head_dist=none", "weights.group=32",
-        "activations.norm_group=0", "activations.proj_group=128", "activations.fc2_group=128",
-        "activations.prefix_bits=0",
+        *_UNIFORM_ENDS, "weights.group=32", "activations.norm_group=0", "activations.proj_group=128",
+        "activations.fc2_group=128", "activations.prefix_bits=0",
     ],
 }  # fmt: skip
 # Weights rounded for real images, as with --calib-data: what the same recipe could reach.
@@ -36,6 +38,7 @@ SCHEMES = (
     ("qvit", 8, 8, ""),
     ("qvit", 4, 8, ""),
     ("qvit", 4, 4, ""),
+    ("qvit", 4, 4, "ends4"),
     ("qvit", 4, 4, "attention4"),
     ("qvit", 4, 4, _REAL),
     ("qvit", 3, 8, ""),
