@@ -73,7 +73,7 @@ def quantize(
         fp32_bytes = _fp32_bytes(model)
     with stages("fold"):
         scheme = plan_scheme(vit.config, recipe)
-        name = name_scheme(vit.config, scheme, recipe)
+        name = name_scheme(vit.config, scheme)
         simulated = fold(vit, scheme, seed=recipe.seed)
     with stages("ranges"):
         set_weight_ranges(simulated, recipe.weights.range)
@@ -225,7 +225,7 @@ def plan(
         seconds += _ROUNDING_SECONDS * recipe.synthesis.images
     return {
         "model": source.timm_name,
-        "scheme": name_scheme(config, scheme, recipe),
+        "scheme": name_scheme(config, scheme),
         "license": source.license,
         "linears": len(scheme.linears),
         "parameters": parameters,

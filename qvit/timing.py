@@ -14,14 +14,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 # One turn lasts about this long: short enough that drift is shared, long enough that a call of 0.1
-# ms is repeated.
-TURN_SECONDS = 0.2
+# ms is repeated. On a machine that slows down by half for seconds, intervals of 110 s of turns of
+# 0.03 s were 1.0 to 2.9 % wide, those of 150 s of turns of 0.2 s 2.6 to 6.5 %.
+TURN_SECONDS = 0.03
 MAX_CALLS_A_TURN = 100
+# How many rounds fit this time, within these bounds, is measured where nobody says how many.
+MEASURE_SECONDS = 40.0
+FEWEST_ROUNDS, MOST_ROUNDS = 12, 400
 WARMUP = 3  # calls of each that are not counted, before the first round
 
 
-# A ratio whose interval is wider than this share of it may come out as much different the next time.
+# A ratio is steady where another run may be expected within `STEADY` of it. Its interval may then be half as wide: it
+# knows of one process, and from process to process (where memory lies, what a compiler chose) ratios of intervals of 1 to
+# 3 % moved by 1 to 5 %.
 STEADY = 0.05
+STEADY_SPREAD = STEADY / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ class Ratio:
     @property
     def steady(self) -> bool:
         """Whether another run on the same machine may be expected within 5 %."""
-        return self.spread is not None and self.spread <= STEADY
+        return self.spread is not None and self.spread <= STEADY_SPREAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +172,12 @@ def _student(freedom: int) -> float:
 def measure(
     callables: Mapping[str, Callable[[], object]],
     *,
-    rounds: int = 10,
+    rounds: int | None = 10,
     warmup: int = WARMUP,
     device: str = "cpu",
     waiting: bool = False,
     turn_seconds: float | None = None,
-    after_round: Callable[[], object] | None = None,
+    after_round: Callable[[int], object] | None = None,
 ) -> dict[str, Timing]:
     """Times the callables in alternating rounds.
 
@@ -181,14 +188,14 @@ def measure(
 
     Args:
         callables: name -> what to time; called without arguments.
-        rounds: how many turns each callable gets.
+        rounds: how many turns each callable gets; None: as many as fit `MEASURE_SECONDS`, 12 at least and 400 at most.
         warmup: uncounted calls of each before the first round (allocations, compilation).
         device: where the callables work. On "cuda" calls are timed by events on the device, with
             one synchronisation a turn, since waiting after each call would time the wait.
         waiting: on "cuda", read the host's clock around a call and the wait for its result instead:
             what somebody who needs each answer at once waits. On a CPU the two are the same.
         turn_seconds: how long a turn lasts about; None: `TURN_SECONDS`.
-        after_round: called after each round, for progress.
+        after_round: called after each round, with how many there will be, for progress.
 
     Returns:
         name -> Timing, in the order given, with the same number of rounds and of calls in each
@@ -199,18 +206,24 @@ def measure(
     """
     if not callables:
         raise ValueError("nothing to measure: callables is empty")
-    if rounds < 1 or warmup < 0:
+    if (rounds is not None and rounds < 1) or warmup < 0:
         raise ValueError(f"rounds must be at least 1 and warmup 0, got {rounds} and {warmup}")
     time_turn = _time_turn_cpu
     if device.startswith("cuda"):
         time_turn = _time_turn_waiting if waiting else _time_turn_cuda
     names = list(callables)
+    turn = TURN_SECONDS if turn_seconds is None else turn_seconds
     calls: dict[str, int] = {}
+    round_seconds = 0.0
     for name in names:
         for _ in range(warmup):
             callables[name]()
-        turn = TURN_SECONDS if turn_seconds is None else turn_seconds
-        calls[name] = _calls_a_turn(time_turn(callables[name], 1)[0], turn)
+        call_ms = time_turn(callables[name], 1)[0]
+        calls[name] = _calls_a_turn(call_ms, turn)
+        round_seconds += (calls[name] + 1) * call_ms / 1000
+    if rounds is None:
+        fitting = int(MEASURE_SECONDS / max(round_seconds, 1e-9))
+        rounds = max(FEWEST_ROUNDS, min(fitting, MOST_ROUNDS))
     turns: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
     with _without_garbage_collection():
         for index in range(rounds):
@@ -218,7 +231,7 @@ def measure(
             for name in names[shift:] + names[:shift]:
                 turns[name].append(tuple(time_turn(callables[name], calls[name])))
             if after_round is not None:
-                after_round()
+                after_round(rounds)
     return {name: Timing(tuple(turns[name])) for name in names}
 
 

@@ -12,8 +12,7 @@ BITS = st.integers(2, 8)
 def test_yaml_round_trip(name, w, a, seed):
     recipe = Recipe.preset(name, weight_bits=w, activation_bits=a).override([f"seed={seed}"])
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
-    mixed = " mixed" if name == "qvit" and min(w, a) <= 3 else ""
-    assert recipe.scheme == f"W{w}A{a}{mixed}"
+    assert recipe.scheme == f"W{w}A{a}"
 
 
 @pytest.mark.parametrize(("w", "a"), [(3, 3), (3, 8), (2, 4), (8, 3)])
@@ -28,7 +27,8 @@ def test_few_bits_have_finer_scales_and_ends_of_eight_bits(w, a):
     assert (groups.norm_group, groups.proj_group, groups.fc2_group) == sizes
     assert groups.prefix_bits == (8 if a <= 3 else 0)
     four = Recipe.preset("qvit", weight_bits=4, activation_bits=4)
-    assert not four.layers
+    assert four.layers == few.layers
+    assert not Recipe.preset("qvit").layers
     assert (four.weights.group, four.activations.norm_group) == (32, 0)
     assert four.activations.prefix_bits == 0
 

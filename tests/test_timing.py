@@ -89,10 +89,10 @@ def test_below_six_rounds_no_interval_is_claimed(count):
     assert not found.steady
 
 
-def test_steady_is_an_interval_within_a_twentieth():
-    assert Ratio(2.0, (1.96, 2.05)).spread == pytest.approx(0.045)
-    assert Ratio(2.0, (1.96, 2.05)).steady
-    assert not Ratio(2.0, (1.95, 2.06)).steady
+def test_steady_is_an_interval_within_a_fortieth():
+    assert Ratio(2.0, (1.98, 2.025)).spread == pytest.approx(0.0225)
+    assert Ratio(2.0, (1.98, 2.025)).steady
+    assert not Ratio(2.0, (1.97, 2.03)).steady
 
 
 def test_the_interval_of_the_mean_is_students_over_rounds():
@@ -146,8 +146,18 @@ def test_garbage_collection_comes_back_after_a_failure():
 
 def test_progress_is_told_after_each_round():
     rounds = []
-    measure({"a": lambda: None}, rounds=4, after_round=lambda: rounds.append(1))
-    assert len(rounds) == 4
+    measure({"a": lambda: None}, rounds=4, after_round=rounds.append)
+    assert rounds == [4] * 4
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.001, 12), (0.3, None), (1e9, 400)])
+def test_rounds_are_as_many_as_fit_the_time(monkeypatch, seconds, rounds):
+    """Two callables of 2 ms, called once for nothing and once counted: a round of 8 ms or a little more."""
+    monkeypatch.setattr(timing, "MEASURE_SECONDS", seconds)
+    sleepy = {name: lambda: time.sleep(0.002 if seconds < 1 else 0) for name in "ab"}
+    found = measure(sleepy, rounds=None, turn_seconds=0.0)
+    counted = {len(watch.rounds) for watch in found.values()}
+    assert counted == {rounds} if rounds else 12 <= min(counted) <= max(counted) <= 0.3 / 0.008
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def _bench(
         "device": request.device,
         "input_size": list(size),
         "param_count": _parameters(source),
-        "rounds": request.rounds,
+        "rounds": min((len(row["rounds_ms"]) for row in rows), default=0),
         "rates": rates.to_dict(),
         "rows": rows,
         "layers": layers,
@@ -344,10 +344,14 @@ class _Progress:
     """One bar for all of it: a step a round, and what is being done."""
 
     def __init__(self, shown: bool, request: Request) -> None:
-        total = len(request.batches) * request.rounds
+        self._batches = len(request.batches)
         # disable=None: silent where stderr is no terminal
-        self._bar = tqdm(total=total, unit="round", leave=False, disable=None if shown else True)
-        self.advance: Callable[[], object] = self._bar.update
+        self._bar = tqdm(unit="round", leave=False, disable=None if shown else True)
+
+    def advance(self, rounds: int) -> None:
+        """One more round of so many a batch size."""
+        self._bar.total = self._batches * rounds
+        self._bar.update()
 
     def say(self, text: str) -> None:
         """Show what is being done."""

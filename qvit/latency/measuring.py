@@ -40,9 +40,9 @@ class Taken:
 
 def measure_calls(
     calls: Mapping[str, Callable[[], object]],
-    rounds: int,
+    rounds: int | None,
     device: str,
-    after_round: Callable[[], object],
+    after_round: Callable[[int], object],
 ) -> dict[str, Taken]:
     """Time calls in alternating rounds; on a card twice over, by the host's clock and by the device's."""
     wall = timing.measure(

@@ -23,7 +23,7 @@ class Request:
             float model) and "none".
         backends: Of the quantized folder itself, each a variant.
         batches: Images a call.
-        rounds: Turns of each variant at each batch size.
+        rounds: Turns of each variant at each batch size; None: as many as fit 40 seconds, from 12 to 400.
         device: "cpu" or "cuda".
         seed: Of images, and of float weights where there are none.
         footprint: Whether memory, loading and first calls are measured, which takes a process a variant.
@@ -34,7 +34,7 @@ class Request:
     baselines: tuple[str, ...] = (ALL,)
     backends: tuple[str, ...] = ("auto",)
     batches: tuple[int, ...] = (1, 8)
-    rounds: int = 12
+    rounds: int | None = None
     device: str = "cpu"
     seed: int = 0
     footprint: bool = True
@@ -56,7 +56,7 @@ class Request:
             raise UsageError("no backend named; --backend auto takes the one that suits the device")
         for name in ("batches", "backends"):  # one named twice would be two rows alike
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
-        if self.rounds < 1:
+        if self.rounds is not None and self.rounds < 1:
             raise UsageError(f"--rounds {self.rounds}: at least 1 is needed")
         if self.agreement < 0:
             raise UsageError(f"--agreement {self.agreement}: a number of images, 0 for none")

@@ -216,7 +216,7 @@ def _say_unsteady(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if unsteady:
         named = unsteady if len(unsteady) < 4 else [*unsteady[-3:], f"and {len(unsteady) - 3} more"]
         yield (
-            "The interval of these speed-ups is wider than 5 %, and another run may find others: "
+            "The interval of these speed-ups is wider than 2.5 %, and another run may be 5 % off: "
             f"{', '.join(named)}. A quieter machine or more --rounds narrow it."
         )
 

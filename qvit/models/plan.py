@@ -33,13 +33,16 @@ def plan_scheme(config: ViTConfig, recipe: Recipe) -> ModelScheme:
     )
 
 
-def name_scheme(config: ViTConfig, scheme: ModelScheme, recipe: Recipe) -> str:
-    """The scheme's short name: W4A8, or "W3.6A4.2 mixed" where some layers have bits of their own.
+def name_scheme(config: ViTConfig, scheme: ModelScheme) -> str:
+    """The scheme's short name: W4A8, the bits of the blocks, as publications have it whatever the ends have; or
+    "W3.6A4.2 mixed" where Linears or attentions of blocks differ.
 
     These are the mean bits of a weight, and of a value that a Linear takes; pixels, of 8 bits always, do not count.
     """
-    if not recipe.layers:
-        return recipe.scheme
+    blocks = {(s.weight.bits, s.input.bits) for n, s in scheme.linears.items() if "blocks." in n}
+    if len(blocks) == len(set(scheme.attentions.values())) == 1:
+        [(weight_bits, bits)] = blocks
+        return f"W{weight_bits}A{bits}"
     shapes = config.linears()
     weights = _mean((s.weight.bits, math.prod(shapes[n])) for n, s in scheme.linears.items())
     inputs = _mean((s.input.bits, shapes[n][1]) for n, s in scheme.linears.items() if n != _PATCHES)

@@ -196,8 +196,10 @@ class Recipe:
 
     @property
     def scheme(self) -> str:
-        """The scheme's short name: W4A8, or "W4A8 mixed" where some layers have bits of their own."""
-        mixed = " mixed" if self.layers else ""
+        """The scheme's short name, as publications have it: W4A8 whatever the ends have; "W4A8 mixed" where some layers
+        of blocks have bits of their own.
+        """
+        mixed = " mixed" if self.layers.keys() - _ENDS.keys() else ""
         return f"W{self.weights.bits}A{self.activations.bits}{mixed}"
 
     def layer_bits(self, name: str) -> tuple[int, int]:

@@ -119,7 +119,7 @@ def trace_frontier(
     shown = [
         {
             "recipe": name,
-            "bits": name_scheme(config, plan_scheme(config, recipes[name]), recipes[name]),
+            "bits": name_scheme(config, plan_scheme(config, recipes[name])),
             **point.describe(space),
         }
         for name, point in points.items()

@@ -236,10 +236,12 @@ def test_warnings_and_failures_of_footprints_are_told(tiny_quantized, monkeypatc
 
     monkeypatch.setattr(BENCH, "Nursery", Failing)
     monkeypatch.setattr(BENCH, "find_warnings", lambda device: ["the machine was busy"])
+    monkeypatch.setattr(BENCH, "warn_of_variation", lambda rows: ["the times vary"])
     found = measure(tiny_quantized, baselines=("none",), batches=(1,), footprint=True)
     assert found["warnings"] == [
         "the machine was busy",
         "memory, loading and first call of qvit-w4a4-cpu at batch 1 were not measured: KilledError: 9",
+        "the times vary",
     ]
 
 
@@ -363,7 +365,7 @@ def test_figures_match_an_outside_stopwatch(tmp_path, monkeypatch):
     model.warmup((8,))
     images, ratios = torch.randn(8, 3, 64, 64), []
     for _ in range(3):
-        request = Request(baselines=("none",), batches=(8,), rounds=6, footprint=False, agreement=0)
+        request = Request(baselines=("none",), batches=(8,), rounds=40, footprint=False, agreement=0)
         (row,) = bench(Subject.of_folder(tmp_path / "m"), request, progress=False)["rows"]
         taken = []
         with torch.inference_mode():

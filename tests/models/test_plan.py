@@ -18,10 +18,10 @@ def test_everything_is_quantized():
     recipe = Recipe.preset("qvit", weight_bits=4, activation_bits=4)
     plan = scheme(recipe)
     assert len(plan.linears) == 2 + 4 * 2
-    assert {s.weight.bits for s in plan.linears.values()} == {4}
-    inputs = {n: s.input.bits for n, s in plan.linears.items()}
-    assert inputs.pop("patch_embed.proj") == 8
-    assert set(inputs.values()) == {4}
+    ends = {"patch_embed.proj", "head"}
+    bits = {n: (s.weight.bits, s.input.bits) for n, s in plan.linears.items()}
+    assert {bits.pop(name) for name in ends} == {(8, 8)}
+    assert set(bits.values()) == {(4, 4)}
 
 
 def test_groups_of_proj_are_whole_heads():
@@ -126,15 +126,31 @@ def test_layers_have_their_bits_and_the_groups_of_their_width():
 def test_a_mixed_scheme_is_named_by_its_means():
     config = read_config(timm_vit(), STATISTICS)
     recipe = Recipe.preset("plain", weight_bits=4, activation_bits=4)
-    assert name_scheme(config, plan_scheme(config, recipe), recipe) == "W4A4"
+    assert name_scheme(config, plan_scheme(config, recipe)) == "W4A4"
     recipe = recipe.override(["layers.blocks.*.mlp.fc2=W8A8"])
     weights = {name: n * k for name, (n, k) in config.linears().items()}
     share = 2 * weights["blocks.0.mlp.fc2"] / sum(weights.values())
     columns = {n: k for n, (_, k) in config.linears().items() if n != "patch_embed.proj"}
     of_inputs = 2 * columns["blocks.0.mlp.fc2"] / sum(columns.values())
     expected = f"W{4 + 4 * share:.1f}A{4 + 4 * of_inputs:.1f} mixed"
-    assert name_scheme(config, plan_scheme(config, recipe), recipe) == expected
+    assert name_scheme(config, plan_scheme(config, recipe)) == expected
     assert expected.startswith("W5")
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ([], "W4A4"),
+        (["layers.head=W8A8", "layers.patch_embed.proj=W8"], "W4A4"),
+        (["layers.blocks.*.*.*=W8A6"], "W8A6"),
+        (["layers.blocks.*.attn=A8"], "W4A4"),
+        (["layers.blocks.0.attn=A8"], "W4A4 mixed"),
+    ],
+)
+def test_a_scheme_is_named_after_its_blocks(settings, name):
+    config = read_config(timm_vit(), STATISTICS)
+    recipe = Recipe.preset("plain", weight_bits=4, activation_bits=4).override(settings)
+    assert name_scheme(config, plan_scheme(config, recipe)) == name
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_verb_for_a_model_and_a_folder(tiny_model, tiny_copy, tmp_path, capsys):
         == 0
     )
     found = json.loads(capsys.readouterr().out)
-    assert found["scheme"] == "W3A4 mixed"  # the recipe's ends have 8 bits
+    assert found["scheme"] == "W3A4"
     assert json.loads(out.read_text()) == found
     assert "<svg" in out.with_suffix(".html").read_text()
     assert run(["sense", str(tiny_copy), *common]) == 0

@@ -104,7 +104,7 @@ def _lead(report: Mapping[str, Any]) -> str:
     )
     return (
         f"On {place}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, torch {machine['torch']}, "
-        f"{report['rounds']} round{'s' if report['rounds'] > 1 else ''}. {clock}"
+        f"{report['rounds']} round{'s' if report['rounds'] > 1 else ''} or more. {clock}"
     )
 
 
@@ -182,8 +182,8 @@ def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
     ratios = [row["speedup_vs"].get(BEST_FLOAT) for row in rows]
     if any(ratio is not None and not ratio["steady"] for ratio in ratios):
         sentences.append(
-            "* The interval of this ratio is wider than 5 %, or there were too few rounds for one: another run may "
-            "find another."
+            "* The interval of this ratio is wider than 2.5 %, or there were too few rounds for one: another run may "
+            "be more than 5 % off."
         )
     return " ".join(sentences)
 
