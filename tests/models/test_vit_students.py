@@ -69,7 +69,7 @@ def test_every_linear_has_integers_and_everything_is_trained(kind):
         assert named[weight.name] is weight.parameter
         codes = weight.codes(weight.parameter.detach().unsqueeze(0))
         assert torch.equal(codes, codes.round())
-        assert codes.abs().max() <= 8
+        assert codes.abs().max() <= (8 if kind == "static" or "blocks." in weight.name else 127)
     before = {name: p.detach().clone() for name, p in named.items()}
     settings = Distillation.preset("mimiq", lr=1e-3, batch=4, classes=1.0, augment=False)
     trainer = Trainer(FloatTeacher(vit), student, settings, 3)
