@@ -24,6 +24,7 @@ SUITES = {
     "cpu-breakdown": "cpu_breakdown",
     "cpu-footprint": "cpu_footprint",
     "cpu-models": "cpu_models",
+    "ablations": "ablations",
     "decisions": "decisions",
     "roundings": "roundings",
     "synthesis": "synthesis",
