@@ -45,6 +45,7 @@ def _measure(seed: int) -> dict[str, Any]:
     source = zoo.resolve(MODEL)
     config = read_shape(source)
     recipe = Recipe.preset("qvit", weight_bits=4, activation_bits=4).without_images()
+    recipe = recipe.with_open_ends()
     space = Space.of(config, recipe)
     tables = {n: make_cost_table(n, config, space, CARD) for n in ("size", "bitops", "latency")}
     searcher = make_searcher(source, space)

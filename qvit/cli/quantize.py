@@ -93,6 +93,8 @@ def command(session: Session, model: str, **options: Any) -> Result:
     limits = _limits(options)
     bits = _start(options, limits)
     recipe = load_recipe(options["recipe_name"], *bits, options["budget"])
+    if limits and options["recipe_name"] in preset_names():  # a file means what it says of layers
+        recipe = recipe.with_open_ends()
 
     from qvit import pipeline, zoo
 

@@ -9,7 +9,7 @@ import click
 from qvit.cli.session import Result, Session, outline, tabulate, verb
 from qvit.cli.target import announce, name_folder
 from qvit.errors import UsageError
-from qvit.recipe import load_recipe
+from qvit.recipe import load_recipe, preset_names
 
 _JSON, _PICTURE = "search.json", "frontier.svg"
 
@@ -63,6 +63,8 @@ def command(session: Session, model: str, **options: Any) -> Result:
     recipe = load_recipe(
         options["recipe_name"], options["weight_bits"] or 4, options["act_bits"] or 4
     )
+    if options["recipe_name"] in preset_names():  # a file means what it says of layers
+        recipe = recipe.with_open_ends()
     recipe = recipe.override(settings)
     place = Place(options["on"] or HERE, options["batch"])
     source = zoo.resolve(model, weights=options["weights"])

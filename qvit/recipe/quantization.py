@@ -237,6 +237,11 @@ class Recipe:
         published = "full" if name in PUBLICATIONS else "standard"
         return cls(name=name, budget=budget or published, **scaled(parts, budget or published))
 
+    def with_open_ends(self) -> Self:
+        """Without the 8 bits that presets give the ends of a model, for a search to find theirs, too."""
+        layers = {name: bits for name, bits in self.layers.items() if _ENDS.get(name) != bits}
+        return dataclasses.replace(self, layers=layers)
+
     def without_images(self) -> Self:
         """The same grids with every weight at its nearest code: nothing is made, and nothing learned."""
         weights = dataclasses.replace(self.weights, rounding="nearest")

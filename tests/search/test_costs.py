@@ -17,7 +17,7 @@ from tests.executions import both
 from tests.support import float_vit
 
 VIT = float_vit()
-RECIPE = Recipe.preset("qvit", weight_bits=4, activation_bits=4).without_images()
+RECIPE = Recipe.preset("qvit", weight_bits=4, activation_bits=4).without_images().with_open_ends()
 SPACE = Space.of(VIT.config, RECIPE)
 SIZE, BITOPS = size_table(VIT.config, SPACE), bitops_table(VIT.config, SPACE)
 COUNT = len(SPACE.choices)

@@ -14,7 +14,7 @@ from qvit.search.costs import CostTable, bitops_table, size_table
 from qvit.search.descent import Searcher, Settings, descend
 from tests.support import float_vit, images_for
 
-RECIPE = Recipe.preset("qvit", weight_bits=4, activation_bits=4).without_images()
+RECIPE = Recipe.preset("qvit", weight_bits=4, activation_bits=4).without_images().with_open_ends()
 FEW = Settings(steps=300, labels=2, batch=8)
 
 
