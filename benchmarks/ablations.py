@@ -1,7 +1,7 @@
 """What each part of today's defaults is worth: the default without it, on development images, image by image.
 
-The default itself is measured in the same suite, with weights rounded as `qvit quantize` rounds them, so that a part's gain
-is a difference of pairs: the same images, the same seed, with and without.
+The default itself is measured in the same suite, with weights rounded as `qvit quantize` rounds them, so that a part's
+gain is a difference of pairs: the same images, the same seed, with and without.
 """
 
 import math
@@ -20,8 +20,8 @@ from qvit.recipe import Recipe
 SEEDS = (0, 1)
 _ENDS = "layers.patch_embed.proj=none layers.head=none layers.head_dist=none"
 _ROTATIONS = "transforms.qk=false transforms.v=false"
-# (weight bits, activation bits): the change that takes a part out, or puts one in that was left out -> what the part is,
-# and what it costs
+# (weight bits, activation bits): the change that takes a part out, or puts one in that was left out -> what the part
+# is, and what it costs
 CHANGES: dict[tuple[int, int], dict[str, tuple[str, str]]] = {
     (8, 8): {
         _ROTATIONS: ("rotations of Q and K, and of V", "none, folded offline"),

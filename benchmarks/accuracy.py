@@ -21,8 +21,8 @@ from qvit_kernels import backends
 WEIGHTS = SHARED / "models" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
 SEEDS = (0, 1, 2)
 _UNIFORM_ENDS = ["layers.patch_embed.proj=none", "layers.head=none", "layers.head_dist=none"]
-# Attention or both ends with as few bits as the Linears, as some publications have it; and what 3 bits have more of than
-# 4, and those ends.
+# Attention or both ends with as few bits as the Linears, as some publications have it; and what 3 bits have more of
+# than 4, and those ends.
 _VARIANTS = {
     "ends4": _UNIFORM_ENDS,
     "attention4": ["attention.bits=4", "attention.softmax_bits=4"],

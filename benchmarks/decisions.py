@@ -24,8 +24,8 @@ from qvit.recipe import Recipe
 _GROUPS = tuple(f"weights.group={size}" for size in (0, 64, 16))
 _PER_TOKEN = "activations.proj_group=0 activations.fc2_group=0"
 _ENDS = ["layers.patch_embed.proj=none", "layers.head=none", "layers.head_dist=none"]
-# What every recipe of a scheme has: the defaults of the time when these were decided (ablations.py has those of today). The
-# rows of W4A4 are about Linears, attention at 8 bits is the last of them.
+# What every recipe of a scheme has: the defaults of the time when these were decided (ablations.py has those of today).
+# The rows of W4A4 are about Linears, attention at 8 bits is the last of them.
 _BASES = {
     (8, 8): ["transforms.norm=0", "transforms.qk=false", "transforms.v=false"],
     (4, 8): _ENDS,

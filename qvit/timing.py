@@ -25,8 +25,8 @@ WARMUP = 3  # calls of each that are not counted, before the first round
 
 
 # A ratio is steady where another run may be expected within `STEADY` of it. Its interval may then be half as wide: it
-# knows of one process, and from process to process (where memory lies, what a compiler chose) ratios of intervals of 1 to
-# 3 % moved by 1 to 5 %.
+# knows of one process, and from process to process (where memory lies, what a compiler chose) ratios with intervals of
+# 1 to 3 % moved by 1 to 5 %.
 STEADY = 0.05
 STEADY_SPREAD = STEADY / 2
 

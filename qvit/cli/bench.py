@@ -22,6 +22,7 @@ _COLUMNS = {
     "compute_dtype": "computes",
     "p50": "p50 ms",
     "p99": "p99 ms",
+    "device_p50": "device p50",
     "images_per_s": "images/s",
     "speedup": "x best float",
     "peak_mem_mb": "peak MB",
@@ -80,7 +81,7 @@ logger = logging.getLogger("qvit")
 @click.option(
     "--fail-slower",
     metavar="PERCENT",
-    help="Exit with 5 if FOLDER is surely so much slower than --against.",
+    help="Exit with 5 if FOLDER is so much slower than --against, beyond chance within the two runs.",
 )
 @click.option(
     "--min-speedup",
@@ -236,7 +237,12 @@ def _write(
 def _render(found: Mapping[str, Any]) -> str:
     machine = found["machine"]
     rows = [
-        row | row["latency_ms"] | {"speedup": row["speedup_vs"].get(BEST_FLOAT, {}).get("ratio")}
+        row
+        | row["latency_ms"]
+        | {
+            "speedup": row["speedup_vs"].get(BEST_FLOAT, {}).get("ratio"),
+            "device_p50": None if row["device_ms"] is None else row["device_ms"]["p50"],
+        }
         for row in found["rows"]
     ]
     title = " ".join(filter(None, [found["resolved_name"], found["scheme"]]))
@@ -262,6 +268,11 @@ def _render(found: Mapping[str, Any]) -> str:
 def _render_against(against: Mapping[str, Any] | None) -> list[str]:
     if against is None:
         return []
+    if not against["rows"]:
+        return [
+            "",
+            "against the earlier report: no variant and batch size in common, nothing to compare",
+        ]
     taken_out = all(drift is not None for drift in against["drift"].values())
     drift = (
         "the drift of the float models taken out"

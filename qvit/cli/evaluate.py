@@ -1,5 +1,6 @@
 """`qvit eval`: how accurate a folder, or a float model, is on images."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,16 @@ def command(session: Session, target: str, **options: Any) -> Result:
     for name in ("batch_size", "limit"):
         if options[name] is not None and options[name] < 1:
             raise UsageError(f"--{name.replace('_', '-')} {options[name]}: at least 1 is needed")
+    for name in ("min_top1", "max_drop"):
+        if options[name] is not None and not math.isfinite(options[name]):
+            raise UsageError(
+                f"--{name.replace('_', '-')} {options[name]}: expected percentage points"
+            )
     folder = as_folder(target)
+    if folder is None and options["max_drop"] is not None:
+        raise UsageError(
+            f"--max-drop: {target} is a float model, and drops from nothing; --min-top1 bounds it"
+        )
     if folder is None and options["float_weights"] is not None:
         raise UsageError(f"{target} is a float model: give its weights with --weights")
     if folder is not None and options["weights"] is not None:

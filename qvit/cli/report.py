@@ -24,7 +24,9 @@ from qvit.errors import UsageError
     help="Real images to compare synthetic ones with: a folder, a .tar, or demo[:COUNT] for rendered ones.",
 )  # fmt: skip
 @click.option(
-    "--limit", default=256, show_default=True, help="Measure so many images of each kind at most."
+    "--limit",
+    type=int,
+    help="Measure so many images of each kind at most [256], and evaluate so many of --data [all].",
 )
 @click.option(
     "--weights", type=click.Path(path_type=Path), metavar="FILE",
@@ -42,13 +44,17 @@ def command(session: Session, folder: Path, **options: Any) -> Result:
     Of images that `qvit synthesize` made: the images, and what the float model that they came from sees in them;
     grid.png is the grid as a picture. Real images are read only if given.
     """
-    if options["limit"] < 1:
+    if options["limit"] is not None and options["limit"] < 1:
         raise UsageError(f"--limit {options['limit']}: at least 1 image is needed")
     quantized = as_folder(str(folder)) is not None
     for name, given, fits in (("--data", "data", quantized), ("--images", "images", not quantized)):
         if options[given] is not None and not fits:
             kind = "a quantized model" if quantized else "a folder of images"
             raise UsageError(f"{name}: {folder} is {kind}, see `qvit report --help`")
+    if quantized and options["data"] is None:
+        for name in ("class_map", "weights"):
+            if options[name] is not None:
+                raise UsageError(f"--{name.replace('_', '-')} is for --data, which is not given")
     if options["data"] is not None:
         _evaluate(folder, session, options)
 
@@ -58,7 +64,7 @@ def command(session: Session, folder: Path, **options: Any) -> Result:
         folder,
         out=options["out"],
         real=options["images"],
-        limit=options["limit"],
+        limit=options["limit"] or 256,
         weights=options["weights"],
         progress=session.progress,
     )
@@ -70,8 +76,9 @@ def command(session: Session, folder: Path, **options: Any) -> Result:
 def _evaluate(folder: Path, session: Session, options: Mapping[str, Any]) -> None:
     from qvit.evaluation import assessment
 
-    images = assessment.Images(data=options["data"], class_map=options["class_map"])
+    limit = options["limit"]
+    images = assessment.Images(data=options["data"], class_map=options["class_map"], limit=limit)
     found = assessment.assess_folder(
         folder, images, float_weights=options["weights"], progress=session.progress
     )
-    keep_evaluation(folder, found | {"data": options["data"], "limit": None})
+    keep_evaluation(folder, found | {"data": options["data"], "limit": limit})

@@ -1,7 +1,7 @@
 """One benchmark from request to report."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qvit.deployment.placement import require_device, resolve_backend
+from qvit.errors import RequirementError
 from qvit.kept import LATENCY, SCHEMA_VERSIONS
 from qvit.latency.agreement import answer, draw_for, find_agreement
 from qvit.latency.circumstances import describe_run, find_warnings, warn_of_variation
-from qvit.latency.floats import FloatModels, Runner
+from qvit.latency.floats import FloatModels, Runner, compile_all
 from qvit.latency.footprint import Nursery
 from qvit.latency.launches import count_launches
 from qvit.latency.measuring import measure_calls, speedups
@@ -57,7 +58,7 @@ def bench(subject: Subject, request: Request, *, progress: bool = True) -> dict[
     Raises:
         InputError: The folder is no quantized model.
         UsageError: A backend is unknown.
-        RequirementError: The device or a backend is missing.
+        RequirementError: The device or a backend is missing, or nothing that was asked for can run.
     """
     require_device(request.device)
     backends = []
@@ -77,7 +78,12 @@ def _bench(
     images = {
         b: torch.randn(b, *size, generator=generator).to(request.device) for b in request.batches
     }
-    with tempfile.TemporaryDirectory(prefix="qvit-bench-") as work, torch.inference_mode():
+    compilations = len(VARIANTS) * len(request.batches)
+    with (
+        tempfile.TemporaryDirectory(prefix="qvit-bench-") as work,
+        torch.inference_mode(),
+        compile_all(compilations),
+    ):
         floats = FloatModels(source, request.device, request.seed, Path(work))
         with _Progress(progress, request) as bar:
             bar.say("rates of this machine")
@@ -86,6 +92,9 @@ def _bench(
             for backend in backends:
                 own = _open(subject, request, backend, bar)
                 entries[own.name] = _as_entry(own, request.batches)
+            if not entries:
+                reasons = "; ".join(f"{item['variant']}: {item['reason']}" for item in left_out)
+                raise RequirementError(f"nothing that was asked for can run here: {reasons}")
             rows, layers = [], []
             for batch in request.batches:
                 rows += _time(entries, batch, images[batch], request, bar)
@@ -243,7 +252,7 @@ def _time(
     calls = {name: entry.runners[batch].bind(images) for name, entry in entries.items()}
     if not calls:
         return []
-    bar.say(f"batch {batch}")
+    bar.begin(batch)
     taken = measure_calls(calls, request.rounds, request.device, bar.advance)
     compared = speedups(taken, entries)
     rows = []
@@ -344,13 +353,23 @@ class _Progress:
     """One bar for all of it: a step a round, and what is being done."""
 
     def __init__(self, shown: bool, request: Request) -> None:
-        self._batches = len(request.batches)
+        self._left = len(request.batches)
+        self._before = 0
+        self._turns = (
+            2 if request.device.startswith("cuda") else 1
+        )  # a card's times are taken twice
         # disable=None: silent where stderr is no terminal
         self._bar = tqdm(unit="round", leave=False, disable=None if shown else True)
 
+    def begin(self, batch: int) -> None:
+        """The rounds of a batch size come now."""
+        self.say(f"batch {batch}")
+        self._before = self._bar.n
+        self._left -= 1
+
     def advance(self, rounds: int) -> None:
-        """One more round of so many a batch size."""
-        self._bar.total = self._batches * rounds
+        """One more round of so many; later batch sizes are taken to have as many."""
+        self._bar.total = self._before + self._turns * rounds * (1 + self._left)
         self._bar.update()
 
     def say(self, text: str) -> None:

@@ -1,6 +1,7 @@
 """timm's float model as its users run it: eager or compiled, in any precision, each made once and kept."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,21 @@ def as_runner(model: nn.Module, dtype: torch.dtype, *, compiled: bool = False) -
         logits=lambda out: out.detach().float().cpu(),
         weight_bytes=bytes_of(model),
         model=model,
+    )
+
+
+def compile_all(count: int) -> AbstractContextManager[object]:
+    """Within it, `count` compilations are made and used, however alike the modules; one too many is an error.
+
+    Every compiled variant of a model and every batch size is a compilation of the one forward of its class, and torch
+    runs what is beyond the eighth eagerly, with a line in a log.
+    """
+    import torch._dynamo.config
+
+    return torch._dynamo.config.patch(
+        recompile_limit=max(count, 8),
+        accumulated_recompile_limit=max(count, 256),
+        fail_on_recompile_limit_hit=True,
     )
 
 

@@ -10,6 +10,8 @@ from qvit.kept import name_own
 from qvit.latency.floats import Runner
 from qvit.models.vit import ViT
 
+GRAPH = "cudagraph"  # a mode: the whole pass as one recorded graph
+
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
@@ -34,7 +36,7 @@ class Quantized:
     def mode(self) -> str:
         """How a pass is handed out: "cudagraph", "program" (one call of the compiled CPU path), or "eager"."""
         if self.model.device.type == "cuda":
-            return "cudagraph" if self.model.records_graphs else "eager"
+            return GRAPH if self.model.records_graphs else "eager"
         return "program" if self.model.explain().one_program else "eager"
 
 

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qvit.kept import BEST_FLOAT, compiled_twin, is_float, is_own
+from qvit.latency.quantized import GRAPH
 from qvit.latency.rates import OPERATIONS
+from qvit.timing import STEADY, STEADY_SPREAD
 
 # A layer with more than this share of the time is named, and one that takes more times its floor is far from it.
 _LARGE, _FAR = 0.15, 2.0
@@ -138,9 +140,12 @@ def _say_shares(
     if untimed:
         between += f" and what no clock sees alone ({', '.join(untimed)})"
     if reached > 1:
-        held = "That is more than all of it: the machine was busier when its rates were measured than during the pass."
+        held = (
+            "That is more than all of it: the pass did better than the machine when its rates were measured, and no "
+            "bound follows."
+        )
     elif rest > 0.4:
-        held = _say_gaps(row["launch_count"], bool(untimed))
+        held = _say_gaps(row, bool(untimed))
     else:
         held = _name_bound(reached, products / floor if floor else 0.0)
     return (
@@ -149,8 +154,13 @@ def _say_shares(
     )
 
 
-def _say_gaps(launches: int | None, untimed: bool) -> str:
-    if launches is not None and launches <= 1:
+def _say_gaps(row: Mapping[str, Any], untimed: bool) -> str:
+    if row["mode"] == GRAPH:
+        return (
+            "What is in no layer holds it up: a graph launches the whole pass at once, and layers were timed one by "
+            "one, each with a launch of its own."
+        )
+    if row["launch_count"] is not None and row["launch_count"] <= 1:
         what = "the call itself" + (" and the layers without a time" if untimed else "")
         return f"What is in no layer holds it up: {what}, not launches, for a pass is a single one."
     if untimed:
@@ -216,7 +226,8 @@ def _say_unsteady(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if unsteady:
         named = unsteady if len(unsteady) < 4 else [*unsteady[-3:], f"and {len(unsteady) - 3} more"]
         yield (
-            "The interval of these speed-ups is wider than 2.5 %, and another run may be 5 % off: "
+            f"The interval of these speed-ups is wider than {100 * STEADY_SPREAD:g} %, and another run may be more "
+            f"than {100 * STEADY:g} % off: "
             f"{', '.join(named)}. A quieter machine or more --rounds narrow it."
         )
 

@@ -61,7 +61,7 @@ def measure_sensitivity(
 ) -> dict[str, Any]:
     """How far each layer in the recipe's bits moves a float model's answers, on synthetic pictures.
 
-    Layers are the Linears, and the products of attentions ("blocks.0.attn") that have fewer than 8 bits.
+    Layers are the Linears, and the products of attentions ("blocks.0.attn"), that have fewer than 8 bits.
 
     Returns the report, plain values: `model`, `scheme`, `images`, `pictures`, `layers` [`name`, `weights` (their
     number), `kl_alone` and `agreement_alone` (this layer in low bits, every other in 8), `kl_gain` (the divergence that
@@ -70,7 +70,7 @@ def measure_sensitivity(
     are none). KL in nats from the float model, mean over images; agreement in percent. Weights are at their nearest
     codes here; rounding for images makes all divergences smaller.
 
-    Raises UsageError for a model that is no plain ViT, and the errors of `zoo.load`.
+    Raises UsageError for a model that is no plain ViT or a recipe of 8 bits throughout, and the errors of `zoo.load`.
     """
     vit = read_model(zoo.load(source, seed=recipe.seed), source.pretrained_cfg)
     if vit.head is None:
@@ -78,6 +78,10 @@ def measure_sensitivity(
     pictures = draw_pictures(vit.config, request.images, generator_for(0, "sense", 0))
     parts = pictures.split(request.batch)
     mixtures = Mixtures(vit, recipe)
+    if not mixtures.names:
+        raise UsageError(
+            f"{recipe.scheme} has 8 bits in every layer, and sensitivity is about fewer: say how many with --w and --a"
+        )
     total = 2 * len(mixtures.names) * len(parts)
     with tqdm(total=total, unit="layer", leave=False, disable=None if progress else True) as bar:
         found = _Answers(torch.cat([vit(part, Float()) for part in parts]))

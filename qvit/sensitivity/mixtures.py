@@ -18,7 +18,7 @@ from qvit.recipe import Recipe, keep_wide
 class Mixtures:
     """A float ViT under a recipe's scheme, and under the same scheme with 8 bits in every layer.
 
-    A layer is a Linear, or the two products of an attention ("blocks.0.attn") where these have fewer than 8 bits.
+    A layer is a Linear, or the two products of an attention ("blocks.0.attn"); `names` are those of fewer than 8 bits.
     Transforms and their signs are the same in both models, so that their layers can be exchanged. Every weight is at
     its nearest code: rounding for images would take as long again for each layer.
     """
@@ -29,8 +29,8 @@ class Mixtures:
         self.low = _simulate(vit, recipe)
         self.wide = _simulate(vit, _widened(recipe, (*vit.config.linears(), *attentions)))
         low, wide = (model.get_submodule for model in (self.low, self.wide))
-        differing = [name for name in attentions if low(name).scheme != wide(name).scheme]
-        self.names = (*vit.config.linears(), *differing)
+        layers = (*vit.config.linears(), *attentions)
+        self.names = tuple(name for name in layers if low(name).scheme != wide(name).scheme)
 
     def logits(
         self, base: ViT, names: Sequence[str], streams: Sequence[Tensor], first: int

@@ -51,6 +51,18 @@ def test_reports_of_different_things_are_refused():
         pair_ratios(make(2.0, 2.0), make(2.0, 2.0) | {"resolved_name": "vit_y"})
 
 
+def test_where_nothing_is_steady_nothing_is_shown(tmp_path, capsys):
+    found = make(2.0, 2.0)
+    found["rows"][1]["speedup_vs"]["fp32"] = ratio(2.0, 0.3)
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text(json.dumps(found))
+    assert main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
+    assert "nothing is called steady by both" in capsys.readouterr().out
+    (tmp_path / "b.json").write_text(json.dumps(found | {"device": "cuda"}))
+    assert main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 2
+    assert "differ in device" in capsys.readouterr().err
+
+
 def test_nothing_in_common_is_no_agreement(tmp_path):
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text(json.dumps(report([row("fp32", 1, 1.0)])))

@@ -2,13 +2,20 @@
 
 from qvit.kept import BEST_FLOAT, LATENCY, SCHEMA_VERSIONS
 from qvit.latency.steps import sum_by_kind
+from qvit.timing import STEADY_SPREAD
 
 
 def ratio(value, spread=0.01):
     if spread is None:
         return {"ratio": value, "low": None, "high": None, "spread": None, "steady": False}
     low, high = value * (1 - spread / 2), value * (1 + spread / 2)
-    return {"ratio": value, "low": low, "high": high, "spread": spread, "steady": spread <= 0.05}
+    return {
+        "ratio": value,
+        "low": low,
+        "high": high,
+        "spread": spread,
+        "steady": spread <= STEADY_SPREAD,
+    }
 
 
 def row(variant, batch, ms, speedup=None, spread=0.01, **changes):

@@ -365,7 +365,9 @@ def test_figures_match_an_outside_stopwatch(tmp_path, monkeypatch):
     model.warmup((8,))
     images, ratios = torch.randn(8, 3, 64, 64), []
     for _ in range(3):
-        request = Request(baselines=("none",), batches=(8,), rounds=40, footprint=False, agreement=0)
+        request = Request(
+            baselines=("none",), batches=(8,), rounds=40, footprint=False, agreement=0
+        )
         (row,) = bench(Subject.of_folder(tmp_path / "m"), request, progress=False)["rows"]
         taken = []
         with torch.inference_mode():

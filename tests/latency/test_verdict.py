@@ -95,6 +95,14 @@ def test_one_program_has_no_launches_to_wait_for():
     assert "launches from Python" not in text
 
 
+def test_a_graph_has_no_launches_to_wait_for():
+    rows = pair(1, 1.0, 2.0)
+    rows[-1] |= {"mode": "cudagraph", "launch_count": 3}
+    text = said(rows, [layer("head", 0.3, 0.2)])
+    assert "a graph launches the whole pass at once" in text
+    assert "launches from Python" not in text
+
+
 def test_layers_that_were_slower_alone_give_no_bound():
     text = said(pair(1, 1.0, 2.0), [layer("head", 5.0, 3.0)])
     assert "one by one, took 5.00 ms, and a whole pass 1.00" in text
@@ -104,7 +112,7 @@ def test_layers_that_were_slower_alone_give_no_bound():
 
 def test_a_floor_above_the_time_is_not_believed():
     text = said(pair(1, 1.0, 2.0), [layer("head", 0.9, 1.5)])
-    assert "busier when its rates were measured" in text
+    assert "did better than the machine when its rates were measured" in text
     assert "holds it up" not in text
 
 

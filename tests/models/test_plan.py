@@ -80,17 +80,18 @@ def test_a_model_without_classifier_takes_the_default_of_any():
     assert plan.linears["patch_embed.proj"].weight.bits == 8
 
 
-def test_w8a8_has_no_transforms_and_groups_in_proj_and_fc2():
+def test_w8a8_has_groups_in_proj_and_fc2_and_transforms_that_cost_nothing_or_little():
     plan = scheme(Recipe.preset("qvit", weight_bits=8, activation_bits=8))
     for name, linear in plan.linears.items():
-        assert linear.transform == 0
+        normed = name.endswith((".qkv", ".fc1", "head"))
+        assert linear.transform == (64 if normed else 0)
         assert linear.weight.granularity is Granularity.CHANNEL
         if name.endswith((".proj", ".fc2")) and name != "patch_embed.proj":
             assert linear.input.granularity is Granularity.GROUP
             assert linear.input.group in (64, 128)
         elif name != "patch_embed.proj":
             assert linear.input.granularity is Granularity.TOKEN
-    assert not any(a.rotate_qk or a.rotate_v for a in plan.attentions.values())
+    assert all(a.rotate_qk and a.rotate_v for a in plan.attentions.values())
 
 
 MIXED = Recipe.preset("qvit", weight_bits=4, activation_bits=4).override(

@@ -40,9 +40,13 @@ def compare_latency(report: Mapping[str, Any]) -> Section | None:
 
 
 def _lead(found: Mapping[str, Any]) -> str:
+    if not found["rows"]:
+        return "The two have no variant and batch size in common: nothing can be compared."
     drift = "What the float models did meanwhile is taken out."
     if any(value is None for value in found["drift"].values()):
         drift = "No float model is in both reports, so what the machine did meanwhile is in these figures."
+    if not found["layers"]:
+        return f"The two have no layer in common. {drift}"
     if not found["slower_layers"]:
         return f"No layer became slower by more than a tenth. {drift}"
     return f"Slower by more than a tenth: {', '.join(found['slower_layers'])}. {drift}"

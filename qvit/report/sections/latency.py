@@ -19,6 +19,7 @@ from qvit.report.page import (
     Table,
 )
 from qvit.report.wording import milliseconds, percent, shortly
+from qvit.timing import STEADY, STEADY_SPREAD
 
 _LEGEND = {OURS: "this model", FLOAT: "the float model", RIVAL: "other int8 and fp8"}
 _COLUMNS = (
@@ -27,7 +28,8 @@ _COLUMNS = (
 )  # fmt: skip
 # Of a second table, for who wants them: all together are wider than a page.
 _MORE = (
-    "batch", "variant", "p90 ms", "p95", "p99", "mean (95 %)", "load s", "first call s", "launches", "calls",
+    "batch", "variant", "device ms", "p90 ms", "p95", "p99", "mean (95 %)", "load s", "first call s", "launches",
+    "calls",
 )  # fmt: skip
 _MORE_CAPTION = (
     "p90 is what MLPerf calls SingleStream, p99 MultiStream, images a second Offline. First calls find compilers' "
@@ -160,6 +162,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
         "same top-1": "-" if agreement is None else percent(agreement / 100),
         "weights MB": shortly(row["weights_mb"]),
         "peak MB": shortly(row["peak_mem_mb"]),
+        "device ms": "-" if row["device_ms"] is None else shortly(row["device_ms"]["p50"]),
         "p90 ms": shortly(times["p90"]),
         "p95": shortly(times["p95"]),
         "p99": shortly(times["p99"]),
@@ -182,8 +185,8 @@ def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
     ratios = [row["speedup_vs"].get(BEST_FLOAT) for row in rows]
     if any(ratio is not None and not ratio["steady"] for ratio in ratios):
         sentences.append(
-            "* The interval of this ratio is wider than 2.5 %, or there were too few rounds for one: another run may "
-            "be more than 5 % off."
+            f"* The interval of this ratio is wider than {100 * STEADY_SPREAD:g} %, or there were too few rounds for "
+            f"one: another run may be more than {100 * STEADY:g} % off."
         )
     return " ".join(sentences)
 
