@@ -13,18 +13,9 @@ from qvit.recipe.bits import (
     keep_wide,
 )
 from qvit.recipe.distillation import DISTILLATIONS, Distillation
+from qvit.recipe.parts import RANGES, Activations, Attention, Transforms, Weights
 from qvit.recipe.publications import BUDGETS, PUBLICATIONS
-from qvit.recipe.quantization import (
-    RANGES,
-    RESIDUALS,
-    Activations,
-    Attention,
-    Recipe,
-    Transforms,
-    Weights,
-    load_recipe,
-    preset_names,
-)
+from qvit.recipe.quantization import RESIDUALS, Recipe, load_recipe, preset_names
 from qvit.recipe.reconstruction import Reconstruction
 from qvit.recipe.static import Static
 from qvit.recipe.synthesis import METHODS, PRECISIONS, Synthesis

@@ -1,7 +1,7 @@
-"""How a float model becomes integers: the recipe, its parts, its presets, and its YAML."""
+"""How a float model becomes integers: the recipe, and its YAML."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -13,108 +13,14 @@ from qvit.recipe.bits import MAX_BITS, MAX_GROUPED_BITS, check_bits, find_bits, 
 from qvit.recipe.distillation import Distillation
 from qvit.recipe.fields import build, check_choice, nearest
 from qvit.recipe.game import Game
+from qvit.recipe.parts import Activations, Attention, Transforms, Weights
+from qvit.recipe.presets import ENDS, PRESETS
 from qvit.recipe.publications import PUBLICATIONS, budget_share, scaled
-from qvit.recipe.reconstruction import Reconstruction
 from qvit.recipe.settings import apply_settings
 from qvit.recipe.static import Static
 from qvit.recipe.synthesis import Synthesis
 
-RANGES = ("mse", "minmax")
-ROUNDINGS = ("nearest", "gptq", "learned")
 RESIDUALS = ("float32", "float16", "bfloat16")
-
-
-def _check_size(name: str, value: int) -> None:
-    if value < 0:
-        raise UsageError(f"{name} = {value}: expected 0 (off) or a positive number of channels")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
-    """Symmetric weights, one scale per output channel; with a `group`, every so many input channels of it have an
-    integer multiple of that scale for a step (0: no groups).
-
-    `rounding`: each weight to its nearest code, or together, for the inputs that the recipe's images cause: a Linear
-    after the other, in closed form ("gptq"), or a block after the other, by gradients ("learned").
-    `damping`: of gptq; the share of the mean second moment of a Linear's inputs that is added to each.
-    `reconstruction`: of learned.
-    """
-
-    bits: int = 8
-    group: int = 0
-    range: str = "mse"
-    rounding: str = "nearest"
-    damping: float = 0.3
-    reconstruction: Reconstruction = field(default_factory=Reconstruction)
-
-    def __post_init__(self) -> None:
-        check_bits("weights.bits", self.bits)
-        _check_size("weights.group", self.group)
-        check_choice("weights.range", self.range, RANGES)
-        check_choice("weights.rounding", self.rounding, ROUNDINGS)
-        if not 0 < self.damping <= 10:
-            raise UsageError(
-                f"weights.damping = {self.damping}: expected a share above 0, up to 10, such as 0.3"
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Activations:
-    """Inputs of the Linears: symmetric, dynamic, per token.
-
-    `norm_group`, `proj_group` and `fc2_group`: channels that share a scale in what LayerNorms hand on (to qkv, fc1 and
-    the head), and in the inputs of proj and fc2 (0: the whole token). A group that does not divide the width is
-    replaced by the largest divisor below it; that of proj is a whole number of heads, and one head at least.
-    `prefix_bits`: of the class, distillation and register tokens, in what the Linears of blocks read: 8, or 0 for
-    `bits`.
-    """
-
-    bits: int = 8
-    prefix_bits: int = 0
-    norm_group: int = 0
-    proj_group: int = 0
-    fc2_group: int = 0
-
-    def __post_init__(self) -> None:
-        check_bits("activations.bits", self.bits)
-        if self.prefix_bits not in (0, MAX_BITS):
-            raise UsageError(
-                f"activations.prefix_bits = {self.prefix_bits}: expected {MAX_BITS}, or 0 for those of the other tokens"
-            )
-        _check_size("activations.norm_group", self.norm_group)
-        _check_size("activations.proj_group", self.proj_group)
-        _check_size("activations.fc2_group", self.fc2_group)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attention:
-    """Both attention products. `bits`: Q, K and V, per token and head; `softmax_bits`: the softmax numerators."""
-
-    bits: int = 8
-    softmax_bits: int = 8
-
-    def __post_init__(self) -> None:
-        check_bits("attention.bits", self.bits)
-        check_bits("attention.softmax_bits", self.softmax_bits)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transforms:
-    """Orthogonal transforms that spread outliers; all are undone in the neighbouring weights.
-
-    `norm`, `fc2`: block size of the signed Hadamard on LayerNorm outputs and on the fc2 input (0: none).
-    `qk`, `v`: one rotation a head for Q and K, and for V (undone in proj), folded offline.
-    A block that does not divide the width is replaced by a divisor below it, see quant.transforms.fitting_block.
-    """
-
-    norm: int = 0
-    fc2: int = 0
-    qk: bool = False
-    v: bool = False
-
-    def __post_init__(self) -> None:
-        _check_size("transforms.norm", self.norm)
-        _check_size("transforms.fc2", self.fc2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +105,7 @@ class Recipe:
         """The scheme's short name, as publications have it: W4A8 whatever the ends have; "W4A8 mixed" where some layers
         of blocks have bits of their own.
         """
-        mixed = " mixed" if self.layers.keys() - _ENDS.keys() else ""
+        mixed = " mixed" if self.layers.keys() - ENDS.keys() else ""
         return f"W{self.weights.bits}A{self.activations.bits}{mixed}"
 
     def layer_bits(self, name: str) -> tuple[int, int]:
@@ -226,20 +132,20 @@ class Recipe:
         `budget`: how much of the published images, iterations and epochs a publication's recipe has; all of them by
         default. Raises UsageError for an unknown name or budget, or impossible bits.
         """
-        if name not in _PRESETS:
+        if name not in PRESETS:
             raise UsageError(
-                f"unknown recipe {name!r}{nearest(name, _PRESETS)}; "
-                f"known: {', '.join(_PRESETS)}, or the path of a recipe.yaml"
+                f"unknown recipe {name!r}{nearest(name, PRESETS)}; "
+                f"known: {', '.join(PRESETS)}, or the path of a recipe.yaml"
             )
         check_bits("--w", weight_bits)
         check_bits("--a", activation_bits)
-        parts = _PRESETS[name](weight_bits, activation_bits)
+        parts = PRESETS[name](weight_bits, activation_bits)
         published = "full" if name in PUBLICATIONS else "standard"
         return cls(name=name, budget=budget or published, **scaled(parts, budget or published))
 
     def with_open_ends(self) -> Self:
         """Without the 8 bits that presets give the ends of a model, for a search to find theirs, too."""
-        layers = {name: bits for name, bits in self.layers.items() if _ENDS.get(name) != bits}
+        layers = {name: bits for name, bits in self.layers.items() if ENDS.get(name) != bits}
         return dataclasses.replace(self, layers=layers)
 
     def without_images(self) -> Self:
@@ -325,83 +231,4 @@ def load_recipe(
 
 def preset_names() -> tuple[str, ...]:
     """Names that `--recipe` knows."""
-    return tuple(_PRESETS)
-
-
-def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
-    """The default: the best that the project knows at these bit-widths.
-
-    The inputs of proj and fc2 have a scale for each 128 columns at any width: what shares a scale is then in one
-    program of a GPU, which takes seven launches a block, and eight or nine with a scale a token.
-    """
-    activations = Activations(bits=activation_bits, proj_group=128, fc2_group=128)
-    if weight_bits >= 8 and activation_bits >= 8:
-        # KL on 500 development images 0.00208 without transforms; rotations of heads, folded offline, 0.00188; and the
-        # LayerNorms' Hadamard, 2 % of the time on a CPU, 0.00143. That of fc2, another 4 %, would make it 0.00097.
-        return {
-            "weights": Weights(bits=weight_bits),
-            "activations": activations,
-            "attention": Attention(bits=activation_bits, softmax_bits=activation_bits),
-            "transforms": Transforms(norm=64, qk=True, v=True),
-        }
-    # Mean KL of three seeds on 500 development images, W4A8 and W4A4 (kernels/README.md, Decisions): weight groups none
-    # 0.225, 0.436; 64 0.135, 0.329; 32 0.106, 0.285; 16 0.092, 0.272. One scale a token in proj and fc2: 0.107, 0.361.
-    # Both attention products take int8 operands whatever their bits: 8 of them cost nothing, and take W4A4 from 0.285
-    # to 0.242.
-    # Weights rounded for leaves (gptq), KL on 500 development images (benchmarks/README.md, Rounding): W4A8 0.107 to
-    # 0.089, W4A4 0.219 to 0.208, W3A3 2.10 to 1.62; real images 0.075, 0.185, 1.46; noise at best as good as none. 32,
-    # 64 and 128 leaves are alike.
-    # Both ends at 8 bits take W4A4 from 0.198 to 0.162, and agreement from 83.2 to 86.2 % (seed 0).
-    # 3 bits and fewer are short of levels, and finer scales pay. W3A3, KL on 125 development images, seed 0: ends alone
-    # 1.16, and groups of 64 after LayerNorms, of 16 in weights 1.01, and of 64 in fc2 0.90 (benchmarks/README.md, Three
-    # bits).
-    few = min(weight_bits, activation_bits) <= 3
-    if few and activation_bits < 8:
-        # The class token is one of 197, and the logits are read from it: with 8 bits in it the KL of a ViT-Tiny W3A3 on
-        # 500 development images was 0.808 and not 0.921 (paired difference +-0.025).
-        prefix_bits = MAX_BITS if activation_bits <= 3 else 0
-        activations = Activations(
-            bits=activation_bits,
-            prefix_bits=prefix_bits,
-            norm_group=64,
-            proj_group=64,
-            fc2_group=64,
-        )
-    weight_group = (16 if few else 32) if weight_bits <= 4 else 0
-    rounding = "gptq" if weight_bits < 8 else "nearest"
-    return {
-        "weights": Weights(bits=weight_bits, group=weight_group, rounding=rounding),
-        "activations": activations,
-        "attention": Attention(),
-        "transforms": Transforms(norm=64, fc2=32, qk=True, v=True),
-        "layers": dict(_ENDS),
-        "synthesis": Synthesis.preset("leaves", images=200) if rounding == "gptq" else None,
-    }
-
-
-# The ends of a ViT, which publications often leave at 8 bits, too: 6 % of the weights of a ViT-Tiny, 2 % of a ViT-B.
-_ENDS = {"patch_embed.proj": "W8", "head": "W8A8", "head_dist": "W8A8"}
-
-
-def _plain(weight_bits: int, activation_bits: int) -> dict[str, Any]:
-    """One scale a token or channel and no transform: what a quantizer without tricks does."""
-    return {
-        "weights": Weights(bits=weight_bits, range="minmax"),
-        "activations": Activations(bits=activation_bits),
-        "attention": Attention(bits=activation_bits, softmax_bits=activation_bits),
-    }
-
-
-def _published(name: str) -> Callable[[int, int], dict[str, Any]]:
-    """Plain quantizers, and what the publication makes of them."""
-    return lambda weight_bits, activation_bits: {
-        **_plain(weight_bits, activation_bits),
-        **PUBLICATIONS[name](),
-    }
-
-
-_PRESETS: dict[str, Callable[[int, int], dict[str, Any]]] = {
-    "qvit": _qvit,
-    "plain": _plain,
-    **{name: _published(name) for name in PUBLICATIONS},
-}
+    return tuple(PRESETS)
