@@ -114,8 +114,9 @@ def test_lean_import_check_can_fail(child_environment):
 
 
 def test_help_is_immediate(child_environment):
-    """150 ms on a desktop; a slower machine gets as much more as it needs longer to start Python and click. Seconds of the
-    processor, in turns: others that want it do not count.
+    """150 ms on a desktop; a slower machine gets as much more as it needs longer to start Python and click.
+
+    Seconds of the processor, in turns: others that want it do not count.
     """
 
     def seconds(*command: str) -> float:
