@@ -9,6 +9,12 @@ from qvit.cli import run
 from qvit.cli.quantities import read_quantity
 from qvit.errors import UsageError
 
+SETTLED = [
+    word
+    for name in ("blocks.*.*.*", "head", "patch_embed.proj")
+    for word in ("--set", f"layers.{name}=W4")
+]
+
 
 def test_budgets_hold_on_what_is_written(tiny_model, tmp_path, capsys):
     command = ["quantize", str(tiny_model), "--bits", "auto", "-q", "--json"]
@@ -81,6 +87,8 @@ def test_latency_of_a_card_that_is_not_here(tiny_model, tmp_path, capsys):
         ),
         (["--bits", "auto", "--max-size", "8MB", "--on", "nvidia-h200"], "--on says where"),
         (["--bits", "auto", "--max-latency", "1ms", "--on", "abacus"], "latency is modelled for"),
+        (["--bits", "auto", "--max-size", "8MB", "--dry-run", *SETTLED], "no bits are left to find"),
+        (["--bits", "auto", "--max-size", "8MB", *SETTLED], "no bits are left to find"),
     ],
 )
 def test_half_a_request_is_refused(tiny_model, arguments, message, capsys):

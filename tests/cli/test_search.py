@@ -10,6 +10,16 @@ from qvit.cli import run
 from qvit.recipe import load_recipe
 
 CARD = ["--on", "nvidia-h200"]
+SETTLED = [
+    word
+    for name, bits in (
+        ("blocks.*.*.*", "W4A4"),
+        ("blocks.*.attn", "A4"),
+        ("head", "W4A4"),
+        ("patch_embed.proj", "W4"),
+    )
+    for word in ("--set", f"layers.{name}={bits}")
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +71,8 @@ def test_a_dry_run_says_what_it_would_take(tiny_model, capsys, monkeypatch):
     [
         (["--max-drop", "-1"], "--max-drop -1.0: expected nats above 0"),
         (["--on", "abacus"], "latency is modelled for"),
+        (SETTLED, "no bits are left to find"),
+        (["--dry-run", *SETTLED], "no bits are left to find"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tiny_model, arguments, message, capsys):
