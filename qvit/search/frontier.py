@@ -90,7 +90,7 @@ class Frontier:
         if key not in self._known:
             self._note(f"{table.name} {table.say(limit)}")
             self._known[key] = self._searcher.measure(bits)
-        costs = {each.name: each.total(bits) for each in self._tables}
+        costs = {each.name: each.whole(bits) for each in self._tables}
         return Point(bits, self._known[key], costs, table.name)
 
 

@@ -69,7 +69,7 @@ def allocate(
         **{
             b.table.name: {
                 "limit": b.limit,
-                "found": b.table.total(found.bits),
+                "found": b.table.whole(found.bits),
                 **_circumstances(b.table, place),
             }
             for b in budgets

@@ -52,9 +52,9 @@ def test_an_impossible_budget_is_refused_before_the_weights_are_read(
     monkeypatch.setattr(zoo, "load", lambda *_, **__: pytest.fail("loaded the weights first"))
     command = ["quantize", str(tiny_model), "--bits", "auto", "-q"]
     assert run([*command, "--max-size", "1kB"]) == 2
-    assert "a size of 1,000 B cannot be met: the smallest" in capsys.readouterr().err
+    assert "a budget of 1,000 B cannot be met: the smallest" in capsys.readouterr().err
     assert run([*command, "--max-bitops", "1k"]) == 2
-    assert "a bitops of 1,000 BitOps cannot be met" in capsys.readouterr().err
+    assert "a budget of 1,000 BitOps cannot be met" in capsys.readouterr().err
 
 
 def test_latency_of_a_card_that_is_not_here(tiny_model, tmp_path, capsys):
@@ -87,7 +87,10 @@ def test_latency_of_a_card_that_is_not_here(tiny_model, tmp_path, capsys):
         ),
         (["--bits", "auto", "--max-size", "8MB", "--on", "nvidia-h200"], "--on says where"),
         (["--bits", "auto", "--max-latency", "1ms", "--on", "abacus"], "latency is modelled for"),
-        (["--bits", "auto", "--max-size", "8MB", "--dry-run", *SETTLED], "no bits are left to find"),
+        (
+            ["--bits", "auto", "--max-size", "8MB", "--dry-run", *SETTLED],
+            "no bits are left to find",
+        ),
         (["--bits", "auto", "--max-size", "8MB", *SETTLED], "no bits are left to find"),
     ],
 )

@@ -42,7 +42,7 @@ def test_of_a_name_and_a_pattern_behind_it_the_pattern_has_its_way():
 def test_nothing_to_find_is_refused():
     everything = {"blocks.*.*.*": "W4", "head": "W4", "patch_embed.proj": "W4"}
     recipe = replace(RECIPE, layers=everything)
-    with pytest.raises(UsageError, match="no bits are left to find: .* of all weights;"):
+    with pytest.raises(UsageError, match=r"no bits are left to find: .* of all weights;"):
         Space.of(VIT.config, recipe, activations=False)
     assert {choice.kind for choice in Space.of(VIT.config, recipe).choices} == {"A"}
     settled = replace(recipe, layers=everything | {"blocks.*.*.*": "W4A4", "blocks.*.attn": "A4"})
