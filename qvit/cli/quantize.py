@@ -23,7 +23,10 @@ from qvit.recipe import BUDGETS, Recipe, keep_wide, load_recipe, preset_names
     "--a", "--act-bits", "act_bits", type=int, help="Bits of the activations, 2 to 8 [8]."
 )
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Folder to write [out/MODEL-wXaY]."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder to write [out/MODEL-wXaY or -auto].",
 )
 @click.option(
     "--recipe", "recipe_name", default="qvit", show_default=True, metavar="NAME|FILE",
@@ -110,16 +113,14 @@ def command(session: Session, model: str, **options: Any) -> Result:
     recipe = recipe.override(settings)
     if session.verbosity >= 0:
         announce(source)
-    scheme = recipe.scheme.lower().replace(" ", "-")
+    scheme = "auto" if limits else recipe.scheme.lower().replace(" ", "-")
     out = options["out"] or Path("out") / f"{name_folder(model)}-{scheme}"
     recipe, found = _search(source, recipe, limits, out, options)
     if options["dry_run"]:
-        plan = {
-            **found,
-            **pipeline.plan(source, recipe, out, overwrite=options["overwrite"]),
-            "out": str(out),
-            "recipe": recipe.to_dict(),
-        }
+        plan = pipeline.plan(source, recipe, out, overwrite=options["overwrite"])
+        if limits:  # bits are not found yet: these would be those that the search begins with
+            plan = {key: value for key, value in plan.items() if key not in _OF_BITS}
+        plan = {**found, **plan, "out": str(out), "recipe": recipe.to_dict()}
         return Result(plan, outline(plan))
     summary = pipeline.quantize(
         source, recipe, out, overwrite=options["overwrite"], progress=session.progress
@@ -128,6 +129,7 @@ def command(session: Session, model: str, **options: Any) -> Result:
     return Result(summary, outline(summary))
 
 
+_OF_BITS = {"scheme", "tensor_bytes", "bytes"}
 _BUDGETS = {
     "size": ("--max-size", "B"),
     "bitops": ("--max-bitops", "BitOps"),

@@ -142,7 +142,7 @@ def fit(wanted: Tensor, budgets: Sequence[Budget]) -> Tensor:
     Rounded first; while a budget is exceeded, the layer goes to other bits whose doing so costs least distance from
     what is wanted for what it saves; where none saves anything (one budget asks for more bits, the other for fewer),
     the way goes on from an allocation that meets all. Then the choice that lies farthest below what is wanted gains a
-    bit, as long as one fits.
+    bit, as long as one fits. Where a budget does not hold on the model as a whole, the same under a tighter limit.
 
     wanted: fp64 [choices]. Returns int64 [choices]. Raises UsageError for budgets that nothing meets.
     """

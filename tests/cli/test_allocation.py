@@ -1,6 +1,7 @@
 """`qvit quantize --bits auto`: budgets that hold on the file, and refusals before any work."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,19 @@ def test_size_alone_leaves_activations_at_eight_bits(tiny_model, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert plan["recipe"]["activations"]["bits"] == 8
     assert plan["search"]["choices"] == 10  # the weights of ten Linears
+
+
+def test_a_dry_run_tells_limits_and_nothing_of_bits_that_are_not_found_yet(
+    tiny_model, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["quantize", str(tiny_model), "--bits", "auto", "--max-size", "1MB", "-q"]
+    assert run([*command, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["search"]["budgets"]["size"]["limit"] == 1e6
+    assert Path(plan["out"]) == Path("out") / f"{tiny_model.name}-auto"
+    assert not {"scheme", "bytes", "tensor_bytes"} & plan.keys()
+    assert plan["fp32_bytes"] > 0
 
 
 def test_an_impossible_budget_is_refused_before_the_weights_are_read(
