@@ -1,5 +1,6 @@
 """`qvit quantize`: a pretrained model in, a folder with its low-bit version out."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,7 @@ def command(session: Session, model: str, **options: Any) -> Result:
         announce(source)
     scheme = "auto" if limits else recipe.scheme.lower().replace(" ", "-")
     out = options["out"] or Path("out") / f"{name_folder(model)}-{scheme}"
+    begun = time.perf_counter()
     recipe, found = _search(source, recipe, limits, out, options)
     if options["dry_run"]:
         plan = pipeline.plan(source, recipe, out, overwrite=options["overwrite"])
@@ -122,10 +124,11 @@ def command(session: Session, model: str, **options: Any) -> Result:
             plan = {key: value for key, value in plan.items() if key not in _OF_BITS}
         plan = {**found, **plan, "out": str(out), "recipe": recipe.to_dict()}
         return Result(plan, outline(plan))
+    seconds = {"search": round(time.perf_counter() - begun, 2)} if limits else {}
     summary = pipeline.quantize(
         source, recipe, out, overwrite=options["overwrite"], progress=session.progress
     )
-    summary = {**summary, **found}
+    summary = {**summary, **found, "seconds": seconds | summary["seconds"]}
     return Result(summary, outline(summary))
 
 

@@ -32,6 +32,8 @@ def test_budgets_hold_on_what_is_written(tiny_model, tmp_path, capsys):
     assert 0.9 * limits["size"] < size <= found["search"]["size"]["found"] <= limits["size"]
     assert 0.9 < found["search"]["bitops"]["found"] / limits["bitops"] <= 1
     assert found["search"]["kl"] <= found["search"]["kl_uniform"]
+    assert next(iter(found["seconds"])) == "search"
+    assert found["seconds"]["search"] > 0
     assert run(["info", str(out), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["bits"]
     head = next(row for row in rows if "head" in row["modules"])
@@ -58,6 +60,7 @@ def test_a_dry_run_tells_limits_and_nothing_of_bits_that_are_not_found_yet(
     assert Path(plan["out"]) == Path("out") / f"{tiny_model.name}-auto"
     assert not {"scheme", "bytes", "tensor_bytes"} & plan.keys()
     assert plan["fp32_bytes"] > 0
+    assert plan["search"]["estimated_seconds"] >= 0
 
 
 def test_an_impossible_budget_is_refused_before_the_weights_are_read(
