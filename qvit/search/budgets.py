@@ -68,14 +68,14 @@ def check_budgets(budgets: Sequence[Budget]) -> Tensor:
     for budget in budgets:
         budget.check()
     tables = [budget.table for budget in budgets]
-    tight = budgets
+    tight, bits = budgets, _approach(budgets)
     for _ in range(_TRIES):
-        bits = _approach(tight)
         if not meets(tight, bits):
             break
         if hold(budgets, bits):
             return bits
         tight = _tighten(tight, budgets, bits)
+        bits = _approach(tight)
     limits = " and ".join(f"a budget of {b.table.say(b.limit)}" for b in budgets)
     possible = " and ".join(table.say(table.whole(bits)) for table in tables)
     together = " together" if len(budgets) > 1 else ""
