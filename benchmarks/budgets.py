@@ -3,7 +3,9 @@
 Budgets of size, BitOps, modelled latency, and pairs of them. The limit of one budget lies anywhere between the smallest
 and the largest cost; those of two are a little above the costs of a random allocation, so that they can be met. Whether
 an allocation lies within 5 % below all limits is decided by dynamic programming over the layers, on costs rounded to a
-thousandth of the limit: what it finds exists, within the error of that rounding.
+thousandth of the limit: what it finds exists, within the error of that rounding. A limit of latency is met where the
+modelled pass of the whole model is within it; the dynamic programming knows sums of layers only, from which mixed bits
+are up to a hundredth away. A budget that is refused counts as not met.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,11 +19,12 @@ from torch import Tensor
 from benchmarks.cells import Cell
 from benchmarks.searching.rivals import loss_of
 from qvit import zoo
+from qvit.errors import UsageError
 from qvit.recipe import MAX_BITS, MIN_BITS, Recipe
 from qvit.search.allocation import Space
-from qvit.search.budgets import Budget, check_budgets, meets
+from qvit.search.budgets import Budget, hold
 from qvit.search.costs import CostTable
-from qvit.search.descent import Settings, descend
+from qvit.search.descent import Searcher, Settings, descend
 from qvit.search.latency import Place
 from qvit.search.run import make_cost_table, make_searcher, read_shape
 
@@ -53,20 +56,18 @@ def _measure(seed: int) -> dict[str, Any]:
     rows = []
     for kind in islice(cycle(KINDS), COUNT):
         budgets = draw_budgets([tables[name] for name in kind], len(space.choices), generator)
-        start = check_budgets(budgets)
-        found = {"hdx": searcher.find(budgets)}
+        methods = {"hdx": _search(searcher, budgets)}
         for penalty in PENALTIES:
             settings = Settings(penalty=penalty)
-            middle = torch.full(start.shape, 4.0, dtype=torch.float64)
+            middle = torch.full((len(space.choices),), 4.0, dtype=torch.float64)
             wanted = descend(searcher.losses, middle, budgets, settings)
-            found[f"penalty {penalty:g}"] = wanted.round().clamp(MIN_BITS, MAX_BITS).long()
+            bits = wanted.round().clamp(MIN_BITS, MAX_BITS).long()
+            methods[f"penalty {penalty:g}"] = _describe(bits, budgets, searcher.losses)
         rows.append(
             {
                 "limits": {b.table.name: b.limit for b in budgets},
                 "near_exists": near_exists(budgets),
-                "methods": {
-                    name: _describe(bits, budgets, searcher.losses) for name, bits in found.items()
-                },
+                "methods": methods,
             }
         )
     return {"model": MODEL, "latency": {"on": CARD.name, "batch": CARD.batch}, "budgets": rows}
@@ -82,7 +83,7 @@ def draw_budgets(
         return [Budget(table, table.smallest + share * (table.largest - table.smallest))]
     bits = torch.randint(MIN_BITS, MAX_BITS + 1, (count,), generator=generator)
     room = (1 + 0.05 * torch.rand(len(tables), generator=generator)).tolist()
-    return [Budget(t, t.total(bits) * more) for t, more in zip(tables, room, strict=True)]
+    return [Budget(t, t.whole(bits) * more) for t, more in zip(tables, room, strict=True)]
 
 
 def near_exists(budgets: Sequence[Budget]) -> bool:
@@ -112,10 +113,18 @@ def near_exists(budgets: Sequence[Budget]) -> bool:
     return bool(reached[(near,) * len(budgets)].any())
 
 
+def _search(searcher: Searcher, budgets: Sequence[Budget]) -> dict[str, Any]:
+    try:
+        bits = searcher.find(budgets)
+    except UsageError as error:
+        return {"meets": False, "refused": str(error)}
+    return _describe(bits, budgets, searcher.losses)
+
+
 def _describe(bits: Tensor, budgets: Sequence[Budget], losses: Tensor) -> dict[str, Any]:
     return {
-        "meets": meets(budgets, bits),
-        "of_limit": {b.table.name: round(1 + b.violation(bits), 4) for b in budgets},
+        "meets": hold(budgets, bits),
+        "of_limit": {b.table.name: round(b.table.whole(bits) / b.limit, 4) for b in budgets},
         "sum_of_losses": float(f"{float(loss_of(losses, bits).sum()):.4g}"),
     }
 
@@ -123,8 +132,8 @@ def _describe(bits: Tensor, budgets: Sequence[Budget], losses: Tensor) -> dict[s
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown, a row a method."""
     lines = [
-        "| method | budgets met | within 5 %, of those where that exists |",
-        "| --- " * 3 + "|",
+        "| method | budgets met | refused | within 5 %, of those where that exists |",
+        "| --- " * 4 + "|",
     ]
     rows = [row for cell in found for row in cell["budgets"]]
     for method in rows[0]["methods"] if rows else ():
@@ -132,5 +141,6 @@ def table(found: list[dict[str, Any]]) -> str:
         met = sum(result["meets"] for _, result in results)
         there = [result for exists, result in results if exists]
         near = sum(r["meets"] and min(r["of_limit"].values()) >= NEAR for r in there)
-        lines.append(f"| {method} | {met} of {len(results)} | {near} of {len(there)} |")
+        refused = sum("refused" in result for _, result in results)
+        lines.append(f"| {method} | {met} of {len(results)} | {refused} | {near} of {len(there)} |")
     return "\n".join(lines)

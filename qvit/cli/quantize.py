@@ -1,5 +1,6 @@
 """`qvit quantize`: a pretrained model in, a folder with its low-bit version out."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,10 @@ from qvit.recipe import BUDGETS, Recipe, keep_wide, load_recipe, preset_names
     "--a", "--act-bits", "act_bits", type=int, help="Bits of the activations, 2 to 8 [8]."
 )
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Folder to write [out/MODEL-wXaY]."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder to write [out/MODEL-wXaY or -auto].",
 )
 @click.option(
     "--recipe", "recipe_name", default="qvit", show_default=True, metavar="NAME|FILE",
@@ -110,24 +114,25 @@ def command(session: Session, model: str, **options: Any) -> Result:
     recipe = recipe.override(settings)
     if session.verbosity >= 0:
         announce(source)
-    scheme = recipe.scheme.lower().replace(" ", "-")
+    scheme = "auto" if limits else recipe.scheme.lower().replace(" ", "-")
     out = options["out"] or Path("out") / f"{name_folder(model)}-{scheme}"
+    begun = time.perf_counter()
     recipe, found = _search(source, recipe, limits, out, options)
     if options["dry_run"]:
-        plan = {
-            **found,
-            **pipeline.plan(source, recipe, out, overwrite=options["overwrite"]),
-            "out": str(out),
-            "recipe": recipe.to_dict(),
-        }
+        plan = pipeline.plan(source, recipe, out, overwrite=options["overwrite"])
+        if limits:  # bits are not found yet: these would be those that the search begins with
+            plan = {key: value for key, value in plan.items() if key not in _OF_BITS}
+        plan = {**found, **plan, "out": str(out), "recipe": recipe.to_dict()}
         return Result(plan, outline(plan))
+    seconds = {"search": round(time.perf_counter() - begun, 2)} if limits else {}
     summary = pipeline.quantize(
         source, recipe, out, overwrite=options["overwrite"], progress=session.progress
     )
-    summary = {**summary, **found}
+    summary = {**summary, **found, "seconds": seconds | summary["seconds"]}
     return Result(summary, outline(summary))
 
 
+_OF_BITS = {"scheme", "tensor_bytes", "bytes"}
 _BUDGETS = {
     "size": ("--max-size", "B"),
     "bitops": ("--max-bitops", "BitOps"),

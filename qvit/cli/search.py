@@ -17,7 +17,7 @@ _JSON, _PICTURE = "search.json", "frontier.svg"
 @verb("search")
 @click.argument("model")
 @click.option(
-    "--max-drop", type=float, metavar="KL",
+    "--max-kl", type=float, metavar="KL",
     help="For each cost, also find the cheapest that is so far from the float model at most: KL in nats, such as 0.1.",
 )  # fmt: skip
 @click.option(
@@ -55,8 +55,8 @@ def command(session: Session, model: str, **options: Any) -> Result:
     from qvit.search.latency import HERE, Place
     from qvit.search.run import plan_frontier, trace_frontier
 
-    if options["max_drop"] is not None and not options["max_drop"] > 0:
-        raise UsageError(f"--max-drop {options['max_drop']}: expected nats above 0, such as 0.1")
+    if options["max_kl"] is not None and not options["max_kl"] > 0:
+        raise UsageError(f"--max-kl {options['max_kl']}: expected nats above 0, such as 0.1")
     settings = list(options["settings"])
     if options["seed"] is not None:
         settings.append(f"seed={options['seed']}")
@@ -76,7 +76,7 @@ def command(session: Session, model: str, **options: Any) -> Result:
         plan = {**plan_frontier(source, recipe, place), "out": str(out)}
         return Result(plan, outline(plan))
     found, recipes = trace_frontier(
-        source, recipe, place, options["max_drop"], progress=session.progress
+        source, recipe, place, options["max_kl"], progress=session.progress
     )
     _write(out, found, recipes)
     found = {**found, "out": str(out)}
@@ -131,8 +131,8 @@ def _render(found: Mapping[str, Any]) -> str:
         "",
         f"{found['out']}: {_PICTURE}, {_JSON}, a recipe for each",
     ]
-    if found["max_drop"] is not None and not any(
+    if found["max_kl"] is not None and not any(
         p["recipe"].endswith("-cheapest") for p in found["points"]
     ):
-        lines.append(f"not even eight bits everywhere are within {found['max_drop']} nats")
+        lines.append(f"not even eight bits everywhere are within {found['max_kl']} nats")
     return "\n".join(lines)

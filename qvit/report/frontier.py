@@ -28,8 +28,8 @@ def draw_frontier(found: Mapping[str, Any]) -> str:
             for point in found["points"]
             if point["limited"] == name
         )
-        most = found["max_drop"]
-        rules = [] if most is None else [Rule("--max-drop", "own", most)]
+        most = found["max_kl"]
+        rules = [] if most is None else [Rule("--max-kl", "own", most)]
         label = unit
         if name == "latency":
             label += f" ({found['latency']['known']}, {found['latency']['on']})"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from qvit.errors import UsageError
 from qvit.models.config import ViTConfig
 from qvit.recipe import MAX_BITS, MIN_BITS, Recipe, find_bits
 from qvit.search.bitops import PATCHES
@@ -35,7 +36,7 @@ class Space:
         cls, config: ViTConfig, recipe: Recipe, *, weights: bool = True, activations: bool = True
     ) -> "Space":
         """All choices of a model that its recipe's `layers` leave open; only those of weights, or of activations, where
-        the others are settled.
+        the others are settled. Raises UsageError where none is left.
         """
         attentions = [f"blocks.{i}.attn" for i in range(config.depth)]
         choices = []
@@ -45,6 +46,12 @@ class Space:
                 choices.append(Choice(name, "W"))
             if activations and name != PATCHES and settled.activations is None:
                 choices.append(Choice(name, "A"))
+        if not choices:
+            both = "weights and activations" if weights and activations else "weights"
+            raise UsageError(
+                f"no bits are left to find: the recipe's layers give those of all {both}; leave out some of them, or "
+                "quantize without a search"
+            )
         return cls(recipe, tuple(choices))
 
     def uniform(self, bits: int) -> Tensor:
@@ -52,16 +59,24 @@ class Space:
         return torch.full((len(self.choices),), bits, dtype=torch.int64)
 
     def layers(self, bits: Tensor | Sequence[int]) -> dict[str, str]:
-        """What a recipe's `layers` say for an allocation: {"blocks.0.mlp.fc2": "W3A5", ...}."""
-        found: dict[str, dict[str, int]] = {}
+        """What a recipe's `layers` say for an allocation: {"blocks.0.mlp.fc2": "W3A5", ...}; what this recipe's said of
+        the same layers is in there, too.
+        """
+        found: dict[str, dict[str, int | None]] = {}
         for choice, width in zip(self.choices, map(int, bits), strict=True):
-            found.setdefault(choice.layer, {})[choice.kind] = width
+            if choice.layer not in found:
+                settled = find_bits(self.recipe.layers, choice.layer)
+                found[choice.layer] = {"W": settled.weights, "A": settled.activations}
+            found[choice.layer][choice.kind] = width
         return {name: _text(kinds) for name, kinds in found.items()}
 
     def recipe_of(self, bits: Tensor | Sequence[int]) -> Recipe:
         """The recipe with an allocation's bits."""
-        return replace(self.recipe, layers={**self.recipe.layers, **self.layers(bits)})
+        found = self.layers(bits)
+        # at the end, where no pattern before them has its way
+        kept = {name: text for name, text in self.recipe.layers.items() if name not in found}
+        return replace(self.recipe, layers=kept | found)
 
 
-def _text(kinds: Mapping[str, int]) -> str:
-    return "".join(f"{kind}{kinds[kind]}" for kind in ("W", "A") if kind in kinds)
+def _text(kinds: Mapping[str, int | None]) -> str:
+    return "".join(f"{kind}{bits}" for kind, bits in kinds.items() if bits is not None)

@@ -1,4 +1,8 @@
-"""Budgets: costs that an allocation may not exceed, and allocations that keep to them."""
+"""Budgets: costs that an allocation may not exceed, and allocations that keep to them.
+
+Allocations are found with the sums of tables. Where a table knows the whole model to cost otherwise, what was found is
+held against that, and found again under a limit that is as much tighter, until it holds.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,19 +32,27 @@ class Budget:
         if least > self.limit:
             say = self.table.say
             raise UsageError(
-                f"a {self.table.name} of {say(self.limit)} cannot be met: the smallest that is possible is {say(least)}"
+                f"a budget of {say(self.limit)} cannot be met: the smallest that is possible is {say(least)}"
             )
 
 
 def meets(budgets: Sequence[Budget], bits: Tensor | Sequence[int]) -> bool:
-    """Whether an allocation keeps to all budgets."""
+    """Whether an allocation keeps to all budgets, layer by layer."""
     return all(budget.violation(bits) <= 0 for budget in budgets)
+
+
+def hold(budgets: Sequence[Budget], bits: Tensor | Sequence[int]) -> bool:
+    """Whether all budgets hold on the model that an allocation makes, as a whole."""
+    return all(budget.table.whole(bits) <= budget.limit for budget in budgets)
 
 
 def largest_uniform(budgets: Sequence[Budget], count: int) -> int | None:
     """The most bits that all of `count` choices can have at once; None where no uniform allocation does."""
-    fitting = [b for b in range(MIN_BITS, MAX_BITS + 1) if meets(budgets, [b] * count)]
-    return max(fitting, default=None)
+    for bits in range(MAX_BITS, MIN_BITS - 1, -1):
+        uniform = [bits] * count
+        if meets(budgets, uniform) and hold(budgets, uniform):
+            return bits
+    return None
 
 
 # Rounds in which the weights of budgets against each other are found, and how fast these move at first.
@@ -50,16 +62,48 @@ _WIDTHS = MAX_BITS - MIN_BITS + 1
 
 
 def check_budgets(budgets: Sequence[Budget]) -> Tensor:
-    """An allocation that meets all budgets, int64 [choices]. Raises UsageError for budgets that none meets, alone or
-    together, with what is possible.
+    """An allocation that meets all budgets and on which they hold, int64 [choices]. Raises UsageError for budgets that
+    none meets, alone or together, with what is possible.
+    """
+    for budget in budgets:
+        budget.check()
+    tables = [budget.table for budget in budgets]
+    tight, bits = budgets, _approach(budgets)
+    for _ in range(_TRIES):
+        if not meets(tight, bits):
+            break
+        if hold(budgets, bits):
+            return bits
+        tight = _tighten(tight, budgets, bits)
+        bits = _approach(tight)
+    limits = " and ".join(f"a budget of {b.table.say(b.limit)}" for b in budgets)
+    possible = " and ".join(table.say(table.whole(bits)) for table in tables)
+    together = " together" if len(budgets) > 1 else ""
+    raise UsageError(f"{limits} cannot be met{together}: what comes nearest has {possible}")
+
+
+# How often limits are made tighter: each time the allocation before is no longer within them.
+_TRIES = 16
+
+
+def _tighten(tight: Sequence[Budget], budgets: Sequence[Budget], bits: Tensor) -> list[Budget]:
+    """Limits under which the sums have to be for the wholes to be under those of `budgets`, judged by an allocation."""
+    limits = []
+    for now, budget in zip(tight, budgets, strict=True):
+        whole, total = budget.table.whole(bits), budget.table.total(bits)
+        exceeded = whole > budget.limit
+        limits.append(total * budget.limit / whole * (1 - _ROUNDING) if exceeded else now.limit)
+    return [Budget(b.table, limit) for b, limit in zip(budgets, limits, strict=True)]
+
+
+def _approach(budgets: Sequence[Budget]) -> Tensor:
+    """An allocation that meets all budgets; where none is found that does, the nearest.
 
     For weights of the budgets that add up to one, the allocation of the least weighted sum of costs, each as a share of
     its limit, is known layer by layer; a sum above one says that nothing meets all budgets. The weights of what is
     exceeded grow, and from one such allocation to the next the way goes a layer and a bit at a time, since layers
     that are alike change together. Budgets so tight that nothing on these ways meets them are refused, too.
     """
-    for budget in budgets:
-        budget.check()
     table = budgets[0].table
     shares = torch.stack([b.table.costs.flatten(1) / b.limit for b in budgets])
     fixed = torch.tensor([b.table.fixed / b.limit for b in budgets], dtype=torch.float64)
@@ -78,9 +122,7 @@ def check_budgets(budgets: Sequence[Budget]) -> Tensor:
                 nearest, excess = cells.clone(), float(taken.max())
         start = target
         pressure += _EAGERNESS / round_**0.5 * (taken - taken.mean())
-    limits = " and ".join(f"a {b.table.name} of {b.table.say(b.limit)}" for b in budgets)
-    possible = " and ".join(b.table.say(b.table.total(table.bits_of(nearest))) for b in budgets)
-    raise UsageError(f"{limits} cannot be met together: what comes nearest has {possible}")
+    return table.bits_of(nearest)
 
 
 def _steps(first: Tensor, last: Tensor) -> Iterator[Tensor]:
@@ -100,18 +142,31 @@ def fit(wanted: Tensor, budgets: Sequence[Budget]) -> Tensor:
     Rounded first; while a budget is exceeded, the layer goes to other bits whose doing so costs least distance from
     what is wanted for what it saves; where none saves anything (one budget asks for more bits, the other for fewer),
     the way goes on from an allocation that meets all. Then the choice that lies farthest below what is wanted gains a
-    bit, as long as one fits.
+    bit, as long as one fits. Where a budget does not hold on the model as a whole, the same under a tighter limit.
 
     wanted: fp64 [choices]. Returns int64 [choices]. Raises UsageError for budgets that nothing meets.
     """
     if not budgets:
         return torch.full(wanted.shape, MAX_BITS)
     possible = check_budgets(budgets)
+    tight = budgets
+    for _ in range(_TRIES):
+        bits = _filled(_lowered(wanted, tight, possible), wanted, tight)
+        if hold(budgets, bits):
+            return bits
+        tight = _tighten(tight, budgets, bits)
+    return possible
+
+
+def _lowered(wanted: Tensor, budgets: Sequence[Budget], possible: Tensor) -> Tensor:
+    """Rounded, and moved until it meets the budgets; `possible` where no move helps."""
     bits = wanted.round().clamp(MIN_BITS, MAX_BITS).long()
     while not meets(budgets, bits):
         better = _saving_move(bits, wanted, budgets)
-        bits = possible if better is None else better
-    return _filled(bits, wanted, budgets)
+        if better is None:
+            return possible
+        bits = better
+    return bits
 
 
 def _saving_move(bits: Tensor, wanted: Tensor, budgets: Sequence[Budget]) -> Tensor | None:

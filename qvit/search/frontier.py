@@ -17,6 +17,7 @@ from qvit.search.descent import Searcher
 COSTS = ("size", "bitops", "latency")
 POINTS = 6  # a cost
 _BISECTIONS = 4
+MEASUREMENTS = POINTS + _BISECTIONS  # at most
 
 # Of a core without AVX-512, for 10^9 multiply-accumulates of an image: a simulated pass, and the curvature of all
 # widths with four labels. Of 10^6 weights: the grids of all widths.
@@ -90,14 +91,14 @@ class Frontier:
         if key not in self._known:
             self._note(f"{table.name} {table.say(limit)}")
             self._known[key] = self._searcher.measure(bits)
-        costs = {each.name: each.total(bits) for each in self._tables}
+        costs = {each.name: each.whole(bits) for each in self._tables}
         return Point(bits, self._known[key], costs, table.name)
 
 
-def estimate_seconds(config: ViTConfig, images: int, costs: int) -> float:
-    """How long a frontier of so many costs takes, at the worst: on one core without AVX-512."""
+def estimate_seconds(config: ViTConfig, images: int, measurements: int) -> float:
+    """How long a search takes that measures so many allocations, at the worst: on one core without AVX-512."""
     shapes = config.linears()
     macs = sum(linear_macs(config).values()) + 2 * config.depth * attention_macs(config)
     weights = sum(n * k for n, k in shapes.values())
-    passes = images * costs * (POINTS + _BISECTIONS) * _PASS_SECONDS
+    passes = images * measurements * _PASS_SECONDS
     return (passes + images * _CURVATURE_SECONDS) * macs / 1e9 + _GRID_SECONDS * weights / 1e6

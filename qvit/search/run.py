@@ -15,19 +15,21 @@ from qvit.search.allocation import Space
 from qvit.search.budgets import Budget, check_budgets
 from qvit.search.costs import CostTable, bitops_table, size_table
 from qvit.search.descent import Searcher, Settings
-from qvit.search.frontier import COSTS, POINTS, Frontier, Point, estimate_seconds
+from qvit.search.frontier import COSTS, MEASUREMENTS, POINTS, Frontier, Point, estimate_seconds
 from qvit.search.latency import Place, latency_table
 from qvit.synthesis.leaves import draw_pictures
 from qvit.zoo import Source
 
 IMAGES = 32  # dead leaves
+_MEASUREMENTS = 2  # of what is found, and of the largest uniform allocation
 
 
 def plan_search(
     source: Source, recipe: Recipe, limits: Mapping[str, float], place: Place | None = None
 ) -> dict[str, Any]:
     """What a search would choose among, without weights: the number of choices, and of each budget the limit and the
-    smallest and largest cost that is possible. Raises what `allocate` raises.
+    smallest and largest cost that is possible; and the seconds that it would take, at the worst. Raises what `allocate`
+    raises.
     """
     config = read_shape(source)
     space = _space_of(config, recipe, limits)
@@ -35,6 +37,7 @@ def plan_search(
     return {
         "choices": len(space.choices),
         "images": IMAGES,
+        "estimated_seconds": round(estimate_seconds(config, IMAGES, _MEASUREMENTS)),
         "budgets": {
             b.table.name: {
                 "limit": b.limit,
@@ -69,7 +72,7 @@ def allocate(
         **{
             b.table.name: {
                 "limit": b.limit,
-                "found": b.table.total(found.bits),
+                "found": b.table.whole(found.bits),
                 **_circumstances(b.table, place),
             }
             for b in budgets
@@ -88,7 +91,7 @@ def plan_frontier(source: Source, recipe: Recipe, place: Place) -> dict[str, Any
         "images": IMAGES,
         "points": len(COSTS) * POINTS,
         "latency": {"on": place.name, "batch": place.batch},
-        "estimated_seconds": round(estimate_seconds(config, IMAGES, len(COSTS))),
+        "estimated_seconds": round(estimate_seconds(config, IMAGES, len(COSTS) * MEASUREMENTS)),
     }
 
 
@@ -128,7 +131,7 @@ def trace_frontier(
         "model": source.timm_name,
         "images": IMAGES,
         "seed": recipe.seed,
-        "max_drop": most,
+        "max_kl": most,
         "latency": _circumstances(tables[-1], place),
         "points": shown,
     }, recipes

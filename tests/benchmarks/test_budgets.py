@@ -1,11 +1,13 @@
-"""The proof that an allocation near a limit exists, against trying everything."""
+"""The proof that an allocation near a limit exists, against trying everything; what counts as met."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 
-from benchmarks.budgets import NEAR, draw_budgets, near_exists
+from benchmarks.budgets import NEAR, _describe, _search, draw_budgets, near_exists
+from benchmarks.budgets import table as table_of
 from benchmarks.searching.rivals import descend_greedily, draw_random
 from qvit.search.budgets import Budget, check_budgets, meets
 from tests.search.test_budgets import random_table
@@ -42,3 +44,42 @@ def test_rivals_meet_their_budgets():
     losses = 4.0 ** -torch.arange(7, dtype=torch.float64).expand(7, 7)
     assert meets(budgets, draw_random(7, budgets, generator))
     assert meets(budgets, descend_greedily(losses, budgets))
+
+
+class _Searcher:
+    """Finds two bits everywhere, or refuses."""
+
+    losses = torch.ones(7, 7, dtype=torch.float64)
+
+    def find(self, budgets):
+        check_budgets(budgets)
+        return torch.full((7,), 2)
+
+
+def test_a_refused_budget_is_one_that_is_not_met():
+    generator = torch.Generator().manual_seed(0)
+    table = random_table("size", generator)
+    least = table.smallest
+    refused = _search(_Searcher(), [Budget(table, 0.9 * least)])
+    assert not refused["meets"]
+    assert "cannot be met" in refused["refused"]
+    found = _search(_Searcher(), [Budget(table, table.largest)])
+    assert found["meets"]
+    penalty = {"meets": True, "of_limit": {"size": 0.97}}
+    budgets = [
+        {"near_exists": exists, "methods": {"hdx": method, "penalty": penalty}}
+        for exists, method in ((True, refused), (False, found))
+    ]
+    lines = table_of([{"budgets": budgets}]).splitlines()
+    assert lines[2:] == ["| hdx | 1 of 2 | 1 | 0 of 1 |", "| penalty | 2 of 2 | 0 | 1 of 1 |"]
+
+
+def test_what_meets_a_limit_is_judged_by_the_whole_model():
+    table = random_table("latency", torch.Generator().manual_seed(0))
+    bits = torch.full((7,), 2)
+    limit = table.total(bits)
+    slower = replace(table, whole_of=lambda some: 1.01 * table.total(some))
+    assert _describe(bits, [Budget(table, limit)], _Searcher.losses)["meets"]
+    described = _describe(bits, [Budget(slower, limit)], _Searcher.losses)
+    assert not described["meets"]
+    assert described["of_limit"] == {"latency": 1.01}

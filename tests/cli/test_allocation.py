@@ -1,6 +1,7 @@
 """`qvit quantize --bits auto`: budgets that hold on the file, and refusals before any work."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,12 @@ from qvit import zoo
 from qvit.cli import run
 from qvit.cli.quantities import read_quantity
 from qvit.errors import UsageError
+
+SETTLED = [
+    word
+    for name in ("blocks.*.*.*", "head", "patch_embed.proj")
+    for word in ("--set", f"layers.{name}=W4")
+]
 
 
 def test_budgets_hold_on_what_is_written(tiny_model, tmp_path, capsys):
@@ -25,6 +32,8 @@ def test_budgets_hold_on_what_is_written(tiny_model, tmp_path, capsys):
     assert 0.9 * limits["size"] < size <= found["search"]["size"]["found"] <= limits["size"]
     assert 0.9 < found["search"]["bitops"]["found"] / limits["bitops"] <= 1
     assert found["search"]["kl"] <= found["search"]["kl_uniform"]
+    assert next(iter(found["seconds"])) == "search"
+    assert found["seconds"]["search"] > 0
     assert run(["info", str(out), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["bits"]
     head = next(row for row in rows if "head" in row["modules"])
@@ -40,15 +49,29 @@ def test_size_alone_leaves_activations_at_eight_bits(tiny_model, capsys):
     assert plan["search"]["choices"] == 10  # the weights of ten Linears
 
 
+def test_a_dry_run_tells_limits_and_nothing_of_bits_that_are_not_found_yet(
+    tiny_model, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["quantize", str(tiny_model), "--bits", "auto", "--max-size", "1MB", "-q"]
+    assert run([*command, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["search"]["budgets"]["size"]["limit"] == 1e6
+    assert Path(plan["out"]) == Path("out") / f"{tiny_model.name}-auto"
+    assert not {"scheme", "bytes", "tensor_bytes"} & plan.keys()
+    assert plan["fp32_bytes"] > 0
+    assert plan["search"]["estimated_seconds"] >= 0
+
+
 def test_an_impossible_budget_is_refused_before_the_weights_are_read(
     tiny_model, capsys, monkeypatch
 ):
     monkeypatch.setattr(zoo, "load", lambda *_, **__: pytest.fail("loaded the weights first"))
     command = ["quantize", str(tiny_model), "--bits", "auto", "-q"]
     assert run([*command, "--max-size", "1kB"]) == 2
-    assert "a size of 1,000 B cannot be met: the smallest" in capsys.readouterr().err
+    assert "a budget of 1,000 B cannot be met: the smallest" in capsys.readouterr().err
     assert run([*command, "--max-bitops", "1k"]) == 2
-    assert "a bitops of 1,000 BitOps cannot be met" in capsys.readouterr().err
+    assert "a budget of 1,000 BitOps cannot be met" in capsys.readouterr().err
 
 
 def test_latency_of_a_card_that_is_not_here(tiny_model, tmp_path, capsys):
@@ -81,6 +104,11 @@ def test_latency_of_a_card_that_is_not_here(tiny_model, tmp_path, capsys):
         ),
         (["--bits", "auto", "--max-size", "8MB", "--on", "nvidia-h200"], "--on says where"),
         (["--bits", "auto", "--max-latency", "1ms", "--on", "abacus"], "latency is modelled for"),
+        (
+            ["--bits", "auto", "--max-size", "8MB", "--dry-run", *SETTLED],
+            "no bits are left to find",
+        ),
+        (["--bits", "auto", "--max-size", "8MB", *SETTLED], "no bits are left to find"),
     ],
 )
 def test_half_a_request_is_refused(tiny_model, arguments, message, capsys):

@@ -10,13 +10,23 @@ from qvit.cli import run
 from qvit.recipe import load_recipe
 
 CARD = ["--on", "nvidia-h200"]
+SETTLED = [
+    word
+    for name, bits in (
+        ("blocks.*.*.*", "W4A4"),
+        ("blocks.*.attn", "A4"),
+        ("head", "W4A4"),
+        ("patch_embed.proj", "W4"),
+    )
+    for word in ("--set", f"layers.{name}={bits}")
+]
 
 
 @pytest.fixture(scope="module")
 def searched(tiny_model, tmp_path_factory):
     pytest.importorskip("triton")
     out = tmp_path_factory.mktemp("search") / "out"
-    assert run(["search", str(tiny_model), "--max-drop", "0.05", *CARD, "-q", "-o", str(out)]) == 0
+    assert run(["search", str(tiny_model), "--max-kl", "0.05", *CARD, "-q", "-o", str(out)]) == 0
     return out, json.loads((out / "search.json").read_text())
 
 
@@ -59,8 +69,10 @@ def test_a_dry_run_says_what_it_would_take(tiny_model, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--max-drop", "-1"], "--max-drop -1.0: expected nats above 0"),
+        (["--max-kl", "-1"], "--max-kl -1.0: expected nats above 0"),
         (["--on", "abacus"], "latency is modelled for"),
+        (SETTLED, "no bits are left to find"),
+        (["--dry-run", *SETTLED], "no bits are left to find"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tiny_model, arguments, message, capsys):

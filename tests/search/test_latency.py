@@ -1,6 +1,7 @@
 """Latency tables: modelled for cards, and measured here, once."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,13 +10,16 @@ from qvit.deployment.quantvit import QuantViT
 from qvit.errors import UsageError
 from qvit.models.plan import plan_scheme
 from qvit.search import stopwatch
+from qvit.search.budgets import Budget, check_budgets, fit, hold, largest_uniform
 from qvit.search.cards import CARDS, Card, model_seconds
+from qvit.search.costs import size_table
 from qvit.search.latency import Place, _between_kernels, latency_table, with_kernel
 from qvit.search.stopwatch import measure_seconds
 from tests.search.test_costs import COUNT, SPACE, VIT
 
 pytest.importorskip("triton")
 H200 = Place("nvidia-h200")
+L4 = Place("nvidia-l4", batch=4096)  # so many that launches, and not their number, take the time
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,70 @@ def test_the_table_is_the_sum_of_the_launches(modelled):
     assert modelled.total(bits) == pytest.approx(sum(seconds.values()))
     assert "blocks.0.norm1" in seconds
     assert modelled.origin == "modelled"
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """A table on whose card epilogues show, and random allocations."""
+    generator = torch.Generator().manual_seed(0)
+    allocations = [torch.randint(2, 9, (COUNT,), generator=generator) for _ in range(10)]
+    return latency_table(VIT.config, SPACE, L4), allocations
+
+
+def seconds_of(bits):
+    scheme = plan_scheme(VIT.config, SPACE.recipe_of(bits))
+    return sum(model_seconds(VIT.config, scheme, L4.batch, CARDS[L4.name]).values())
+
+
+def test_mixed_bits_cost_what_the_whole_model_does(mixed):
+    table, allocations = mixed
+    ratios = [seconds_of(bits) / table.total(bits) for bits in allocations]
+    assert min(ratios) < 0.999
+    assert max(ratios) > 1.001  # or there is nothing to tell
+    for bits in allocations:
+        assert table.whole(bits) == pytest.approx(seconds_of(bits), rel=1e-12)
+
+
+def test_a_limit_holds_on_the_whole_model_where_that_costs_more_than_its_layers(mixed):
+    table, allocations = mixed
+    by_sums = replace(table, whole_of=None)
+    exceeded = 0
+    for bits in allocations:
+        wanted, limit = bits.double(), min(table.total(bits), table.whole(bits))
+        found = fit(wanted, [Budget(table, limit)])
+        exceeded += table.whole(fit(wanted, [Budget(by_sums, limit)])) > limit
+        assert 0.95 * limit < seconds_of(found) <= limit * (1 + 1e-12)
+    assert exceeded >= 3
+
+
+def test_a_limit_below_what_any_model_takes_is_refused_and_the_smallest_is_met(mixed):
+    table, _ = mixed
+    found = check_budgets([Budget(table, table.smallest)])
+    assert seconds_of(found) <= table.smallest * (1 + 1e-12)
+    with pytest.raises(UsageError, match="the smallest that is possible is"):
+        check_budgets([Budget(table, table.smallest * 0.9999)])
+
+
+def test_budgets_that_hold_by_layers_alone_are_refused(mixed):
+    """A card on which the whole always takes a tenth more than its layers."""
+    table, allocations = mixed
+    slower = replace(table, whole_of=lambda bits: 1.1 * table.total(bits))
+    limit = 1.05 * table.smallest
+    with pytest.raises(UsageError, match="cannot be met"):
+        fit(allocations[0].double(), [Budget(slower, limit)])
+    found = fit(allocations[0].double(), [Budget(slower, 1.12 * table.smallest)])
+    assert 1.1 * table.total(found) <= 1.12 * table.smallest
+    size = size_table(VIT.config, SPACE)
+    pair = [Budget(size, size.largest), Budget(slower, 1.12 * table.smallest)]
+    assert hold(pair, check_budgets(pair))
+
+
+def test_uniform_bits_count_only_where_the_whole_model_holds(mixed):
+    table, _ = mixed
+    limit = table.total(SPACE.uniform(8))
+    assert largest_uniform([Budget(replace(table, whole_of=None), limit)], COUNT) == 8
+    slower = replace(table, whole_of=lambda bits: table.total(bits) * (1.1 if max(bits) > 4 else 1))
+    assert largest_uniform([Budget(slower, limit)], COUNT) == 4
 
 
 def test_a_faster_card_is_faster_and_more_images_take_longer():
