@@ -33,6 +33,8 @@ _VARIANTS = {
 }  # fmt: skip
 # Weights rounded for real images, as with --calib-data: what the same recipe could reach.
 _REAL = "real"
+# More or fewer images, as with --budget.
+_BUDGETS = ("quick", "full")
 # recipe, weight bits, activation bits, a variant of it
 SCHEMES = (
     ("qvit", 8, 8, ""),
@@ -41,6 +43,8 @@ SCHEMES = (
     ("qvit", 4, 4, "ends4"),
     ("qvit", 4, 4, "attention4"),
     ("qvit", 4, 4, _REAL),
+    ("qvit", 4, 4, "quick"),
+    ("qvit", 4, 4, "full"),
     ("qvit", 3, 8, ""),
     ("qvit", 3, 3, ""),
     ("qvit", 3, 3, "uniform"),
@@ -55,7 +59,8 @@ SCHEMES = (
 def cells() -> Iterator[Cell]:
     """One a recipe, scheme and seed; a recipe without transforms draws nothing, and has one seed."""
     for name, w, a, variant in SCHEMES:
-        recipe = Recipe.preset(name, weight_bits=w, activation_bits=a).override(
+        budget = variant if variant in _BUDGETS else None
+        recipe = Recipe.preset(name, weight_bits=w, activation_bits=a, budget=budget).override(
             _VARIANTS.get(variant, [])
         )
         for seed in SEEDS if recipe.transforms.norm else SEEDS[:1]:
