@@ -38,7 +38,7 @@ def cells() -> Iterator[Cell]:
             for seed in SEEDS:
                 label = f"roundings-vit_t-w{w}a{a}-{images}-{damping:g}-seed{seed}"
                 work = (
-                    Recipe.preset("qvit", weight_bits=w, activation_bits=a),
+                    Recipe.preset("qvit", weight_bits=w, activation_bits=a).with_open_ends(),
                     images,
                     damping,
                     seed,

@@ -50,7 +50,7 @@ def images(shared: Path) -> Tensor:
 
 
 def recipe(scheme: str) -> Recipe:
-    weight_bits, activation_bits = SCHEMES[scheme]
+    weight_bits, activation_bits = (SCHEMES | {"W3A3": (3, 3)})[scheme]
     return Recipe.preset("qvit", weight_bits=weight_bits, activation_bits=activation_bits)
 
 
@@ -96,7 +96,9 @@ def test_fused_kernels_run_the_real_model_in_the_interpreter(vit, images, scheme
         assert divergence(expected[i : i + 1], found[i : i + 1]) <= 1.5 * max(each)
 
 
-@pytest.mark.parametrize(("scheme", "points"), [("W8A8", 0.7), ("W4A8", 3.0), ("W4A4", 6.5)])
+@pytest.mark.parametrize(
+    ("scheme", "points"), [("W8A8", 0.7), ("W4A8", 2.0), ("W4A4", 4.0), ("W3A3", 15.0)]
+)
 def test_accuracy_on_the_validation_images(shared, tmp_path, scheme, points):
     source = zoo.resolve("vit_t", weights=shared / WEIGHTS)
     pipeline.quantize(source, recipe(scheme), tmp_path / "model", progress=False)
