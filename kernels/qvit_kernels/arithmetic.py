@@ -47,20 +47,19 @@ def end_of(count):
 
 @triton.jit
 def narrow_rows(row, tokens, PREFIX: tl.constexpr):
-    """Which rows have the grid's bits, and not 8: all but the first PREFIX of every `tokens`; None: all of them."""
-    if PREFIX:
-        return row % tokens >= PREFIX
-    else:
-        return None
+    """Which rows have the grid's bits, and not 8: all but the first PREFIX of every `tokens`.
+
+    Called where there is a PREFIX alone: Triton 3.6 compiles no function that returns None.
+    """
+    return row % tokens >= PREFIX
 
 
 @triton.jit
-def as_column(narrow):
-    """[rows] -> [rows, 1], or None."""
-    if narrow is None:
-        return None
-    else:
-        return tl.expand_dims(narrow, -1)
+def _beside(narrow, x):
+    """`narrow` [rows] with as many axes as x, of which the rows are the first."""
+    for _ in tl.static_range(len(x.shape) - 1):
+        narrow = tl.expand_dims(narrow, -1)
+    return narrow
 
 
 @triton.jit
@@ -68,7 +67,7 @@ def scale_of(amax, STEPS: tl.constexpr, narrow=None):
     """`reference.scale_of`: NaN of NaN too, which a maximum on a GPU would turn into the smallest scale."""
     steps = tl.full(amax.shape, STEPS, tl.float32)
     if narrow is not None:
-        steps = tl.where(narrow, steps, 127.0)
+        steps = tl.where(_beside(narrow, steps), steps, 127.0)
     scale = tl.div_rn(amax, steps)
     return tl.maximum(scale, _TINY, propagate_nan=tl.PropagateNan.ALL)
 
@@ -95,7 +94,7 @@ def reached_scale(
     high, low, AXIS: tl.constexpr, FACTOR: tl.constexpr, STEPS: tl.constexpr, SIGNED: tl.constexpr, narrow=None
 ):  # fmt: skip
     """`reference.signed_scale_of` of FACTOR (a power of two, positive) times values that reach from low to high; rows
-    that are not `narrow`, of the scales' shape or None, have 8 bits.
+    that are not `narrow`, [rows] or None, have 8 bits.
     """
     top = tl.max(high, AXIS)
     if SIGNED:
@@ -112,7 +111,7 @@ def signed_scale_of(top, bottom, FACTOR: tl.constexpr, STEPS: tl.constexpr, narr
     scale = scale_of(tl.maximum(top, bottom) * FACTOR, STEPS, narrow)
     positive = top > bottom
     if narrow is not None:
-        positive = positive & narrow
+        positive = positive & _beside(narrow, positive)
     return tl.where(positive, -scale, scale)
 
 
@@ -127,7 +126,8 @@ def codes_of(x, inverse, LOW: tl.constexpr, HIGH: tl.constexpr, CLAMP: tl.conste
     """int8 codes of x on a grid: rint(x * inverse), saturating unless CLAMP is False (dynamic 8 bits never leave)."""
     y = x * inverse
     if narrow is not None:
-        y = tl.minimum(tl.maximum(y, tl.where(narrow, LOW, -127.0)), tl.where(narrow, HIGH, 127.0))
+        inside = _beside(narrow, y)
+        y = tl.minimum(tl.maximum(y, tl.where(inside, LOW, -127.0)), tl.where(inside, HIGH, 127.0))
     elif CLAMP:
         y = tl.minimum(tl.maximum(y, LOW), HIGH)
     return (y + _MAGIC).to(tl.int32, bitcast=True).to(tl.int8)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from qvit_kernels import ln_quant, reference, tiles
 from qvit_kernels.arithmetic import (
-    as_column,
     codes_of,
     narrow_rows,
     reciprocal,
@@ -73,7 +72,9 @@ def store_codes(
     the static scale of the group. The first PREFIX rows have 8 bits.
     """
     CLAMP: tl.constexpr = HIGH < 127 or static_ptr is not None
-    narrow = narrow_rows(rows, tokens, PREFIX)
+    narrow = None
+    if PREFIX:
+        narrow = narrow_rows(rows, tokens, PREFIX)
     if static_ptr is not None:
         scale = tl.load(static_ptr + group + rows * 0)
     else:
@@ -96,7 +97,7 @@ def store_codes(
                 tl.store(at + 32 * i, in_one_byte(low, high), mask=inside)
     else:
         for i in tl.static_range(len(tiles)):
-            codes = codes_of(tiles[i], inverse, LOW, HIGH, CLAMP, as_column(narrow))
+            codes = codes_of(tiles[i], inverse, LOW, HIGH, CLAMP, narrow)
             store_piece(
                 codes, codes_ptr + group * GROUP + i // len(PIECES) * WIDTH, rows, tokens, columns,
                 WIDTH, PIECES[i % len(PIECES)][0],

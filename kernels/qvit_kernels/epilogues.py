@@ -56,11 +56,9 @@ def quantize_groups(
     """
     grouped = tl.reshape(y, (BM, BN // GROUP, GROUP))
     high, low = arithmetic.reach_of((grouped,), 0, 1, SIGNED)
-    column = arithmetic.as_column(narrow)
-    scale = arithmetic.reached_scale(high, low, 2, 1.0, STEPS, SIGNED, column)
+    scale = arithmetic.reached_scale(high, low, 2, 1.0, STEPS, SIGNED, narrow)
     inverse = arithmetic.reciprocal(scale)
-    column = arithmetic.as_column(column)
-    codes = arithmetic.codes_of(grouped, inverse[:, :, None], LOW, HIGH, HIGH < 127, column)
+    codes = arithmetic.codes_of(grouped, inverse[:, :, None], LOW, HIGH, HIGH < 127, narrow)
     return tl.reshape(codes, (BM, BN)), scale
 
 

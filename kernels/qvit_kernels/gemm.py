@@ -240,7 +240,9 @@ def gelu_quantize_kernel(
         groups = valid // GROUP if GROUP else tl.zeros((1,), tl.int32)
         codes = epilogues.quantize_columns(y, static_ptr, groups, LOW, HIGH)
     else:
-        narrow = arithmetic.narrow_rows(m, tokens, PREFIX)
+        narrow = None
+        if PREFIX:
+            narrow = arithmetic.narrow_rows(m, tokens, PREFIX)
         codes, scale = epilogues.quantize_groups(
             y, BM, BN, GROUP, STEPS_Q, LOW, HIGH, HIGH < 127, narrow
         )

@@ -11,7 +11,6 @@ import triton.language as tl
 from torch import Tensor
 
 from qvit_kernels.arithmetic import (
-    as_column,
     block_hadamard,
     codes_of,
     narrow_rows,
@@ -154,7 +153,7 @@ def _store_codes(
 ):  # fmt: skip
     """Quantize and write tile I; PACKED: with the tile 32 columns further, which by itself writes nothing.
 
-    narrow: [rows, 1], or None.
+    narrow: [rows], or None.
     """
     PART: tl.constexpr = SPAN // PIECES
     at = _columns(I, WIDTH, PIECES, SPAN)
@@ -183,7 +182,7 @@ def _quantize_whole(
     inverse = (reciprocal(step) * FACTOR)[:, None]
     for i in tl.static_range(TILES):
         _store_codes(
-            codes, values, inverse, row, rows, as_column(narrow),
+            codes, values, inverse, row, rows, narrow,
             i, K, WIDTH, TILES, PIECES, SPAN, PACKED, LOW, HIGH, HIGH < 127,
         )  # fmt: skip
 
@@ -204,7 +203,7 @@ def _quantize_groups(
         high, low = reach_of(values, q * TOGETHER, TOGETHER, HIGH < 127)
         high = tl.reshape(high, (ROWS, WIDTH // WITHIN, WITHIN))
         low = tl.reshape(low, (ROWS, WIDTH // WITHIN, WITHIN))
-        step = reached_scale(high, low, 2, FACTOR, STEPS, HIGH < 127, as_column(narrow))
+        step = reached_scale(high, low, 2, FACTOR, STEPS, HIGH < 127, narrow)
         begin = tl.arange(0, WIDTH // WITHIN) * WITHIN
         at = q * TOGETHER // PIECES * (WIDTH * PIECES) + q * TOGETHER % PIECES * PART
         at = (at + begin // PART * SPAN + begin % PART) // GROUP
@@ -215,7 +214,7 @@ def _quantize_groups(
         inverse = tl.reshape(inverse, (ROWS, WIDTH))
         for i in tl.static_range(TOGETHER):
             _store_codes(
-                codes, values, inverse, row, rows, as_column(narrow),
+                codes, values, inverse, row, rows, narrow,
                 q * TOGETHER + i, K, WIDTH, TILES, PIECES, SPAN, PACKED, LOW, HIGH, HIGH < 127,
             )  # fmt: skip
 
@@ -273,7 +272,9 @@ def quantize_rows_kernel(
         values = scaled
     # A power of two may as well multiply a row's scale and its reciprocal as every value: nothing rounds.
     FACTOR: tl.constexpr = NORM if FOLDED else 1.0
-    narrow = narrow_rows(row, tokens, PREFIX)
+    narrow = None
+    if PREFIX:
+        narrow = narrow_rows(row, tokens, PREFIX)
     if static is not None:
         _quantize_static(
             codes, static, values, row, rows,
