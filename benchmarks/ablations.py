@@ -27,7 +27,7 @@ CHANGES: dict[tuple[int, int], dict[str, tuple[str, str]]] = {
         _ROTATIONS: ("rotations of Q and K, and of V", "none, folded offline"),
         "transforms.norm=0": (
             "Hadamard of 64 after LayerNorms",
-            "6 additions a value in ln_quant, which memory bounds; 2 % of the time on a CPU",
+            "10 of 27 instructions a value of ln_quant, which memory bounds; 2 % of the time on a CPU",
         ),
         "transforms.fc2=32": (
             "not taken: Hadamard of 32 before fc2",
