@@ -240,7 +240,7 @@ def _render(found: Mapping[str, Any]) -> str:
         row
         | row["latency_ms"]
         | {
-            "speedup": row["speedup_vs"].get(BEST_FLOAT, {}).get("ratio"),
+            "speedup": _describe_speedup(row["speedup_vs"].get(BEST_FLOAT)),
             "device_p50": None if row["device_ms"] is None else row["device_ms"]["p50"],
         }
         for row in found["rows"]
@@ -263,6 +263,13 @@ def _render(found: Mapping[str, Any]) -> str:
         advice = f"; {item['command']}" if item["command"] else ""
         lines.append(f"left out: {item['variant']}: {item['reason']}{advice}")
     return "\n".join([*lines, *_render_against(found.get("against"))])
+
+
+def _describe_speedup(ratio: Mapping[str, Any] | None) -> str | None:
+    """With a star where another run may find another."""
+    if ratio is None:
+        return None
+    return f"{ratio['ratio']:.2f}{'' if ratio['steady'] else ' *'}"
 
 
 def _render_against(against: Mapping[str, Any] | None) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from qvit import latency
 from qvit.cli import run
-from tests.latency.reports import report, row
+from tests.latency.reports import ratio, report, row
 
 OWN = "qvit-w4a4-cpu"
 
@@ -114,3 +114,15 @@ def test_what_is_compared_is_in_every_form(tiny_copy, measured, tmp_path, capsys
     assert "Since the earlier report" in files["md"].read_text()
     assert "Since the earlier report" in files["html"].read_text()
     assert not list(tmp_path.glob(".now*"))
+
+
+def test_a_speedup_that_another_run_may_not_find_has_a_star(
+    tiny_copy, measured, monkeypatch, capsys
+):
+    for spread, shown in ((0.01, "2.00"), (0.1, "2.00 *"), (None, "2.00 *")):
+        found = make(tiny_copy)
+        found["rows"][-1]["speedup_vs"] = {"best_float": ratio(2.0, spread)}
+        monkeypatch.setattr(latency, "bench", lambda *_, found=found, **__: found)
+        assert call(tiny_copy) == 0
+        (line,) = (text for text in capsys.readouterr().out.splitlines() if OWN in text)
+        assert ("2.00 *" in line) == shown.endswith("*")

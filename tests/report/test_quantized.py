@@ -103,6 +103,9 @@ def test_speedups_over_every_float_model_are_on_the_page():
     found["rows"][-1]["speedup_vs"] |= {"fp32": ratio(4.5, 0.02)}
     text = describe_latency(found)["md"]
     assert "| 1 | qvit-w4a4-cpu | 4.50 (4.46 to 4.54) |" in text
+    found["rows"][-1]["speedup_vs"] |= {"fp32": ratio(4.5, 0.04)}
+    assert "4.50 (4.41 to 4.59) " in describe_latency(found)["md"]
+    assert "4.59) |" not in describe_latency(found)["md"]  # but a star
 
 
 def test_a_report_of_few_rounds_has_no_intervals():

@@ -218,8 +218,9 @@ def _interval(ratio: Mapping[str, Any] | None) -> str:
         return "-"
     value = shortly(ratio["ratio"])
     if ratio["low"] is None:
-        return value
-    return f"{value} ({shortly(ratio['low'])} to {shortly(ratio['high'])})"
+        return f"{value} *"
+    unsure = "" if ratio["steady"] else " *"
+    return f"{value} ({shortly(ratio['low'])} to {shortly(ratio['high'])}){unsure}"
 
 
 def _left_out(items: Sequence[Mapping[str, Any]]) -> Table:
