@@ -6,19 +6,16 @@ gain is a difference of pairs: the same images, the same seed, with and without.
 
 import math
 import statistics
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy import UNIFORM_ENDS
 from benchmarks.cells import Cell
-from benchmarks.decisions import expected, predict, source
-from qvit import pipeline
-from qvit.deployment import QuantViT
+from benchmarks.decisions import expected, predict_quantized
 from qvit.recipe import Recipe
 
 SEEDS = (0, 1)
-_ENDS = "layers.patch_embed.proj=none layers.head=none layers.head_dist=none"
+_ENDS = " ".join(UNIFORM_ENDS)
 _ROTATIONS = "transforms.qk=false transforms.v=false"
 # (weight bits, activation bits): the change that takes a part out, or puts one in that was left out -> what the part
 # is, and what it costs
@@ -92,12 +89,7 @@ def cells() -> Iterator[Cell]:
 
 
 def _measure(recipe: Recipe, change: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "model"
-        pipeline.quantize(source(), recipe, out, progress=False)
-        model = QuantViT.from_pretrained(out)
-        model.warmup()
-        ours, theirs = predict(model).logits, expected().logits
+    ours, theirs = predict_quantized(recipe).logits, expected().logits
     of, mine = theirs.log_softmax(-1), ours.log_softmax(-1)
     kls = (of.exp() * (of - mine)).sum(-1)
     same = ours.argmax(-1) == theirs.argmax(-1)

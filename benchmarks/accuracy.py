@@ -20,14 +20,15 @@ from qvit_kernels import backends
 
 WEIGHTS = SHARED / "models" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
 SEEDS = (0, 1, 2)
-_UNIFORM_ENDS = ["layers.patch_embed.proj=none", "layers.head=none", "layers.head_dist=none"]
+# Both ends with as few bits as all that is between them.
+UNIFORM_ENDS = ["layers.patch_embed.proj=none", "layers.head=none", "layers.head_dist=none"]
 # Attention or both ends with as few bits as the Linears, as some publications have it; and what 3 bits have more of
 # than 4, and those ends.
 _VARIANTS = {
-    "ends4": _UNIFORM_ENDS,
+    "ends4": UNIFORM_ENDS,
     "attention4": ["attention.bits=4", "attention.softmax_bits=4"],
     "uniform": [
-        *_UNIFORM_ENDS, "weights.group=32", "activations.norm_group=0", "activations.proj_group=128",
+        *UNIFORM_ENDS, "weights.group=32", "activations.norm_group=0", "activations.proj_group=128",
         "activations.fc2_group=128", "activations.prefix_bits=0",
     ],
 }  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.accuracy import SEEDS, WEIGHTS
+from benchmarks.accuracy import SEEDS, UNIFORM_ENDS, WEIGHTS
 from benchmarks.cells import Cell
 from benchmarks.classes import ODD, SYNSETS, link_classes
 from qvit import evaluation, pipeline, zoo
@@ -23,13 +23,12 @@ from qvit.recipe import Recipe
 
 _GROUPS = tuple(f"weights.group={size}" for size in (0, 64, 16))
 _PER_TOKEN = "activations.proj_group=0 activations.fc2_group=0"
-_ENDS = ["layers.patch_embed.proj=none", "layers.head=none", "layers.head_dist=none"]
 # What every recipe of a scheme has: the defaults of the time when these were decided (ablations.py has those of today).
 # The rows of W4A4 are about Linears, attention at 8 bits is the last of them.
 _BASES = {
     (8, 8): ["transforms.norm=0", "transforms.qk=false", "transforms.v=false"],
-    (4, 8): _ENDS,
-    (4, 4): ["attention.bits=4", "attention.softmax_bits=4", *_ENDS],
+    (4, 8): UNIFORM_ENDS,
+    (4, 4): ["attention.bits=4", "attention.softmax_bits=4", *UNIFORM_ENDS],
 }
 # (weight bits, activation bits): changes of the default recipe, each alone; "" is none
 CHANGES: dict[tuple[int, int], tuple[str, ...]] = {
@@ -74,12 +73,7 @@ def cells() -> Iterator[Cell]:
 
 def measure_change(recipe: Recipe, change: str) -> dict[str, Any]:
     """KL and agreement of a recipe on the development images; `change`: what to call it."""
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "model"
-        pipeline.quantize(source(), recipe, out, progress=False)
-        model = QuantViT.from_pretrained(out)
-        model.warmup()
-        found = evaluation.compare(predict(model), expected())
+    found = evaluation.compare(predict_quantized(recipe), expected())
     return {
         "scheme": recipe.scheme,
         "change": change,
@@ -91,20 +85,28 @@ def measure_change(recipe: Recipe, change: str) -> dict[str, Any]:
     }
 
 
-def source() -> zoo.Source:
-    """The float ViT-Tiny."""
+def predict_quantized(recipe: Recipe) -> evaluation.Predictions:
+    """What the ViT-Tiny says about the development images once it is quantized by a recipe."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "model"
+        pipeline.quantize(_source(), recipe, out, progress=False)
+        model = QuantViT.from_pretrained(out)
+        model.warmup()
+        return _predict(model)
+
+
+def _source() -> zoo.Source:
     return zoo.resolve("vit_t", weights=WEIGHTS)
 
 
 @lru_cache(maxsize=1)
 def expected() -> evaluation.Predictions:
     """What the float model says about the development images."""
-    return predict(zoo.load(source()))
+    return _predict(zoo.load(_source()))
 
 
-def predict(model: Callable[[Tensor], Tensor]) -> evaluation.Predictions:
-    """What a model says about the development images."""
-    config = DataConfig.from_pretrained_cfg(source().pretrained_cfg)
+def _predict(model: Callable[[Tensor], Tensor]) -> evaluation.Predictions:
+    config = DataConfig.from_pretrained_cfg(_source().pretrained_cfg)
     with tempfile.TemporaryDirectory() as folder:
         link_classes(Path(folder), ODD)
         dataset = open_images(folder, config, class_map=SYNSETS)

@@ -355,9 +355,8 @@ class _Progress:
     def __init__(self, shown: bool, request: Request) -> None:
         self._left = len(request.batches)
         self._before = 0
-        self._turns = (
-            2 if request.device.startswith("cuda") else 1
-        )  # a card's times are taken twice
+        # a card's times are taken twice
+        self._turns = 2 if request.device.startswith("cuda") else 1
         # disable=None: silent where stderr is no terminal
         self._bar = tqdm(unit="round", leave=False, disable=None if shown else True)
 
