@@ -1,7 +1,7 @@
 """One benchmark from request to report."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,16 @@ class _Entry:
     own: Quantized | None = None
 
 
-def bench(subject: Subject, request: Request, *, progress: bool = True) -> dict[str, Any]:
+def bench(
+    subject: Subject,
+    request: Request,
+    *,
+    progress: bool = True,
+    after_round: Callable[[], object] | None = None,
+) -> dict[str, Any]:
     """Time a model and its rivals in turns, and say why they take what they take.
+
+    `after_round` is called after each round of turns, outside every time that is taken.
 
     Returns the report, plain values. `rows`, one a variant and batch size: `model` (as it was asked for),
     `resolved_name` (timm's, with its tag), `variant`, `storage_bits`, `compute_dtype`, `mode`, `batch`, `img_size`,
@@ -65,11 +73,11 @@ def bench(subject: Subject, request: Request, *, progress: bool = True) -> dict[
     if subject.folder is not None:
         backends = list(dict.fromkeys(resolve_backend(b, request.device) for b in request.backends))
     with _on(request.device):
-        return _bench(subject, request, backends, progress)
+        return _bench(subject, request, backends, _Progress(progress, request, after_round))
 
 
 def _bench(
-    subject: Subject, request: Request, backends: Sequence[str], progress: bool
+    subject: Subject, request: Request, backends: Sequence[str], bar: "_Progress"
 ) -> dict[str, Any]:
     warnings = find_warnings(request.device)
     source = subject.source
@@ -85,7 +93,7 @@ def _bench(
         compile_all(compilations),
     ):
         floats = FloatModels(source, request.device, request.seed, Path(work))
-        with _Progress(progress, request) as bar:
+        with bar:
             bar.say("rates of this machine")
             rates = find_rates(request.device)  # before compilers have warmed and filled it
             entries, left_out = _build(request, floats, images, bar)
@@ -352,7 +360,10 @@ def _parameters(source: Any) -> float:
 class _Progress:
     """One bar for all of it: a step a round, and what is being done."""
 
-    def __init__(self, shown: bool, request: Request) -> None:
+    def __init__(
+        self, shown: bool, request: Request, after_round: Callable[[], object] | None
+    ) -> None:
+        self._after_round = after_round
         self._left = len(request.batches)
         self._before = 0
         # a card's times are taken twice
@@ -370,6 +381,8 @@ class _Progress:
         """One more round of so many; later batch sizes are taken to have as many."""
         self._bar.total = self._before + self._turns * rounds * (1 + self._left)
         self._bar.update()
+        if self._after_round is not None:
+            self._after_round()
 
     def say(self, text: str) -> None:
         """Show what is being done."""

@@ -1,0 +1,140 @@
+"""Whether the figures of `qvit bench` are those of a stopwatch outside it.
+
+    python benchmarks/stopwatch.py demo_vit-w8a8 --batch 8 --rounds 400 -o stopwatch.json
+
+The stopwatch is a process of its own with its own models, that knows nothing of the report: fp32 eager as timm runs it,
+and the folder. It is read after each of the report's rounds, so that both see the same minutes of the machine. Exits
+with 1 where a figure is more than 5 % from what the stopwatch says.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from benchmarks.cells import ROOT, write_whole
+from qvit import latency
+from qvit.latency import Request, Subject
+from qvit.timing import median_ratio
+from qvit.zoo import Source
+
+ALLOWED = 0.05
+BASELINES = ("fp32", "fp32-compile")  # without the compiled one, no speed-up is reported
+
+# Written with the clock alone. It answers each line with the calls' milliseconds; the first call, after it has waited
+# for the report's round, is not counted.
+_STOPWATCH = """
+import json, sys, time, timm, torch; from qvit.deployment import QuantViT
+folder, name, settings, shape, calls = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
+models = [timm.create_model(name, **settings).eval(), QuantViT.from_pretrained(folder)]
+models[1].warmup(shape[:1]); images = torch.randn(shape)
+def call(model):
+    start = time.perf_counter(); model(images); return 1000 * (time.perf_counter() - start)
+with torch.inference_mode():
+    for line in sys.stdin:
+        print(json.dumps([[call(model) for _ in range(calls)][1:] for model in models]), flush=True)
+"""
+
+
+class Stopwatch:
+    """The process; a reading is what both models took."""
+
+    def __init__(self, folder: Path, source: Source, batch: int, calls: int) -> None:
+        config = source.pretrained_cfg
+        settings = {"num_classes": config["num_classes"], **source.model_args}
+        given = map(json.dumps, (settings, [batch, *config["input_size"]], calls))
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-c",
+                _STOPWATCH,
+                str(folder),
+                source.architecture,
+                *given,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        self.read()  # models are loaded, caches and allocators warm
+
+    def read(self) -> tuple[list[float], list[float]]:
+        """Milliseconds of each call: of the float model, and of the folder."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print("again", file=self._process.stdin, flush=True)
+        theirs, ours = json.loads(self._process.stdout.readline())
+        return theirs, ours
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def hold_against(folder: Path, batch: int, rounds: int, calls: int = 6) -> dict[str, Any]:
+    """A report of a folder beside a stopwatch that is read in each of its rounds.
+
+    Returns figure -> {"report", "stopwatch", "ratio" (the report's by the stopwatch's)}: the median times of fp32 and
+    of the folder in ms, and how many times as fast the folder is; and what the report says of the machine.
+    """
+    subject = Subject.of_folder(folder)
+    request = Request(
+        baselines=BASELINES, batches=(batch,), rounds=rounds, footprint=False, agreement=0
+    )
+    stopwatch = Stopwatch(folder, subject.source, batch, calls)
+    readings: list[tuple[list[float], list[float]]] = []
+    report = latency.bench(subject, request, after_round=lambda: readings.append(stopwatch.read()))
+    stopwatch.close()
+    rows = {row["variant"]: row for row in report["rows"]}
+    (own,) = (row for name, row in rows.items() if name not in BASELINES)
+    taken = [[ms for reading in readings for ms in reading[i]] for i in (0, 1)]
+    medians = [[statistics.median(reading[i]) for reading in readings] for i in (0, 1)]
+    found = {
+        "fp32_ms": (rows["fp32"]["latency_ms"]["p50"], statistics.median(taken[0])),
+        f"{own['variant']}_ms": (own["latency_ms"]["p50"], statistics.median(taken[1])),
+        "speedup": (
+            own["speedup_vs"]["fp32"]["ratio"],
+            median_ratio([t / o for t, o in zip(*medians, strict=True)]).value,
+        ),
+    }
+    figures = {
+        name: {"report": ours, "stopwatch": theirs, "ratio": ours / theirs}
+        for name, (ours, theirs) in found.items()
+    }
+    kept = ("model", "scheme", "created", "machine", "versions", "warnings")
+    return {
+        "figures": figures,
+        "batch": batch,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        **{key: report[key] for key in kept if key in report},
+    }
+
+
+@click.command(help=__doc__)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--batch", default=1, show_default=True)
+@click.option("--rounds", default=400, show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path))
+def main(folder: Path, batch: int, rounds: int, out: Path | None) -> None:
+    """Measure, print, keep, judge."""
+    found = hold_against(folder, batch, rounds)
+    for name, figure in found["figures"].items():
+        print(
+            f"{name}: report {figure['report']:.3f}, stopwatch {figure['stopwatch']:.3f}, {figure['ratio']:.3f}"
+        )
+    if out is not None:
+        write_whole(out, json.dumps(found, indent=1) + "\n")
+    sys.exit(any(abs(figure["ratio"] - 1) > ALLOWED for figure in found["figures"].values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The figures of `qvit bench` beside those of a clock outside it."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import stopwatch
+from qvit import pipeline, zoo
+from qvit.recipe import Recipe
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """The demo ViT at W8A8."""
+    recipe = Recipe.preset("qvit", weight_bits=8, activation_bits=8).without_images()
+    pipeline.quantize(zoo.resolve("demo_vit"), recipe, tmp_path / "demo", progress=False)
+    return tmp_path / "demo"
+
+
+@pytest.mark.slow
+def test_figures_match_an_outside_stopwatch(demo):
+    """Within 5 %, by a process that takes turns with the report's own rounds."""
+    found = stopwatch.hold_against(demo, batch=4, rounds=150)
+    for name, figure in found["figures"].items():
+        assert figure["ratio"] == pytest.approx(1.0, abs=stopwatch.ALLOWED), (name, found)
+
+
+@pytest.mark.parametrize(("ratio", "code"), [(0.96, 0), (0.94, 1), (1.04, 0), (1.06, 1)])
+def test_one_figure_beyond_five_percent_is_a_failure(ratio, code, tmp_path, monkeypatch):
+    figures = {
+        "fp32_ms": {"report": 1.0, "stopwatch": 1.0, "ratio": 1.0},
+        "speedup": {"report": ratio, "stopwatch": 1.0, "ratio": ratio},
+    }
+    monkeypatch.setattr(stopwatch, "hold_against", lambda *_: {"figures": figures})
+    out = tmp_path / "out.json"
+    done = CliRunner().invoke(stopwatch.main, [str(tmp_path), "-o", str(out)])
+    assert done.exit_code == code
+    assert f"speedup: report {ratio:.3f}" in done.output
+    assert json.loads(out.read_text())["figures"] == figures
