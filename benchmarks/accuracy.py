@@ -95,7 +95,6 @@ def _assess(recipe: Recipe) -> dict[str, Any]:
         "scheme": model.scheme,
         "backend": backends.resolve(model.device),
         **found.to_dict(),
-        "drop": (found.float_top1 or 0.0) - found.top1,
         "recipe": recipe.to_dict(),
         "bytes": written["bytes"],
         "ratio": written["ratio"],
@@ -124,17 +123,24 @@ def _source() -> zoo.Source:
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown, a row a cell."""
     lines = [
-        "| recipe | scheme | seed | top-1 | 95 % interval | drop | agreement | KL | size |",
+        "| recipe | scheme | seed | top-1 | 95 % interval | points lost | agreement | KL | size |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cell in found:
         low, high = cell["top1_interval"]
         lines.append(
             f"| {cell['recipe']['name']} | {_scheme(cell)} | {cell['recipe']['seed']} "
-            f"| {cell['top1']:.2f} | {low:.1f} to {high:.1f} | {cell['drop']:.2f} "
+            f"| {cell['top1']:.2f} | {low:.1f} to {high:.1f} | {_lost(cell)} "
             f"| {cell['agreement']:.1f} | {cell['kl']:.3f} | {100 * cell['ratio']:.1f} % |"
         )
     return "\n".join(lines)
+
+
+def _lost(cell: dict[str, Any]) -> str:
+    between = cell.get("drop_interval")  # cells of before it was measured have none
+    return f"{cell['drop']:.2f}" + (
+        "" if between is None else f" ({between[0]:.1f} to {between[1]:.1f})"
+    )
 
 
 def _scheme(cell: dict[str, Any]) -> str:

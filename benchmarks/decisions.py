@@ -89,27 +89,29 @@ def predict_quantized(recipe: Recipe) -> evaluation.Predictions:
     """What the ViT-Tiny says about the development images once it is quantized by a recipe."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "model"
-        pipeline.quantize(_source(), recipe, out, progress=False)
+        pipeline.quantize(source(), recipe, out, progress=False)
         model = QuantViT.from_pretrained(out)
         model.warmup()
-        return _predict(model)
+        return predict(model)
 
 
-def _source() -> zoo.Source:
+def source() -> zoo.Source:
+    """The ViT-Tiny with its weights."""
     return zoo.resolve("vit_t", weights=WEIGHTS)
 
 
 @lru_cache(maxsize=1)
-def expected() -> evaluation.Predictions:
-    """What the float model says about the development images."""
-    return _predict(zoo.load(_source()))
+def expected(limit: int | None = None) -> evaluation.Predictions:
+    """What the float model says about the development images; limit: at most so many, spread evenly."""
+    return predict(zoo.load(source()), limit)
 
 
-def _predict(model: Callable[[Tensor], Tensor]) -> evaluation.Predictions:
-    config = DataConfig.from_pretrained_cfg(_source().pretrained_cfg)
+def predict(model: Callable[[Tensor], Tensor], limit: int | None = None) -> evaluation.Predictions:
+    """What whatever answers images says about the development images; limit: at most so many, spread evenly."""
+    config = DataConfig.from_pretrained_cfg(source().pretrained_cfg)
     with tempfile.TemporaryDirectory() as folder:
         link_classes(Path(folder), ODD)
-        dataset = open_images(folder, config, class_map=SYNSETS)
+        dataset = open_images(folder, config, class_map=SYNSETS, limit=limit)
         return evaluation.predict(model, dataset, progress=False, workers=0)
 
 

@@ -26,6 +26,7 @@ SUITES = {
     "cpu-models": "cpu_models",
     "ablations": "ablations",
     "decisions": "decisions",
+    "image-worth": "image_worth",
     "roundings": "roundings",
     "synthesis": "synthesis",
     "psaq-speed": "psaq_speed",

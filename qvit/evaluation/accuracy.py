@@ -46,7 +46,10 @@ class Evaluation:
             images.
         images: Images that were evaluated.
         skipped: Images that could not be decoded.
-        float_top1: Of the float model on the same images; None without one, as the two below.
+        float_top1: Of the float model on the same images; None without one, as the four below.
+        drop: Points of top1 that the float model has more.
+        drop_interval: Of the drop, as of top1. Both models see the same resampled images, so that it is narrower than
+            the two intervals would make it.
         agreement: Percent of images on which both models have the same highest logit.
         kl: Mean over images of KL(float || quantized), in nats.
     """
@@ -57,6 +60,8 @@ class Evaluation:
     images: int
     skipped: int
     float_top1: float | None = None
+    drop: float | None = None
+    drop_interval: tuple[float, float] | None = None
     agreement: float | None = None
     kl: float | None = None
 
@@ -69,6 +74,8 @@ class Evaluation:
             "images": self.images,
             "skipped": self.skipped,
             "float": {"top1": self.float_top1},
+            "drop": self.drop,
+            "drop_interval": None if self.drop_interval is None else list(self.drop_interval),
             "agreement": self.agreement,
             "kl": self.kl,
         }
@@ -132,21 +139,26 @@ def compare(
     labels = predictions.labels
     top1 = predictions.logits.argmax(dim=1)
     five = predictions.logits.topk(min(5, predictions.logits.shape[1]), dim=1).indices
-    right = int((top1 == labels).sum())
-    float_top1 = agreement = kl = None
+    right = top1 == labels
+    float_top1 = drop = drop_interval = agreement = kl = None
     if float_predictions is not None:
         _check_same_images(predictions, float_predictions)
         float_choice = float_predictions.logits.argmax(dim=1)
-        float_top1 = _percent(float_choice == labels)
+        float_right = float_choice == labels
+        float_top1 = _percent(float_right)
+        drop = float_top1 - _percent(right)
+        drop_interval = _bootstrap_difference(float_right & ~right, right & ~float_right, seed)
         agreement = _percent(float_choice == top1)
         kl = _mean_kl(float_predictions.logits, predictions.logits)
     return Evaluation(
-        top1=_percent(top1 == labels),
+        top1=_percent(right),
         top5=_percent((five == labels[:, None]).any(dim=1)),
-        top1_interval=_bootstrap(right, len(labels), seed),
+        top1_interval=_bootstrap(int(right.sum()), len(labels), seed),
         images=len(labels),
         skipped=predictions.skipped,
         float_top1=float_top1,
+        drop=drop,
+        drop_interval=drop_interval,
         agreement=agreement,
         kl=kl,
     )
@@ -200,6 +212,17 @@ def _bootstrap(right: int, total: int, seed: int) -> tuple[float, float]:
     """Drawing `total` images with replacement, of which `right` are right, is a binomial draw."""
     draws = np.random.default_rng(seed).binomial(total, right / total, size=_RESAMPLES)
     low, high = np.percentile(100.0 * draws / total, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _bootstrap_difference(lost: torch.Tensor, won: torch.Tensor, seed: int) -> tuple[float, float]:
+    """The same for images lost and won; resampling them is a multinomial draw."""
+    total = len(lost)
+    shares = [int(lost.sum()) / total, int(won.sum()) / total]
+    draws = np.random.default_rng(seed).multinomial(
+        total, [*shares, 1.0 - sum(shares)], size=_RESAMPLES
+    )
+    low, high = np.percentile(100.0 * (draws[:, 0] - draws[:, 1]) / total, [2.5, 97.5])
     return float(low), float(high)
 
 

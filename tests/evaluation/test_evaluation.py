@@ -175,11 +175,26 @@ def test_the_interval_is_that_of_resampled_images() -> None:
     assert low < result.top1 < high
 
 
+def test_the_interval_of_the_drop_is_that_of_resampled_pairs() -> None:
+    ours, theirs = np.zeros(400), np.zeros(400)
+    ours[:300], theirs[10:330] = 1, 1  # 10 won and 30 lost
+    logits = [torch.tensor(np.stack([right, 1 - right], axis=1)) for right in (ours, theirs)]
+    result = compare(*(made(each, [0] * 400) for each in logits), seed=1)
+    generator = np.random.default_rng(2)
+    chosen = generator.integers(0, 400, size=(4000, 400))
+    expected = np.percentile((theirs - ours)[chosen].mean(1) * 100, [2.5, 97.5])
+    assert result.drop == pytest.approx(5.0)
+    assert result.drop_interval == pytest.approx(tuple(expected), abs=0.3)
+    unpaired = result.top1_interval[1] - result.top1_interval[0]
+    assert result.drop_interval[1] - result.drop_interval[0] < 0.8 * unpaired
+
+
 def test_json_keys() -> None:
     logits = torch.eye(6)
     alone = compare(made(logits, [0] * 6)).to_dict()
     assert alone["float"] == {"top1": None}
     assert (alone["agreement"], alone["kl"]) == (None, None)
+    assert (alone["drop"], alone["drop_interval"]) == (None, None)
     both = compare(made(logits, [0] * 6), made(logits, [0] * 6)).to_dict()
     assert json.loads(json.dumps(both)) == both
     assert set(both) == {
@@ -189,6 +204,8 @@ def test_json_keys() -> None:
         "images",
         "skipped",
         "float",
+        "drop",
+        "drop_interval",
         "agreement",
         "kl",
     }

@@ -18,11 +18,13 @@ def show_accuracy(folder: Folder) -> Section | None:
         ("top-5", f"{found['top5']:.2f} %", ""),
     ]
     if fp32 is not None:
+        between = found.get("drop_interval")  # eval.json of an earlier version has none
+        sure = f" (95 % interval {between[0]:.2f} to {between[1]:.2f})" if between else ""
         rows += [
             (
                 "top-1 of the float model",
                 f"{fp32:.2f} %",
-                f"{fp32 - found['top1']:.2f} points lost",
+                f"{fp32 - found['top1']:.2f} points lost{sure}",
             ),
             ("same top-1 as float", f"{found['agreement']:.2f} %", "of the images"),
             ("KL divergence from float", f"{shortly(found['kl'])} nats", "mean over the images"),

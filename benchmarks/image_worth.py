@@ -1,0 +1,258 @@
+"""What an image is worth: what the float ViT-Tiny makes of noise, synthetic and real images, layer by layer, and what
+weights are worth that were rounded for them.
+
+Every kind has as many images. References are of the odd classes of imagenet/train, real images that are compared with
+them of the even ones.
+"""
+
+import math
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cells import Cell
+from benchmarks.classes import EVEN, ODD, link_classes
+from benchmarks.decisions import expected, predict, source
+from qvit import evaluation, synthesis, zoo
+from qvit.deployment import QuantViT
+from qvit.deployment.conversion import to_integers
+from qvit.distillation import Pool
+from qvit.models.calibration import set_weight_ranges
+from qvit.models.dense import Dense
+from qvit.models.floating import Float
+from qvit.models.folding import fold
+from qvit.models.plan import plan_scheme
+from qvit.models.rounding import round_weights
+from qvit.models.timm_import import read_model
+from qvit.models.vit import Attention, Mlp, ViT
+from qvit.recipe import Recipe, Synthesis
+
+IMAGES, REFERENCES = 16, 48
+SEEDS = (0, 1)
+# A step of 16 images takes 4 s of a core: half a minute of the default's dead leaves would be eight of these.
+_QUICK = {"iterations": 100}
+# kind -> method, and what differs from its preset
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "real": ("real", {}),
+    "noise": ("noise", {}),
+    "leaves": ("leaves", {}),
+    "mimiq": ("mimiq", _QUICK),
+    "psaq": ("psaq", _QUICK),
+    "psaq-leaves": ("psaq", {**_QUICK, "start": "leaves"}),
+}
+# Weight bits, activation bits, damping: GPTQ's usual, and the default's
+ROUNDINGS = ((4, 4, 0.01), (4, 4, 0.3), (3, 3, 0.3))
+_ASKED = 250  # development images
+STATISTICS = ("range", "patch_norm", "class_norm", "attention_entropy", "class_share")
+
+
+def cells() -> Iterator[Cell]:
+    """One a kind of images and seed; each takes up to ten minutes of a core."""
+    for seed in SEEDS:
+        for kind in KINDS:
+            yield f"image-worth-vit_t-{kind}-seed{seed}", partial(_measure, kind, seed)
+
+
+def _measure(kind: str, seed: int) -> dict[str, Any]:
+    images = _draw(kind, seed)
+    found, reference = look(_float(), images), _reference()
+    teacher = zoo.load(source()).eval()
+    with torch.no_grad():
+        chances = teacher(images).softmax(-1)
+    return {
+        "kind": kind,
+        "seed": seed,
+        "images": len(images),
+        "confidence": float(chances.amax(-1).mean()),
+        "total_variation": synthesis.measure(_float(), images)["total_variation"],
+        # by place; with the same of the references, over which a table takes its ratios
+        "statistics": found,
+        "references": reference,
+        "rounding": {
+            f"W{w}A{a}, damping {damping:g}": _round(images, seed, w, a, damping)
+            for w, a, damping in ROUNDINGS
+        },
+    }
+
+
+def _draw(kind: str, seed: int) -> Tensor:
+    method, changes = KINDS[kind]
+    if method == "real":
+        return _real(EVEN, IMAGES, seed)
+    settings = Synthesis.preset(method, **{"images": IMAGES, "batch": IMAGES, **changes})
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "images"
+        synthesis.synthesize(source(), settings, out, seed=seed, progress=False)
+        return Pool.read(out).images.float()
+
+
+def _real(classes: int, count: int, seed: int) -> Tensor:
+    with tempfile.TemporaryDirectory() as folder:
+        data, out = Path(folder) / "data", Path(folder) / "images"
+        data.mkdir()
+        link_classes(data, classes)
+        given = synthesis.calibration_images(str(data), source().pretrained_cfg, most=count)
+        synthesis.synthesize(source(), given, out, seed=seed, progress=False)
+        return Pool.read(out).images.float()
+
+
+@lru_cache(maxsize=1)
+def _float() -> ViT:
+    return read_model(zoo.load(source()), source().pretrained_cfg)
+
+
+@lru_cache(maxsize=1)
+def _references() -> Tensor:
+    return _real(ODD, REFERENCES, 0)
+
+
+@lru_cache(maxsize=1)
+def _reference() -> dict[str, list[float]]:
+    return look(_float(), _references())
+
+
+class _Looking(Float):
+    """A float pass that hands what each Linear of a block is given to `hear`, and keeps numbers on attention."""
+
+    def __init__(self, hear: Callable[[Dense, Tensor], None]) -> None:
+        self._hear = hear
+        self.entropies: list[float] = []
+        self.shares: list[float] = []
+        self.streams: list[Tensor] = []
+
+    def norm(self, x: Tensor, norm: nn.LayerNorm, to: Dense) -> Tensor:
+        """See Float."""
+        return self._heard(super().norm(x, norm, to), to)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, attn: Attention) -> Tensor:
+        """See Float."""
+        weights = (q @ k.transpose(-1, -2) * attn.softmax_scale).softmax(-1)
+        self.entropies.append(float(-weights.xlogy(weights).sum(-1).mean()))
+        self.shares.append(float(weights[..., 1:, 0].mean()))  # from patches to the class token
+        return self._heard(super().attention(q, k, v, attn), attn.proj)
+
+    def gelu(self, h: Tensor, mlp: Mlp) -> Tensor:
+        """See Float."""
+        return self._heard(super().gelu(h, mlp), mlp.fc2)
+
+    def residual(self, x: Tensor, h: Tensor, dense: Dense) -> Tensor:
+        """See Float."""
+        self.streams.append(super().residual(x, h, dense))
+        return self.streams[-1]
+
+    def _heard(self, x: Tensor, to: Dense) -> Tensor:
+        self._hear(to, x)
+        return x
+
+
+@torch.no_grad()
+def look(vit: ViT, images: Tensor) -> dict[str, list[float]]:
+    """Numbers of a float ViT's pass over images [N, C, H, W]: of each Linear of the blocks the mean over tokens of the
+    largest magnitude of what it is given ("range"), and by block the mean norms of patch tokens and of the class token,
+    the entropy of attention in nats, and the share of patches' attention that the class token has.
+    """
+    ranges: list[float] = []
+    run = _Looking(lambda _, x: ranges.append(float(x.abs().amax(-1).mean())))
+    vit(images, run)
+    norms = [stream.norm(dim=-1) for stream in run.streams[1::2]]  # a block adds twice
+    return {
+        "range": ranges,
+        "patch_norm": [float(norm[:, 1:].mean()) for norm in norms],
+        "class_norm": [float(norm[:, 0].mean()) for norm in norms],
+        "attention_entropy": run.entropies,
+        "class_share": run.shares,
+    }
+
+
+@torch.no_grad()
+def find_moments(vit: ViT, images: Tensor) -> dict[Dense, Tensor]:
+    """Second moments of what each Linear of the blocks is given, fp64 [K, K], a mean over tokens."""
+    found: dict[Dense, Tensor] = {}
+
+    def hear(to: Dense, x: Tensor) -> None:
+        rows = x.flatten(0, -2)
+        found[to] = (rows.T @ rows).double() / len(rows)
+
+    vit(images, _Looking(hear))
+    return found
+
+
+def output_error(change: Tensor, moments: Tensor) -> float:
+    """Mean squared error of what a Linear puts out, for a change of its weights [N, K] and inputs of these moments."""
+    change = change.double()
+    return float(((change @ moments) * change).sum())
+
+
+@torch.no_grad()
+def _round(images: Tensor, seed: int, w: int, a: int, damping: float) -> dict[str, Any]:
+    """What rounding for these images does: to each Linear's output on the references, beside rounding to nearest, and
+    to the whole model's answers on the development images.
+    """
+    recipe = Recipe.preset("qvit", weight_bits=w, activation_bits=a)
+    scheme = plan_scheme(_float().config, recipe)
+    folded = fold(_float(), scheme, seed=seed)
+    before = {d: d.weight.clone() for d in folded.modules() if isinstance(d, Dense)}
+    moments = find_moments(folded, _references())
+    set_weight_ranges(folded, recipe.weights.range)
+    nearest = {d: output_error(_nearest(d) - before[d], moments[d]) for d in moments}
+    round_weights(folded, images, damping)
+    errors = [output_error(d.weight - before[d], moments[d]) / nearest[d] for d in moments]
+    model = QuantViT(to_integers(folded, scheme), {})
+    with warnings.catch_warnings():  # of a machine without the compiled path
+        warnings.simplefilter("ignore", RuntimeWarning)
+        model.warmup()
+    found = evaluation.compare(predict(model, _ASKED), expected(_ASKED))
+    return {
+        "errors": errors,
+        "kl": found.kl,
+        "agreement": found.agreement,
+        "images": found.images,
+    }
+
+
+def _nearest(dense: Dense) -> Tensor:
+    """What a Linear's weights are as codes."""
+    weight = dense.quantized_weight()
+    return weight.integers() * weight.scale.unsqueeze(-1)
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Of positive numbers; of ratios, twice and half cancel."""
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
+def distance(values: Sequence[float], references: Sequence[float]) -> float:
+    """How many times too large or too small values are, the geometric mean over places; 1: none is."""
+    return geometric_mean([max(a, b) / min(a, b) for a, b in zip(values, references, strict=True)])
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown, a row a kind: how far its statistics are from the references', and what rounding for it leaves."""
+    roundings = list(found[0]["rounding"]) if found else []
+    heads = ["images", "confidence", "TV", *(name.replace("_", " ") for name in STATISTICS)]
+    heads += [f"{what}, {name}" for name in roundings for what in ("error", "KL")]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for kind in KINDS:
+        group = [cell for cell in found if cell["kind"] == kind]
+        if not group:
+            continue
+        cells = [
+            f"{statistics.fmean(cell['confidence'] for cell in group):.2f}",
+            f"{statistics.fmean(cell['total_variation'] for cell in group):.2f}",
+        ]
+        for name in STATISTICS:
+            off = [distance(c["statistics"][name], c["references"][name]) for c in group]
+            cells.append(f"{geometric_mean(off):.2f}")
+        for name in roundings:
+            each = [cell["rounding"][name] for cell in group]
+            cells.append(f"{geometric_mean([geometric_mean(e['errors']) for e in each]):.2f}")
+            cells.append(", ".join(f"{e['kl']:.3f}" for e in each))
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
