@@ -7,13 +7,16 @@ gain is a difference of pairs: the same images, the same seed, with and without.
 import math
 import statistics
 from collections.abc import Iterator
+from functools import partial
+from itertools import product
 from typing import Any
 
 from benchmarks.accuracy import UNIFORM_ENDS
 from benchmarks.cells import Cell
-from benchmarks.decisions import expected, predict_quantized
+from benchmarks.development import DEMO, IMAGES_FROM, VIT_TINY, expected, predict_quantized
 from qvit.recipe import Recipe
 
+MODELS = (VIT_TINY, DEMO)
 SEEDS = (0, 1)
 _ENDS = " ".join(UNIFORM_ENDS)
 _ROTATIONS = "transforms.qk=false transforms.v=false"
@@ -30,6 +33,19 @@ CHANGES: dict[tuple[int, int], dict[str, tuple[str, str]]] = {
             "not taken: Hadamard of 32 before fc2",
             "9 of 37 instructions a value of fc1's epilogue; 4 % of the time on a CPU",
         ),
+    },
+    (4, 8): {
+        "weights.rounding=nearest synthesis=none": (
+            "weights rounded for dead leaves",
+            "none; half a minute",
+        ),
+        _ENDS: ("both ends at 8 bits", "0.7 % of the fp32 file; int8 products are no slower"),
+        "weights.group=0": ("groups of 32 weights", "a multiplication a step of 32 columns"),
+        "weights.group=16": (
+            "not taken: groups of 16 weights",
+            "twice the multipliers: 3 % of the file, and sums that are rescaled twice as often",
+        ),
+        "transforms.norm=0": ("Hadamard of 64 after LayerNorms", "as at 8 bits"),
     },
     (4, 4): {
         "weights.rounding=nearest synthesis=none": (
@@ -77,23 +93,24 @@ CHANGES: dict[tuple[int, int], dict[str, tuple[str, str]]] = {
 
 
 def cells() -> Iterator[Cell]:
-    """The default of each scheme, then a cell a change, for each seed."""
-    for seed in SEEDS:
+    """The default of each scheme, then a cell a change, for each model and seed."""
+    for model, seed in product(MODELS, SEEDS):
         for (w, a), changes in CHANGES.items():
             for change in ("", *changes):
                 settings = [f"seed={seed}", *change.split()]
                 recipe = Recipe.preset("qvit", weight_bits=w, activation_bits=a).override(settings)
                 words = "-".join(p.rpartition(".")[2].replace("=", "") for p in change.split())
-                label = f"ablations-vit_t-w{w}a{a}-{words or 'default'}-seed{seed}"
-                yield label, lambda recipe=recipe, change=change: _measure(recipe, change)
+                label = f"ablations-{model}-w{w}a{a}-{words or 'default'}-seed{seed}"
+                yield label, partial(_measure, model, recipe, change)
 
 
-def _measure(recipe: Recipe, change: str) -> dict[str, Any]:
-    ours, theirs = predict_quantized(recipe).logits, expected().logits
+def _measure(model: str, recipe: Recipe, change: str) -> dict[str, Any]:
+    ours, theirs = predict_quantized(recipe, model).logits, expected(model).logits
     of, mine = theirs.log_softmax(-1), ours.log_softmax(-1)
     kls = (of.exp() * (of - mine)).sum(-1)
     same = ours.argmax(-1) == theirs.argmax(-1)
     return {
+        "model": model,
         "bits": [recipe.weights.bits, recipe.activations.bits],
         "change": change,
         "seed": recipe.seed,
@@ -101,16 +118,16 @@ def _measure(recipe: Recipe, change: str) -> dict[str, Any]:
         "kl_each": [round(value, 6) for value in kls.tolist()],
         "agreement": 100 * same.float().mean().item(),
         "images": len(kls),
-        "images_from": "imagenet/train, odd classes",
+        "images_from": IMAGES_FROM[model],
     }
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown, a row a change: gains of the part in KL, the default's beside them."""
-    lines = ["| scheme | part | KL with it, without | gain, each seed | agreement | cost |"]
-    lines.append("| --- " * 6 + "|")
-    for bits, changes in CHANGES.items():
-        of_scheme = [cell for cell in found if tuple(cell["bits"]) == bits]
+    lines = ["| model | scheme | part | KL with it, without | gain, each seed | agreement | cost |"]
+    lines.append("| --- " * 7 + "|")
+    for model, (bits, changes) in product(MODELS, CHANGES.items()):
+        of_scheme = [c for c in found if (c["model"], *c["bits"]) == (model, *bits)]
         defaults = {cell["seed"]: cell for cell in of_scheme if not cell["change"]}
         for change, (part, cost) in changes.items():
             rows = [c for c in of_scheme if c["change"] == change and c["seed"] in defaults]
@@ -120,7 +137,7 @@ def table(found: list[dict[str, Any]]) -> str:
             if part.startswith("not taken"):  # here the change is the part
                 pairs = [(row, default) for default, row in pairs]
             lines.append(
-                f"| W{bits[0]}A{bits[1]} | {part} | {_mean(pairs, 0, 'kl', 4)}, {_mean(pairs, 1, 'kl', 4)} "
+                f"| {model} | W{bits[0]}A{bits[1]} | {part} | {_mean(pairs, 0, 'kl', 4)}, {_mean(pairs, 1, 'kl', 4)} "
                 f"| {', '.join(_gain(*pair) for pair in pairs)} "
                 f"| {_mean(pairs, 0, 'agreement', 1)}, {_mean(pairs, 1, 'agreement', 1)} % | {cost} |"
             )

@@ -4,21 +4,14 @@ The development images are those of the odd classes of imagenet/train, which is 
 """
 
 import statistics
-import tempfile
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from benchmarks.accuracy import SEEDS, UNIFORM_ENDS, WEIGHTS
+from benchmarks.accuracy import SEEDS, UNIFORM_ENDS
 from benchmarks.cells import Cell
-from benchmarks.classes import ODD, SYNSETS, link_classes
-from qvit import evaluation, pipeline, zoo
-from qvit.data import DataConfig, open_images
-from qvit.deployment import QuantViT
+from benchmarks.development import IMAGES_FROM, VIT_TINY, expected, predict_quantized
+from qvit import evaluation
 from qvit.recipe import Recipe
 
 _GROUPS = tuple(f"weights.group={size}" for size in (0, 64, 16))
@@ -81,38 +74,8 @@ def measure_change(recipe: Recipe, change: str) -> dict[str, Any]:
         "kl": found.kl,
         "agreement": found.agreement,
         "images": found.images,
-        "images_from": "imagenet/train, odd classes",
+        "images_from": IMAGES_FROM[VIT_TINY],
     }
-
-
-def predict_quantized(recipe: Recipe) -> evaluation.Predictions:
-    """What the ViT-Tiny says about the development images once it is quantized by a recipe."""
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "model"
-        pipeline.quantize(source(), recipe, out, progress=False)
-        model = QuantViT.from_pretrained(out)
-        model.warmup()
-        return predict(model)
-
-
-def source() -> zoo.Source:
-    """The ViT-Tiny with its weights."""
-    return zoo.resolve("vit_t", weights=WEIGHTS)
-
-
-@lru_cache(maxsize=1)
-def expected(limit: int | None = None) -> evaluation.Predictions:
-    """What the float model says about the development images; limit: at most so many, spread evenly."""
-    return predict(zoo.load(source()), limit)
-
-
-def predict(model: Callable[[Tensor], Tensor], limit: int | None = None) -> evaluation.Predictions:
-    """What whatever answers images says about the development images; limit: at most so many, spread evenly."""
-    config = DataConfig.from_pretrained_cfg(source().pretrained_cfg)
-    with tempfile.TemporaryDirectory() as folder:
-        link_classes(Path(folder), ODD)
-        dataset = open_images(folder, config, class_map=SYNSETS, limit=limit)
-        return evaluation.predict(model, dataset, progress=False, workers=0)
 
 
 def table(found: list[dict[str, Any]]) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.cells import Cell
 from benchmarks.classes import EVEN, ODD, link_classes
-from benchmarks.decisions import expected, predict, source
+from benchmarks.development import VIT_TINY, expected, predict, source
 from qvit import evaluation, synthesis, zoo
 from qvit.deployment import QuantViT
 from qvit.deployment.conversion import to_integers
@@ -47,6 +47,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "psaq": ("psaq", _QUICK),
     "psaq-leaves": ("psaq", {**_QUICK, "start": "leaves"}),
 }
+NONE = "none"  # of all: weights at their nearest codes, where damping says nothing
 # Weight bits, activation bits, damping: GPTQ's usual, and the default's
 ROUNDINGS = ((4, 4, 0.01), (4, 4, 0.3), (3, 3, 0.3))
 _ASKED = 250  # development images
@@ -56,8 +57,18 @@ STATISTICS = ("range", "patch_norm", "class_norm", "attention_entropy", "class_s
 def cells() -> Iterator[Cell]:
     """One a kind of images and seed; each takes up to ten minutes of a core."""
     for seed in SEEDS:
+        yield f"image-worth-vit_t-{NONE}-seed{seed}", partial(_measure_nearest, seed)
         for kind in KINDS:
             yield f"image-worth-vit_t-{kind}-seed{seed}", partial(_measure, kind, seed)
+
+
+def _measure_nearest(seed: int) -> dict[str, Any]:
+    rounding = {_name(*rounding): _round(None, seed, *rounding) for rounding in ROUNDINGS[1:]}
+    return {"kind": NONE, "seed": seed, "images": 0, "rounding": rounding}
+
+
+def _name(w: int, a: int, damping: float) -> str:
+    return f"W{w}A{a}, damping {damping:g}"
 
 
 def _measure(kind: str, seed: int) -> dict[str, Any]:
@@ -75,10 +86,7 @@ def _measure(kind: str, seed: int) -> dict[str, Any]:
         # by place; with the same of the references, over which a table takes its ratios
         "statistics": found,
         "references": reference,
-        "rounding": {
-            f"W{w}A{a}, damping {damping:g}": _round(images, seed, w, a, damping)
-            for w, a, damping in ROUNDINGS
-        },
+        "rounding": {_name(*rounding): _round(images, seed, *rounding) for rounding in ROUNDINGS},
     }
 
 
@@ -177,6 +185,8 @@ def find_moments(vit: ViT, images: Tensor) -> dict[Dense, Tensor]:
     found: dict[Dense, Tensor] = {}
 
     def hear(to: Dense, x: Tensor) -> None:
+        if to is vit.head:
+            return
         rows = x.flatten(0, -2)
         found[to] = (rows.T @ rows).double() / len(rows)
 
@@ -191,9 +201,9 @@ def output_error(change: Tensor, moments: Tensor) -> float:
 
 
 @torch.no_grad()
-def _round(images: Tensor, seed: int, w: int, a: int, damping: float) -> dict[str, Any]:
+def _round(images: Tensor | None, seed: int, w: int, a: int, damping: float) -> dict[str, Any]:
     """What rounding for these images does: to each Linear's output on the references, beside rounding to nearest, and
-    to the whole model's answers on the development images.
+    to the whole model's answers on the development images. Without images, nearest it is.
     """
     recipe = Recipe.preset("qvit", weight_bits=w, activation_bits=a)
     scheme = plan_scheme(_float().config, recipe)
@@ -202,13 +212,17 @@ def _round(images: Tensor, seed: int, w: int, a: int, damping: float) -> dict[st
     moments = find_moments(folded, _references())
     set_weight_ranges(folded, recipe.weights.range)
     nearest = {d: output_error(_nearest(d) - before[d], moments[d]) for d in moments}
-    round_weights(folded, images, damping)
+    if images is None:
+        for dense in moments:
+            dense.weight.copy_(_nearest(dense))
+    else:
+        round_weights(folded, images, damping)
     errors = [output_error(d.weight - before[d], moments[d]) / nearest[d] for d in moments]
     model = QuantViT(to_integers(folded, scheme), {})
     with warnings.catch_warnings():  # of a machine without the compiled path
         warnings.simplefilter("ignore", RuntimeWarning)
         model.warmup()
-    found = evaluation.compare(predict(model, _ASKED), expected(_ASKED))
+    found = evaluation.compare(predict(model, VIT_TINY, _ASKED), expected(VIT_TINY, _ASKED))
     return {
         "errors": errors,
         "kl": found.kl,
@@ -235,24 +249,32 @@ def distance(values: Sequence[float], references: Sequence[float]) -> float:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown, a row a kind: how far its statistics are from the references', and what rounding for it leaves."""
-    roundings = list(found[0]["rounding"]) if found else []
+    roundings = [_name(*rounding) for rounding in ROUNDINGS]
     heads = ["images", "confidence", "TV", *(name.replace("_", " ") for name in STATISTICS)]
     heads += [f"{what}, {name}" for name in roundings for what in ("error", "KL")]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    for kind in KINDS:
+    for kind in (NONE, *KINDS):
         group = [cell for cell in found if cell["kind"] == kind]
         if not group:
             continue
-        cells = [
-            f"{statistics.fmean(cell['confidence'] for cell in group):.2f}",
-            f"{statistics.fmean(cell['total_variation'] for cell in group):.2f}",
-        ]
-        for name in STATISTICS:
-            off = [distance(c["statistics"][name], c["references"][name]) for c in group]
-            cells.append(f"{geometric_mean(off):.2f}")
-        for name in roundings:
-            each = [cell["rounding"][name] for cell in group]
-            cells.append(f"{geometric_mean([geometric_mean(e['errors']) for e in each]):.2f}")
-            cells.append(", ".join(f"{e['kl']:.3f}" for e in each))
+        seen = ["-"] * (2 + len(STATISTICS)) if kind == NONE else _show_looks(group)
+        cells = [*seen, *(text for name in roundings for text in _show_rounding(group, name))]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _show_looks(group: list[dict[str, Any]]) -> list[str]:
+    far = [
+        geometric_mean([distance(c["statistics"][name], c["references"][name]) for c in group])
+        for name in STATISTICS
+    ]
+    means = [statistics.fmean(c[name] for c in group) for name in ("confidence", "total_variation")]
+    return [f"{value:.2f}" for value in (*means, *far)]
+
+
+def _show_rounding(group: list[dict[str, Any]], name: str) -> tuple[str, str]:
+    each = [cell["rounding"][name] for cell in group if name in cell["rounding"]]
+    if not each:
+        return "-", "-"
+    left = geometric_mean([geometric_mean(one["errors"]) for one in each])
+    return f"{left:.2f}", ", ".join(f"{one['kl']:.3f}" for one in each)

@@ -31,7 +31,7 @@ from qvit.recipe import Recipe
 # Designs are chosen on "dev"; "test" is looked at once they are. Demo: another series of pictures each. ImageNet: odd
 # classes of the training images, and the validation images.
 SPLITS = ("dev", "test")
-_DEV_SEED = 3
+DEV_SEED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Subject:
     def measured(self, split: str, count: int) -> Pool:
         """Images that results are measured on."""
         if self.rendered:
-            return _rendered(_DEV_SEED if split == "dev" else TEST_SEED, count)
+            return _rendered(DEV_SEED if split == "dev" else TEST_SEED, count)
         if split == "dev":
             return self._folder("train", lambda label: label % 2 == 1, count)
         return self._folder("val", lambda label: True, count)

@@ -1,0 +1,68 @@
+"""Development images, which designs are chosen by, and what models say about them.
+
+The ViT-Tiny's are of the odd classes of imagenet/train; those of the packaged models are a series of pictures that
+neither training nor tests have seen.
+"""
+
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.accuracy import WEIGHTS
+from benchmarks.classes import ODD, SYNSETS, link_classes
+from benchmarks.comparison.subjects import DEV_SEED
+from benchmarks.demo.rendered import normalise, render_series
+from qvit import evaluation, pipeline, zoo
+from qvit.data import DataConfig, open_images
+from qvit.deployment import QuantViT
+from qvit.evaluation import Predictions
+from qvit.recipe import Recipe
+
+VIT_TINY, DEMO = "vit_t", "demo_vit"
+IMAGES_FROM = {VIT_TINY: "imagenet/train, odd classes", DEMO: f"rendered, series {DEV_SEED}"}
+_PICTURES = 1000
+
+
+def source(name: str = VIT_TINY) -> zoo.Source:
+    """A model with its weights."""
+    return zoo.resolve(name, weights=WEIGHTS if name == VIT_TINY else None)
+
+
+@lru_cache(maxsize=2)
+def expected(name: str = VIT_TINY, limit: int | None = None) -> Predictions:
+    """What the float model says; limit: about at most so many images, spread evenly."""
+    return predict(zoo.load(source(name)), name, limit)
+
+
+def predict_quantized(recipe: Recipe, name: str = VIT_TINY) -> Predictions:
+    """What a model says once it is quantized by a recipe."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "model"
+        pipeline.quantize(source(name), recipe, out, progress=False)
+        model = QuantViT.from_pretrained(out)
+        model.warmup()
+        return predict(model, name)
+
+
+def predict(
+    model: Callable[[Tensor], Tensor], name: str = VIT_TINY, limit: int | None = None
+) -> Predictions:
+    """What whatever answers images says."""
+    if name == DEMO:
+        return _predict_rendered(model, limit or _PICTURES)
+    config = DataConfig.from_pretrained_cfg(source(name).pretrained_cfg)
+    with tempfile.TemporaryDirectory() as folder:
+        link_classes(Path(folder), ODD)
+        dataset = open_images(folder, config, class_map=SYNSETS, limit=limit)
+        return evaluation.predict(model, dataset, progress=False, workers=0)
+
+
+@torch.inference_mode()
+def _predict_rendered(model: Callable[[Tensor], Tensor], count: int) -> Predictions:
+    series = render_series(DEV_SEED, count)
+    parts = [model(some).float() for some in normalise(series.images).split(50)]
+    return Predictions(torch.cat(parts), series.labels, torch.arange(count), skipped=0)
