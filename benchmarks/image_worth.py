@@ -6,32 +6,33 @@ them of the even ones.
 """
 
 import math
+import random
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.cells import Cell
 from benchmarks.classes import EVEN, ODD, link_classes
 from benchmarks.development import VIT_TINY, expected, predict, source
+from benchmarks.looking import find_moments, look, output_error
 from qvit import evaluation, synthesis, zoo
 from qvit.deployment import QuantViT
 from qvit.deployment.conversion import to_integers
 from qvit.distillation import Pool
 from qvit.models.calibration import set_weight_ranges
 from qvit.models.dense import Dense
-from qvit.models.floating import Float
 from qvit.models.folding import fold
 from qvit.models.plan import plan_scheme
 from qvit.models.rounding import round_weights
 from qvit.models.timm_import import read_model
-from qvit.models.vit import Attention, Mlp, ViT
+from qvit.models.vit import ViT
 from qvit.recipe import Recipe, Synthesis
 
 IMAGES, REFERENCES = 16, 48
@@ -102,10 +103,14 @@ def _draw(kind: str, seed: int) -> Tensor:
 
 
 def _real(classes: int, count: int, seed: int) -> Tensor:
+    """An image of each of so many classes, drawn by the seed."""
     with tempfile.TemporaryDirectory() as folder:
         data, out = Path(folder) / "data", Path(folder) / "images"
         data.mkdir()
         link_classes(data, classes)
+        names = sorted(path.name for path in data.iterdir())
+        for name in set(names).difference(random.Random(seed).sample(names, count)):
+            (data / name).unlink()
         given = synthesis.calibration_images(str(data), source().pretrained_cfg, most=count)
         synthesis.synthesize(source(), given, out, seed=seed, progress=False)
         return Pool.read(out).images.float()
@@ -124,80 +129,6 @@ def _references() -> Tensor:
 @lru_cache(maxsize=1)
 def _reference() -> dict[str, list[float]]:
     return look(_float(), _references())
-
-
-class _Looking(Float):
-    """A float pass that hands what each Linear of a block is given to `hear`, and keeps numbers on attention."""
-
-    def __init__(self, hear: Callable[[Dense, Tensor], None]) -> None:
-        self._hear = hear
-        self.entropies: list[float] = []
-        self.shares: list[float] = []
-        self.streams: list[Tensor] = []
-
-    def norm(self, x: Tensor, norm: nn.LayerNorm, to: Dense) -> Tensor:
-        """See Float."""
-        return self._heard(super().norm(x, norm, to), to)
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, attn: Attention) -> Tensor:
-        """See Float."""
-        weights = (q @ k.transpose(-1, -2) * attn.softmax_scale).softmax(-1)
-        self.entropies.append(float(-weights.xlogy(weights).sum(-1).mean()))
-        self.shares.append(float(weights[..., 1:, 0].mean()))  # from patches to the class token
-        return self._heard(super().attention(q, k, v, attn), attn.proj)
-
-    def gelu(self, h: Tensor, mlp: Mlp) -> Tensor:
-        """See Float."""
-        return self._heard(super().gelu(h, mlp), mlp.fc2)
-
-    def residual(self, x: Tensor, h: Tensor, dense: Dense) -> Tensor:
-        """See Float."""
-        self.streams.append(super().residual(x, h, dense))
-        return self.streams[-1]
-
-    def _heard(self, x: Tensor, to: Dense) -> Tensor:
-        self._hear(to, x)
-        return x
-
-
-@torch.no_grad()
-def look(vit: ViT, images: Tensor) -> dict[str, list[float]]:
-    """Numbers of a float ViT's pass over images [N, C, H, W]: of each Linear of the blocks the mean over tokens of the
-    largest magnitude of what it is given ("range"), and by block the mean norms of patch tokens and of the class token,
-    the entropy of attention in nats, and the share of patches' attention that the class token has.
-    """
-    ranges: list[float] = []
-    run = _Looking(lambda _, x: ranges.append(float(x.abs().amax(-1).mean())))
-    vit(images, run)
-    norms = [stream.norm(dim=-1) for stream in run.streams[1::2]]  # a block adds twice
-    return {
-        "range": ranges,
-        "patch_norm": [float(norm[:, 1:].mean()) for norm in norms],
-        "class_norm": [float(norm[:, 0].mean()) for norm in norms],
-        "attention_entropy": run.entropies,
-        "class_share": run.shares,
-    }
-
-
-@torch.no_grad()
-def find_moments(vit: ViT, images: Tensor) -> dict[Dense, Tensor]:
-    """Second moments of what each Linear of the blocks is given, fp64 [K, K], a mean over tokens."""
-    found: dict[Dense, Tensor] = {}
-
-    def hear(to: Dense, x: Tensor) -> None:
-        if to is vit.head:
-            return
-        rows = x.flatten(0, -2)
-        found[to] = (rows.T @ rows).double() / len(rows)
-
-    vit(images, _Looking(hear))
-    return found
-
-
-def output_error(change: Tensor, moments: Tensor) -> float:
-    """Mean squared error of what a Linear puts out, for a change of its weights [N, K] and inputs of these moments."""
-    change = change.double()
-    return float(((change @ moments) * change).sum())
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ with 1 where a figure is more than 5 % from what the stopwatch says.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -15,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
-from benchmarks.cells import ROOT, write_whole
-from qvit import latency
-from qvit.latency import Request, Subject
-from qvit.timing import median_ratio
-from qvit.zoo import Source
+sys.path[:0] = [
+    str(Path(__file__).resolve().parent.parent),
+    str(Path(__file__).resolve().parent.parent / "kernels"),
+]
+
+from benchmarks.cells import ROOT, circumstances, write_whole  # noqa: E402 - after the tree is on the path
+from qvit import latency  # noqa: E402
+from qvit.latency import Request, Subject  # noqa: E402
+from qvit.zoo import Source  # noqa: E402
 
 ALLOWED = 0.05
 BASELINES = ("fp32", "fp32-compile")  # without the compiled one, no speed-up is reported
@@ -55,7 +59,7 @@ class Stopwatch:
                 "ignore",
                 "-c",
                 _STOPWATCH,
-                str(folder),
+                str(folder.resolve()),
                 source.architecture,
                 *given,
             ],
@@ -63,19 +67,25 @@ class Stopwatch:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path[:2])},
         )
-        self.read()  # models are loaded, caches and allocators warm
 
     def read(self) -> tuple[list[float], list[float]]:
         """Milliseconds of each call: of the float model, and of the folder."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print("again", file=self._process.stdin, flush=True)
-        theirs, ours = json.loads(self._process.stdout.readline())
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError("the stopwatch has stopped; what it said is above")
+        theirs, ours = json.loads(answer)
         return theirs, ours
 
-    def close(self) -> None:
-        """End the process."""
+    def __enter__(self) -> "Stopwatch":
+        self.read()  # models are loaded, caches and allocators warm
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
 
@@ -89,33 +99,31 @@ def hold_against(folder: Path, batch: int, rounds: int, calls: int = 6) -> dict[
     request = Request(
         baselines=BASELINES, batches=(batch,), rounds=rounds, footprint=False, agreement=0
     )
-    stopwatch = Stopwatch(folder, subject.source, batch, calls)
     readings: list[tuple[list[float], list[float]]] = []
-    report = latency.bench(subject, request, after_round=lambda: readings.append(stopwatch.read()))
-    stopwatch.close()
+    with Stopwatch(folder, subject.source, batch, calls) as watch:
+        report = latency.bench(subject, request, after_round=lambda: readings.append(watch.read()))
     rows = {row["variant"]: row for row in report["rows"]}
     (own,) = (row for name, row in rows.items() if name not in BASELINES)
-    taken = [[ms for reading in readings for ms in reading[i]] for i in (0, 1)]
-    medians = [[statistics.median(reading[i]) for reading in readings] for i in (0, 1)]
+    theirs, ours = (
+        statistics.median([ms for reading in readings for ms in reading[i]]) for i in (0, 1)
+    )
     found = {
-        "fp32_ms": (rows["fp32"]["latency_ms"]["p50"], statistics.median(taken[0])),
-        f"{own['variant']}_ms": (own["latency_ms"]["p50"], statistics.median(taken[1])),
-        "speedup": (
-            own["speedup_vs"]["fp32"]["ratio"],
-            median_ratio([t / o for t, o in zip(*medians, strict=True)]).value,
-        ),
+        "fp32_ms": (rows["fp32"]["latency_ms"]["p50"], theirs),
+        f"{own['variant']}_ms": (own["latency_ms"]["p50"], ours),
+        "speedup": (own["speedup_vs"]["fp32"]["ratio"], theirs / ours),
     }
     figures = {
         name: {"report": ours, "stopwatch": theirs, "ratio": ours / theirs}
         for name, (ours, theirs) in found.items()
     }
-    kept = ("model", "scheme", "created", "machine", "versions", "warnings")
     return {
+        "model": report["model"],
+        "scheme": report["scheme"],
         "figures": figures,
         "batch": batch,
         "rounds": rounds,
-        "threads": torch.get_num_threads(),
-        **{key: report[key] for key in kept if key in report},
+        "warnings": report["warnings"],
+        **circumstances(),
     }
 
 

@@ -96,8 +96,9 @@ def test_fused_kernels_run_the_real_model_in_the_interpreter(vit, images, scheme
         assert divergence(expected[i : i + 1], found[i : i + 1]) <= 1.5 * max(each)
 
 
+# The goals are 0.3, 1.0, 3.0 and 15; in another torch's arithmetic a few images fall otherwise (one is 0.08).
 @pytest.mark.parametrize(
-    ("scheme", "points"), [("W8A8", 0.7), ("W4A8", 2.0), ("W4A4", 4.0), ("W3A3", 15.0)]
+    ("scheme", "points"), [("W8A8", 0.4), ("W4A8", 1.3), ("W4A4", 3.0), ("W3A3", 15.0)]
 )
 def test_accuracy_on_the_validation_images(shared, tmp_path, scheme, points):
     source = zoo.resolve("vit_t", weights=shared / WEIGHTS)

@@ -36,12 +36,12 @@ logger = logging.getLogger("qvit")
 
 @verb("bench")
 @click.argument("target", metavar="FOLDER|MODEL")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, or cuda:1.")
 @click.option("-b", "--batch", default="1,8", show_default=True, help="Batch sizes.")
 @click.option(
     "--baseline", default="all", show_default=True, metavar="all|float|none|NAMES",
     help="What to time beside FOLDER: all that can run here, the float model alone, nothing, or variants by name "
-    "(fp32, bf16-compile, torchao-int8, openvino-int8, ...).",
+    "(fp32, bf16-compile, torchao-int8, openvino-int8, ...; an unknown one is answered with all of them).",
 )  # fmt: skip
 @click.option("--backend", help="Of FOLDER: of auto, triton, cpu, reference [auto].")
 @click.option(

@@ -108,8 +108,8 @@ def _render(found: Mapping[str, Any]) -> str:
     if found["float"]["top1"] is not None:
         least, most = found["drop_interval"]
         lines += [
-            f"float top-1 {found['float']['top1']:.2f} %: {found['drop']:.2f} points lost "
-            f"(95 % interval {least:.2f} to {most:.2f})",
+            f"float top-1 {found['float']['top1']:.2f} %",
+            f"points lost {found['drop']:.2f} (95 % interval {least:.2f} to {most:.2f})",
             f"same top-1 as float on {found['agreement']:.2f} % of the images",
             f"mean KL to float {found['kl']:.4f} nats",
         ]

@@ -15,7 +15,7 @@ from qvit.zoo import Source
 
 logger = logging.getLogger("qvit")
 
-_WAY_OUT = "name the float weights with --float-weights FILE to compare with them"
+_WAY_OUT = "name its weights to compare with it: `qvit eval --float-weights FILE`, `qvit sense --weights FILE`"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

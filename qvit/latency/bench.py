@@ -29,6 +29,9 @@ from qvit.latency.verdict import judge
 
 # A variant that nobody named is left out where a pass takes longer than this, and so many times as long as fp32's.
 _SLOW_SECONDS, _SLOW_TIMES = 0.5, 3.0
+_NO_ANSWERS = (
+    "the float model's weights are not at hand, so that nobody asked whether answers agree with it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ def _bench(
                 if entry.own is not None:
                     for batch in request.batches:
                         layers += time_steps(entry.own, images[batch], rates, bar.say)
-            _add_answers(rows, entries, subject, request, bar)
+            warnings += _add_answers(rows, entries, subject, request, bar)
             if request.footprint:
                 warnings += _add_footprints(rows, subject, request, Path(work), bar)
             warnings += warn_of_variation(rows)
@@ -295,10 +298,14 @@ def _add_answers(
     subject: Subject,
     request: Request,
     bar: "_Progress",
-) -> None:
-    """Fill in the agreement, where the float weights are at hand; without them there is nothing to agree with."""
-    if subject.weights is None or not request.agreement or subject.source.num_classes == 0:
-        return
+) -> list[str]:
+    """Fill in the agreement, where the float weights are at hand; without them there is nothing to agree with, and a
+    warning says so.
+    """
+    if not request.agreement or subject.source.num_classes == 0:
+        return []
+    if subject.weights is None:
+        return [] if subject.folder is None else [_NO_ANSWERS]
     bar.say("agreement with the float model")
     batch = min(request.batches)  # the one that every variant has
     pictures = draw_for(subject.source, request.agreement)
@@ -314,6 +321,7 @@ def _add_answers(
         for row in rows:
             if row["variant"] == name:
                 row["agree_top1_with_float"] = share
+    return []
 
 
 def _add_footprints(

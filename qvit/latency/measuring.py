@@ -44,13 +44,15 @@ def measure_calls(
     device: str,
     after_round: Callable[[int], object],
 ) -> dict[str, Taken]:
-    """Time calls in alternating rounds; on a card twice over, by the host's clock and by the device's."""
+    """Time calls in alternating rounds; on a card twice over, by the host's clock and by the device's, `after_round`
+    after each.
+    """
     wall = timing.measure(
         calls, rounds=rounds, device=device, waiting=True, after_round=after_round
     )
     if not device.startswith("cuda"):
         return {name: Taken(watch) for name, watch in wall.items()}
-    own = timing.measure(calls, rounds=rounds, device=device)
+    own = timing.measure(calls, rounds=rounds, device=device, after_round=after_round)
     return {name: Taken(watch, own[name]) for name, watch in wall.items()}
 
 

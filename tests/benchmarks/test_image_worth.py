@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from benchmarks.image_worth import STATISTICS, distance, find_moments, look, output_error, table
+from benchmarks.image_worth import STATISTICS, distance, table
+from benchmarks.looking import _Looking, class_share, entropy, find_moments, look, output_error
 from qvit import zoo
 from qvit.models.floating import Float
 from qvit.models.timm_import import read_model
@@ -24,25 +25,15 @@ def images():
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def test_attention_that_looks_everywhere_alike(vit, images):
-    weight = vit.blocks[1].attn.qkv.weight
-    kept = weight.detach().clone()
-    with torch.no_grad():
-        weight[: 2 * 128] = 0.0
-        vit.blocks[1].attn.qkv.bias[: 2 * 128] = 0.0
-    found = look(vit, images)
-    with torch.no_grad():
-        weight.copy_(kept)
-    assert found["attention_entropy"][1] == pytest.approx(math.log(65), abs=1e-4)
-    assert found["class_share"][1] == pytest.approx(1 / 65, abs=1e-6)
-    assert found["attention_entropy"][0] < math.log(65) - 0.01
-    assert {name: len(values) for name, values in found.items()} == {
-        "range": 4 * 6 + 1,
-        "patch_norm": 6,
-        "class_norm": 6,
-        "attention_entropy": 6,
-        "class_share": 6,
-    }
+def test_entropy_and_share_of_a_known_attention():
+    alike = torch.full((1, 1, 4, 4), 0.25)
+    assert entropy(alike) == pytest.approx(math.log(4))
+    sharp = torch.eye(4)[None, None]
+    assert entropy(sharp) == 0.0
+    to_class = torch.tensor([[0.0, 0.5, 0.5], [0.9, 0.1, 0.0], [0.7, 0.0, 0.3]])
+    assert class_share(to_class[None, None]) == pytest.approx(
+        0.8
+    )  # not from the class token, nor to patches
 
 
 def test_looking_changes_nothing_and_norms_are_the_streams(vit, images):
@@ -50,8 +41,17 @@ def test_looking_changes_nothing_and_norms_are_the_streams(vit, images):
     with torch.no_grad():
         x = Float().tokens(images, vit)
         x = vit.blocks[0](x, Float())
+        listening = _Looking(vit, lambda to, x: None)
+        assert torch.equal(vit(images, listening), vit(images, Float()))
     assert found["class_norm"][0] == pytest.approx(float(x[:, 0].norm(dim=-1).mean()), rel=1e-5)
     assert found["patch_norm"][0] == pytest.approx(float(x[:, 1:].norm(dim=-1).mean()), rel=1e-5)
+    assert {name: len(values) for name, values in found.items()} == {
+        "range": 4 * 6,
+        "patch_norm": 6,
+        "class_norm": 6,
+        "attention_entropy": 6,
+        "class_share": 6,
+    }
 
 
 def test_error_by_moments_is_the_mean_squared_error_of_the_output(vit, images):

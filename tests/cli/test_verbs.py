@@ -121,6 +121,8 @@ def test_eval_finds_the_float_model_and_remembers_its_answers(
     # random weights on noise: the classes mean nothing, but 8 bits must repeat the float model
     assert found["agreement"] > 80
     assert 0 <= found["kl"] < 0.01
+    least, most = found["drop_interval"]
+    assert least <= found["drop"] <= most
 
     # the second time the float model is not even loaded
     monkeypatch.setattr("qvit.zoo.load", lambda *_, **__: pytest.fail("the float model was loaded"))

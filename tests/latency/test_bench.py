@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import sys
 
 import pytest
@@ -347,6 +348,19 @@ def test_folders_and_devices_are_checked(tmp_path, tiny_model):
         placement.resolve_backend("nonsense", "cpu")
     with pytest.raises(RequirementError, match="CPU tensors only"):
         placement.resolve_backend("cpu", "cuda")
+
+
+def test_without_the_float_weights_the_report_says_that_nothing_was_agreed(
+    tiny_quantized, tmp_path
+):
+    folder = tmp_path / "moved"
+    shutil.copytree(tiny_quantized, folder)
+    told = json.loads((folder / "run.json").read_text())
+    told["source"]["weights"] = None
+    (folder / "run.json").write_text(json.dumps(told))
+    found = measure(folder, baselines=("none",), batches=(1,), agreement=8)
+    assert found["rows"][0]["agree_top1_with_float"] is None
+    assert any("not at hand" in warning for warning in found["warnings"])
 
 
 def test_somebody_else_can_measure_after_each_round(tiny_quantized):

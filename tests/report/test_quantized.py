@@ -75,6 +75,21 @@ def test_everything_measured(tiny_copy, tiny_images, capsys):
     assert (tiny_copy / "eval.json").is_file()
 
 
+@pytest.mark.parametrize("between", [[0.5, 3.0], None])
+def test_points_lost_have_their_interval_where_it_was_kept(tiny_copy, between):
+    found = {
+        "top1": 80.0, "top5": 95.0, "top1_interval": [78.0, 82.0], "images": 100, "skipped": 0,
+        "float": {"top1": 81.5}, "drop": 1.5, "agreement": 90.0, "kl": 0.1, "data": "somewhere",
+    }  # fmt: skip
+    if between is not None:
+        found["drop_interval"] = between
+    (tiny_copy / "eval.json").write_text(json.dumps(found))
+    write_report(tiny_copy, progress=False)
+    text = (tiny_copy / "report.md").read_text()
+    assert "1.50 points lost" in text
+    assert ("1.50 points lost (95 % interval 0.50 to 3.00)" in text) == (between is not None)
+
+
 def test_a_latency_page_of_its_own():
     found = describe_latency(latency())
     assert re.findall(r'<section id="(\w+)"', found["html"]) == [
