@@ -146,6 +146,14 @@ def _lost(cell: dict[str, Any]) -> str:
 def _scheme(cell: dict[str, Any]) -> str:
     attention, images = cell["recipe"]["attention"]["bits"], cell["recipe"]["synthesis"]
     words = [cell["scheme"]]
+    if cell["recipe"]["budget"] != "standard":
+        words.append(cell["recipe"]["budget"])
+    if (
+        not cell["recipe"]["layers"]
+        and cell["recipe"]["name"] == "qvit"
+        and cell["scheme"] != "W8A8"
+    ):
+        words.append("ends alike")
     if attention != 8:
         words.append(f"attention {attention}")
     if images is not None and images["data"]:

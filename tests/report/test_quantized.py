@@ -66,6 +66,7 @@ def test_everything_measured(tiny_copy, tiny_images, capsys):
         "Arithmetic holds it up",
         "The machine was busy",
         "no VNNI",
+        "that of the fastest float model; another run may find more or less",
         "2.00 *",
     ):
         assert words in html, words

@@ -91,9 +91,12 @@ def key_of_speed(row: Mapping[str, Any]) -> Key | None:
     if ratio is None:
         return None
     value = ratio["ratio"]
+    detail = "that of the fastest float model"
+    if not ratio["steady"]:
+        detail += "; another run may find more or less"
     if value >= 1:
-        return Key("Speed", f"{shortly(value)}x", "that of the fastest float model")
-    return Key("Time", f"{shortly(1 / value)}x", "that of the fastest float model")
+        return Key("Speed", f"{shortly(value)}x", detail)
+    return Key("Time", f"{shortly(1 / value)}x", detail)
 
 
 def _lead(report: Mapping[str, Any]) -> str:
