@@ -23,6 +23,7 @@ import torch  # noqa: E402
 from benchmarks import cells  # noqa: E402
 from benchmarks.comparison.budgets import BUDGETS, Budget  # noqa: E402
 from benchmarks.comparison.images import pool_of  # noqa: E402
+from benchmarks.comparison.orders import orders_table  # noqa: E402
 from benchmarks.comparison.rows import (  # noqa: E402
     RECONSTRUCTION,
     TOGETHER,
@@ -36,6 +37,7 @@ from benchmarks.comparison.subjects import (  # noqa: E402
     SPLITS,
     Subject,
     answers,
+    each_answer,
     predict,
     softmax_reach,
     subject,
@@ -77,7 +79,8 @@ def main(
     wanted = planned(model, budget, seeds, split, only, seconds)
     if stored:
         wanted = (cell for cell in wanted if (folder / f"{cell[0]}.json").is_file())
-    print(table(cells.measure(wanted, folder)))
+    found = cells.measure(wanted, folder)
+    print(f"{table(found)}\n\n{orders_table(found)}".strip())
 
 
 def planned(
@@ -129,7 +132,8 @@ def measure(model: str, budget_name: str, row: Row, seed: int, split: str) -> di
     measured, logits = answers(model, split, budget.evaluated)
     assert measured.labels is not None
     known = measured.labels, torch.arange(len(measured)), 0
-    found = compare(Predictions(predict(student, measured), *known), Predictions(logits, *known))
+    ours = predict(student, measured)
+    found = compare(Predictions(ours, *known), Predictions(logits, *known))
     return {
         "model": model,
         "budget": {"name": budget_name, **asdict(budget)},
@@ -137,6 +141,7 @@ def measure(model: str, budget_name: str, row: Row, seed: int, split: str) -> di
         "seed": seed,
         "split": split,
         "result": found.to_dict(),
+        "each": each_answer(ours, logits, measured.labels),
         "images": images,
         "distillation": None if training is None else asdict(training),
         "trained": trained,

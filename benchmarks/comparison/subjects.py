@@ -126,6 +126,16 @@ def predict(model: Callable[[Tensor], Any], pool: Pool) -> Tensor:
     return torch.cat([model(pool.take(some)[0]).logits.float() for some in parts])
 
 
+def each_answer(ours: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """What came of each image, for differences image by image: a 1 where the label has the highest logit, and the KL
+    divergence from the float model's logits in nats; both logits fp32 [N, classes].
+    """
+    of, mine = logits.double().log_softmax(-1), ours.double().log_softmax(-1)
+    right = (ours.argmax(-1) == labels).int().tolist()
+    kls = (of.exp() * (of - mine)).sum(-1).tolist()
+    return {"right": "".join(map(str, right)), "kl": [float(f"{kl:.4g}") for kl in kls]}
+
+
 @lru_cache(maxsize=3)
 def _rendered(seed: int, count: int) -> Pool:
     series = render_series(seed, count)

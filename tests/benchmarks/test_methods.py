@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from benchmarks import cells, methods
 from benchmarks.comparison import images, together
 from benchmarks.comparison.budgets import BUDGETS
+from benchmarks.comparison.orders import RESNET_ORDERS, VIT_ORDERS, orders_table
 from benchmarks.comparison.rows import RECONSTRUCTION, recipe_of, rows, training_of
 from benchmarks.comparison.table import table
 
@@ -35,6 +36,9 @@ def test_two_methods_through_the_harness(tmp_path):
     for cell in found:
         assert all(0 < reach < 1.2 for reach in cell["softmax_reach"])
         assert cell["result"]["images"] == 8
+        each = cell["each"]
+        assert 100 * each["right"].count("1") / 8 == cell["result"]["top1"]
+        assert sum(each["kl"]) / 8 == pytest.approx(cell["result"]["kl"], rel=1e-3)
         assert 0 <= cell["result"]["agreement"] <= 100
         assert cell["budget"]["name"] == "smoke"
     lines = table(found).splitlines()
@@ -98,6 +102,38 @@ def test_what_is_stored_is_shown_and_nothing_measured(tmp_path, monkeypatch):
     told = CliRunner().invoke(methods.main, arguments)
     assert told.exit_code == 0
     assert told.output.strip() == table([cell]).strip()
+
+
+def judged(images, training, seed, kls, right):
+    return {
+        "model": "demo_vit", "seed": seed, "split": "test",
+        "row": {"images": images, "training": training, "quantizer": "static", "scheme": "w4a4"},
+        "result": {"kl": sum(kls) / len(kls), "top1": 100 * right.count("1") / len(right)},
+        "each": {"kl": kls, "right": right},
+    }  # fmt: skip
+
+
+def test_an_order_is_judged_image_by_image():
+    """Images differ by far more than methods: the difference of every image is the same, and so is its interval."""
+    spread = [0.1, 2.0, 5.0, 0.4]
+    better = [judged("psaq", "none", seed, spread, "1101") for seed in (0, 1)]
+    worse = [judged("noise", "none", seed, [kl + 0.25 for kl in spread], "1000") for seed in (0, 1)]
+    del better[1]["each"]  # a cell of before: its seed counts in all but the intervals
+    worse.append(judged("noise", "none", 2, spread, "1101"))  # a seed of one row only
+    (line,) = orders_table([*better, *worse]).splitlines()[2:]
+    assert line.startswith("| PSAQ-ViT above noise | psaq, none | noise, none | static | w4a4 ")
+    assert "| 0.250, 0.250 | 0.250 (0.250 to 0.250) | 50.0, 50.0 | 50.0 (0.0 to 100.0) |" in line
+    assert not orders_table(better)
+
+
+def test_every_order_is_of_rows_that_are_measured():
+    for convolutional, orders in ((False, VIT_ORDERS), (True, RESNET_ORDERS)):
+        known = {
+            (row.images, row.training)
+            for row in rows(convolutional)
+            if (row.quantizer, row.scheme) == ("static", "w4a4")
+        }
+        assert all(known >= {order.better, order.worse} for order in orders)
 
 
 @pytest.mark.slow
