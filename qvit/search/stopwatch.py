@@ -20,6 +20,7 @@ from qvit.models.config import ViTConfig
 from qvit.models.dense import IntegerDense
 from qvit.models.vit import ViT
 from qvit.quant.schemes import ModelScheme
+from qvit_kernels import backends
 
 _FEWEST, _MOST, _SECONDS = 3, 30, 1.0  # passes, and how long there shall be more of them
 
@@ -30,13 +31,14 @@ def measure_seconds(
     """Seconds of every layer of a pass over `batch` images, on a GPU if there is one.
 
     folder: Where they are kept by this machine's name (None: the user's cache). Layers of one shape, bits and scales
-    share an entry, the mean of their times; a model whose layers are all known is not run.
+    share an entry of a backend, the mean of their times; a model whose layers are all known is not run.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     place = folder or machine.cache_folder()
     path = None if place is None else place / f"latency-{machine.name_device(device)}.json"
     known = _read(path)
-    keys = {name: f"{key} batch {batch}" for name, key in _keys(config, scheme).items()}
+    ending = f"residual {scheme.residual} batch {batch} {_name_backend(device)}"
+    keys = {name: f"{key} {ending}" for name, key in _keys(config, scheme).items()}
     if not known.keys() >= set(keys.values()):
         times: dict[str, list[float]] = defaultdict(list)
         for name, seconds in _time_layers(config, scheme, batch, device).items():
@@ -56,19 +58,24 @@ def _keys(config: ViTConfig, scheme: ModelScheme) -> dict[str, str]:
     for name, linear in scheme.linears.items():
         n, k = shapes[name]
         kind = name.rpartition(".")[2]
-        grid = (
-            f"w{linear.weight.bits}/{linear.weight.group} a{linear.input.bits}/{linear.input.group}"
-        )
+        weight, rows = linear.weight, linear.input
+        grid = f"w{weight.bits}/{weight.group} a{rows.bits}/{rows.group} prefix {rows.prefix}"
         keys[name] = f"{kind} {tokens}x{n}x{k} {grid} hadamard {linear.transform}"
         before = {"qkv": "norm1", "fc1": "norm2", "head": "norm"}.get(kind)
         if before is not None:
             block = name.split(".")[:2] if "." in name else []
             keys[".".join([*block, before])] = f"norm before {keys[name]}"
     for name, attention in scheme.attentions.items():
-        keys[name] = (
-            f"attention {tokens}x{config.num_heads}x{config.head_dim} a{attention.qkv.bits}"
-        )
+        grid = f"a{attention.qkv.bits} softmax {attention.softmax_bits} norm {config.qk_norm}"
+        keys[name] = f"attention {tokens}x{config.num_heads}x{config.head_dim} {grid}"
     return keys
+
+
+def _name_backend(device: str) -> str:
+    """What computes there; a CPU with a compiler has programs of its own."""
+    name = backends.resolve(torch.device(device))
+    compiled = name == "cpu" and machine.find_compiler() is not None
+    return f"{name}, compiled" if compiled else name
 
 
 def _time_layers(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from qvit import machine
 from qvit.deployment.quantvit import QuantViT
 from qvit.errors import UsageError
 from qvit.models.plan import plan_scheme
@@ -15,6 +16,7 @@ from qvit.search.cards import CARDS, Card, model_seconds
 from qvit.search.costs import size_table
 from qvit.search.latency import Place, _between_kernels, latency_table, with_kernel
 from qvit.search.stopwatch import measure_seconds
+from qvit_kernels import backends
 from tests.search.test_costs import COUNT, SPACE, VIT
 
 pytest.importorskip("triton")
@@ -153,6 +155,46 @@ def test_here_is_measured_once(tmp_path, monkeypatch):
     kept.write_text(json.dumps({"x": "y"}))
     with pytest.raises(pytest.fail.Exception):
         measure_seconds(VIT.config, scheme, 2, tmp_path)
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """Measures a recipe, and says whether that took a run."""
+    runs = []
+    monkeypatch.setattr(stopwatch, "_time_layers", lambda *given: runs.append(given) or {})
+
+    def measure(recipe):
+        before = len(runs)
+        measure_seconds(VIT.config, plan_scheme(VIT.config, recipe), 2, tmp_path)
+        return len(runs) > before
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "activations.prefix_bits=8",
+        "activations.norm_group=16",
+        "attention.softmax_bits=4",
+        "attention.bits=4",
+        "residual=float16",
+    ],
+)
+def test_what_changes_the_work_of_a_layer_is_measured_anew(change, measured):
+    assert measured(SPACE.recipe)
+    assert not measured(SPACE.recipe)
+    assert measured(SPACE.recipe.override([change]))
+
+
+def test_times_of_one_backend_are_none_of_another(measured, monkeypatch):
+    assert measured(SPACE.recipe)
+    with backends.use_backend("reference"):
+        assert measured(SPACE.recipe)
+    found = None if machine.find_compiler() else "/usr/bin/c++"
+    monkeypatch.setattr(machine, "find_compiler", lambda: found)
+    assert measured(SPACE.recipe)
+    assert not measured(SPACE.recipe)
 
 
 def test_a_table_of_here(monkeypatch):
