@@ -25,6 +25,7 @@ from qvit.models.vit import ViT
 from qvit.recipe import MAX_BITS, MIN_BITS
 from qvit.search.allocation import WIDTHS, Space
 from qvit.search.budgets import Budget, check_budgets, first_within, fit
+from qvit.search.exchange import exchange
 from qvit.search.hdx import HardConstraints
 
 
@@ -133,7 +134,8 @@ class Searcher:
         check_budgets(budgets)
         plain = first_within(budgets, self._space.plain())
         start = self._space.uniform(MIN_BITS) if plain is None else plain
-        return fit(descend(self.losses, start.double(), budgets, self._settings), budgets)
+        wanted = descend(self.losses, start.double(), budgets, self._settings)
+        return exchange(fit(wanted, budgets), self.losses, budgets)
 
 
 # The others are put between their neighbours, on the lines that a descent follows.
