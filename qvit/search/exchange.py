@@ -1,4 +1,4 @@
-"""Exchanges of bits between two choices: what a descent over real-valued bits leaves to be gained once they are rounded."""
+"""Exchanges of bits between two choices: what a descent over real-valued bits leaves to gain once they are rounded."""
 
 from collections.abc import Sequence
 

@@ -15,12 +15,12 @@ import torch
 
 from qvit import machine
 from qvit.deployment.checkpoint import write_json
+from qvit.deployment.placement import name_backend
 from qvit.deployment.quantvit import QuantViT
 from qvit.models.config import ViTConfig
 from qvit.models.dense import IntegerDense
 from qvit.models.vit import ViT
 from qvit.quant.schemes import ModelScheme
-from qvit_kernels import backends
 
 _FEWEST, _MOST, _SECONDS = 3, 30, 1.0  # passes, and how long there shall be more of them
 
@@ -37,7 +37,7 @@ def measure_seconds(
     place = folder or machine.cache_folder()
     path = None if place is None else place / f"latency-{machine.name_device(device)}.json"
     known = _read(path)
-    ending = f"residual {scheme.residual} batch {batch} {_name_backend(device)}"
+    ending = f"residual {scheme.residual} batch {batch} {name_backend(device)}"
     keys = {name: f"{key} {ending}" for name, key in _keys(config, scheme).items()}
     if not known.keys() >= set(keys.values()):
         times: dict[str, list[float]] = defaultdict(list)
@@ -69,13 +69,6 @@ def _keys(config: ViTConfig, scheme: ModelScheme) -> dict[str, str]:
         grid = f"a{attention.qkv.bits} softmax {attention.softmax_bits} norm {config.qk_norm}"
         keys[name] = f"attention {tokens}x{config.num_heads}x{config.head_dim} {grid}"
     return keys
-
-
-def _name_backend(device: str) -> str:
-    """What computes there; a CPU with a compiler has programs of its own."""
-    name = backends.resolve(torch.device(device))
-    compiled = name == "cpu" and machine.find_compiler() is not None
-    return f"{name}, compiled" if compiled else name
 
 
 def _time_layers(

@@ -111,6 +111,7 @@ def test_budgets_that_hold_by_layers_alone_are_refused(mixed):
 
 def within(budgets):
     found = first_within(budgets, [SPACE.uniform(bits) for bits in range(8, 1, -1)])
+    assert found is not None
     return int(found[0])
 
 
