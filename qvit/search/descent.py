@@ -139,7 +139,7 @@ class Searcher:
 
 
 # The others are put between their neighbours, on the lines that a descent follows.
-_MEASURED = (2, 3, 4, 8)
+_MEASURED = (2, 3, 4, 6, 8)
 
 
 def _fill(measured: Tensor) -> Tensor:
