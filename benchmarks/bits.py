@@ -37,14 +37,14 @@ from qvit.models.vit import ViT  # noqa: E402
 from qvit.recipe import Recipe  # noqa: E402
 from qvit.search.allocation import Space  # noqa: E402
 from qvit.search.budgets import Budget, fit  # noqa: E402
-from qvit.search.costs import bitops_table, size_table  # noqa: E402
 from qvit.search.descent import Searcher, Settings, descend  # noqa: E402
-from qvit.synthesis.leaves import draw_pictures  # noqa: E402
+from qvit.search.run import IMAGES as SEARCHED  # noqa: E402
+from qvit.search.run import make_searcher  # noqa: E402
+from qvit.search.start import begin, make_cost_table, preset_starts  # noqa: E402
 
 MODEL = "vit_t"
-LEAVES = 32
 IMAGES = 250  # that judge, spread evenly over the odd classes
-RANDOM, RANKED = 20, 50  # allocations, and the images that rank them; the best is judged by all
+RANDOM, RANKED = 20, 10  # allocations, and the images that rank them; the best is judged by all
 
 
 @click.command()
@@ -88,39 +88,40 @@ class Trial:
     def cells(self) -> Iterator[cells.Cell]:
         """The allocations, what they are worth, and the models of two of them."""
         yield "allocations", self.allocate
-        for name in ("found", "uniform", "greedy", "penalty"):
+        for name in ("found", "uniform", "greedy"):
             yield name, lambda name=name: self.judge(name)
         yield "random", self.judge_random
         for name in ("found", "uniform"):
             yield f"{name}-rounded", lambda name=name: self.judge_rounded(name)
+        yield "penalty", lambda: self.judge("penalty")
 
     def allocate(self) -> dict[str, Any]:
-        """Allocations of the size and BitOps of the uniform one, in which attention has 8 bits as in the recipe."""
-        config = _float().config
-        kept = [8 if c.layer.endswith(".attn") else self.bits for c in self._space.choices]
-        uniform = torch.tensor(kept)
-        tables = [make(config, self._space) for make in (size_table, bitops_table)]
-        budgets = [Budget(table, table.total(uniform)) for table in tables]
-        start = time.perf_counter()
+        """Allocations of the size and BitOps of the uniform one, the preset's: eight bits at both ends and in the
+        attention products.
+        """
+        space, budgets = self._begun
+        uniform = space.usual(self.bits)
+        start = time.process_time()
+        searched = self._searcher.search(budgets).bits
+        seconds = time.process_time() - start
         losses = self._searcher.losses
         found = {
             "uniform": uniform,
-            "found": self._searcher.search(budgets).bits,
+            "found": searched,
             "greedy": descend_greedily(losses, budgets),
             "penalty": fit(
                 descend(losses, uniform.double(), budgets, Settings(penalty=10.0)), budgets
             ),
         }
-        seconds = time.perf_counter() - start
         generator = torch.Generator().manual_seed(self.seed)
         for i in range(RANDOM):
             found[f"random{i}"] = draw_random(len(uniform), budgets, generator)
         return {
             **self._known,
-            "leaves": LEAVES,
-            "seconds": round(seconds, 1),
+            "leaves": SEARCHED,
+            "processor_seconds": round(seconds, 1),
             "budgets": {budget.table.name: budget.limit for budget in budgets},
-            "choices": [f"{choice.layer} {choice.kind}" for choice in self._space.choices],
+            "choices": [f"{choice.layer} {choice.kind}" for choice in space.choices],
             "allocations": {
                 name: {
                     "bits": bits.tolist(),
@@ -146,29 +147,37 @@ class Trial:
 
     def judge_rounded(self, name: str) -> dict[str, Any]:
         """The same of the model that `qvit quantize` makes: weights are rounded for leaves."""
-        layers = self._space.layers(self._bits(name))
-        recipe = Recipe.preset("qvit", weight_bits=self.bits, activation_bits=self.bits)
-        given = [f"layers.{layer}={bits}" for layer, bits in layers.items()]
+        recipe = self._begun[0].recipe_of(self._bits(name))
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "model"
-            recipe = recipe.override([f"seed={self.seed}", *given])
+            start = time.process_time()
             written = pipeline.quantize(_source(), recipe, out, progress=False)
+            seconds = time.process_time() - start
             model = QuantViT.from_pretrained(out)
             model.warmup()
-            known = {**self._known, "allocation": f"{name}-rounded", "bytes": written["bytes"]}
+            known = {
+                **self._known,
+                "allocation": f"{name}-rounded",
+                "bytes": written["bytes"],
+                "processor_seconds": round(seconds, 1),
+            }
             return known | _compare(model, IMAGES)
 
     @cached_property
-    def _space(self) -> Space:
-        recipe = Recipe.preset("qvit", weight_bits=self.bits, activation_bits=self.bits)
-        recipe = recipe.without_images().override([f"seed={self.seed}"])
-        return Space.of(_float().config, recipe)
+    def _begun(self) -> tuple[Space, list[Budget]]:
+        """What `qvit quantize --bits auto` begins with under the costs of the uniform preset."""
+        config = _float().config
+        preset = Recipe.preset("qvit", weight_bits=self.bits, activation_bits=self.bits)
+        uniform = Space.of(config, preset.with_open_ends())
+        bits = uniform.usual(self.bits)
+        names = ("size", "bitops")
+        limits = {n: make_cost_table(n, config, uniform, None).whole(bits) for n in names}
+        recipes = [r.override([f"seed={self.seed}"]) for r in preset_starts("qvit", limits)]
+        return begin(config, recipes, limits)
 
     @cached_property
     def _searcher(self) -> Searcher:
-        generator = torch.Generator().manual_seed(self.seed)
-        leaves = draw_pictures(_float().config, LEAVES, generator)
-        return Searcher(_float(), self._space, leaves, seed=self.seed, settings=Settings())
+        return make_searcher(_source(), self._begun[0])
 
     @property
     def _known(self) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from qvit.search.budgets import Budget, hold
 from qvit.search.costs import CostTable
 from qvit.search.descent import Searcher, Settings, descend
 from qvit.search.latency import Place
-from qvit.search.run import make_cost_table, make_searcher, read_shape
+from qvit.search.run import make_searcher, read_shape
+from qvit.search.start import make_cost_table
 
 MODEL = "demo_vit"
 CARD = Place("nvidia-l4", batch=64)

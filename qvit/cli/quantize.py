@@ -1,7 +1,7 @@
 """`qvit quantize`: a pretrained model in, a folder with its low-bit version out."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,29 +95,20 @@ def command(session: Session, model: str, **options: Any) -> Result:
         settings.append(f"seed={options['seed']}")
     settings += [f"layers.{name}={bits}" for name, bits in map(keep_wide, options["exclude"])]
     limits = _limits(options)
-    bits = _start(options, limits)
-    recipe = load_recipe(options["recipe_name"], *bits, options["budget"])
-    if limits and options["recipe_name"] in preset_names():  # a file means what it says of layers
-        recipe = recipe.with_open_ends()
-
+    recipes = _recipes(options, limits)
     from qvit import pipeline, zoo
 
     source = zoo.resolve(model, weights=weights, pretrained=not no_pretrained)
-    if options["calib_data"] is not None:
-        leaves = options["calib_leaves"] or 0
-        recipe = _with_images(recipe, options["calib_data"], leaves, source.pretrained_cfg)
-    elif options["calib_leaves"] is not None:
-        raise UsageError(
-            "--calib-leaves stands beside --calib-data PATH; without it all images are leaves: say how many with --set "
-            "synthesis.images=N"
-        )
-    recipe = recipe.override(settings)
+    recipes = [
+        recipe.override(settings)
+        for recipe in _with_images(recipes, options, source.pretrained_cfg)
+    ]
     if session.verbosity >= 0:
         announce(source)
-    scheme = "auto" if limits else recipe.scheme.lower().replace(" ", "-")
+    scheme = "auto" if limits else recipes[0].scheme.lower().replace(" ", "-")
     out = options["out"] or Path("out") / f"{name_folder(model)}-{scheme}"
     begun = time.perf_counter()
-    recipe, found = _search(source, recipe, limits, out, options)
+    recipe, found = _search(source, recipes, limits, out, options)
     if options["dry_run"]:
         plan = pipeline.plan(source, recipe, out, overwrite=options["overwrite"])
         if limits:  # bits are not found yet: these would be those that the search begins with
@@ -160,44 +151,62 @@ def _limits(options: Mapping[str, Any]) -> dict[str, float]:
     return limits
 
 
-def _start(
-    options: Mapping[str, Any], limits: Mapping[str, float]
-) -> tuple[int | None, int | None]:
-    """Bits of weights and activations; a search begins with those of few bits, whose recipe has groups and transforms.
-    Activations that no budget depends on stay at eight.
-    """
-    weights, activations = options["weight_bits"], options["act_bits"]
-    if limits and weights is None:
-        weights = 4
-    if limits.keys() - {"size"} and activations is None:
-        activations = 4
-    return weights, activations
+def _recipes(options: Mapping[str, Any], limits: Mapping[str, float]) -> list[Recipe]:
+    """The recipe; of several, a search begins with the one that suits its budgets, where no bits say which it is."""
+    name, weights, activations = (options[k] for k in ("recipe_name", "weight_bits", "act_bits"))
+    if not limits or name not in preset_names():  # a file means what it says of layers
+        return [load_recipe(name, weights, activations, options["budget"])]
+    from qvit.search.start import depend_on_inputs, preset_starts
+
+    if weights is None and activations is None:
+        return preset_starts(name, limits, options["budget"])
+    inputs = activations or (4 if depend_on_inputs(limits) else None)
+    return [load_recipe(name, weights or 4, inputs, options["budget"]).with_open_ends()]
 
 
 def _search(
-    source: Any, recipe: Recipe, limits: Mapping[str, float], out: Path, options: Mapping[str, Any]
+    source: Any,
+    recipes: Sequence[Recipe],
+    limits: Mapping[str, float],
+    out: Path,
+    options: Mapping[str, Any],
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with the bits that are found within limits, if there are any, and what is to be said of the search."""
     if not limits:
-        return recipe, {}
+        return recipes[0], {}
     from qvit import pipeline
     from qvit.search.latency import HERE, Place
     from qvit.search.run import allocate, plan_search
 
     place = Place(options["on"] or HERE, options["batch"] or 1)
     if options["dry_run"]:
-        return recipe, {"search": plan_search(source, recipe, limits, place)}
-    pipeline.plan(source, recipe, out, overwrite=options["overwrite"])  # what refuses, refuses now
-    found, known = allocate(source, recipe, limits, place)
+        recipe, plan = plan_search(source, recipes, limits, place)
+        return recipe, {"search": plan}
+    pipeline.plan(
+        source, recipes[0], out, overwrite=options["overwrite"]
+    )  # what refuses, refuses now
+    found, known = allocate(source, recipes, limits, place)
     return found, {"search": known}
 
 
-def _with_images(recipe: Recipe, data: str, leaves: int, cfg: Mapping[str, Any]) -> Recipe:
-    """The recipe with the user's images in place of its own. Raises UsageError where it learns from none."""
-    if recipe.synthesis is None:
-        raise UsageError(
-            f"--calib-data {data}: {recipe.name} at {recipe.scheme} learns from no images; leave it out"
-        )
+def _with_images(
+    recipes: Sequence[Recipe], options: Mapping[str, Any], cfg: Mapping[str, Any]
+) -> list[Recipe]:
+    """The recipes with the user's images, if any, for their own. Raises UsageError where one learns from none."""
+    data, leaves = options["calib_data"], options["calib_leaves"]
+    if data is None:
+        if leaves is not None:
+            raise UsageError(
+                "--calib-leaves stands beside --calib-data PATH; without it all images are leaves: say how many with "
+                "--set synthesis.images=N"
+            )
+        return list(recipes)
+    for recipe in recipes:
+        if recipe.synthesis is None:
+            raise UsageError(
+                f"--calib-data {data}: {recipe.name} at {recipe.scheme} learns from no images; leave it out"
+            )
     from qvit.synthesis import calibration_images
 
-    return replace(recipe, synthesis=calibration_images(data, cfg, leaves=leaves))
+    images = calibration_images(data, cfg, leaves=leaves or 0)
+    return [replace(recipe, synthesis=images) for recipe in recipes]

@@ -2,6 +2,7 @@
 
 import torch
 
+from qvit import machine
 from qvit.errors import RequirementError, UsageError
 from qvit_kernels import backends
 
@@ -32,3 +33,13 @@ def resolve_backend(backend: str, device: str) -> str:
         raise UsageError(str(error)) from error
     except backends.BackendError as error:
         raise RequirementError(str(error)) from error
+
+
+def name_backend(device: str) -> str:
+    """What computes there now, for times that are kept: a CPU with a compiler has programs of its own.
+
+    Raises what `resolve_backend` raises.
+    """
+    name = resolve_backend("auto", device)
+    compiled = name == "cpu" and machine.find_compiler() is not None
+    return f"{name}, compiled" if compiled else name

@@ -24,7 +24,7 @@ class Float:
         """Patch tokens, fp32 [B, P, D]."""
         if embed.proj.scheme is not None:
             images = images * embed.gain.view(-1, 1, 1) + embed.offset.view(-1, 1, 1)
-        return _linear(unfold_patches(images, embed.patch), embed.proj)
+        return self.product(unfold_patches(images, embed.patch), embed.proj)
 
     def tokens(self, images: Tensor, vit: ViT) -> Tensor:
         """See Execution."""
@@ -32,11 +32,11 @@ class Float:
 
     def norm(self, x: Tensor, norm: nn.LayerNorm, to: Dense) -> Tensor:
         """See Execution."""
-        return block_transform(norm(x.float()), to.transform)
+        return self.transform(norm(x.float()), to)
 
     def qkv(self, h: Tensor, attn: Attention) -> tuple[Tensor, Tensor, Tensor]:
         """See Execution."""
-        q, k, v = split_heads(_linear(h, attn.qkv), attn.heads)
+        q, k, v = split_heads(self.product(h, attn.qkv), attn.heads)
         if attn.norm is not None:
             q, k = normalize_heads(q, k, attn.norm, attn.rotation)
         return q, k, v
@@ -52,20 +52,24 @@ class Float:
 
     def residual(self, x: Tensor, h: Tensor, dense: Dense) -> Tensor:
         """See Execution."""
-        return x + _linear(h, dense)
+        return x + self.product(h, dense)
 
     def gelu(self, h: Tensor, mlp: Mlp) -> Tensor:
         """See Execution."""
-        return block_transform(gelu(_linear(h, mlp.fc1), mlp.gelu), mlp.fc2.transform)
+        return self.transform(gelu(self.product(h, mlp.fc1), mlp.gelu), mlp.fc2)
 
     def head(self, x: Tensor, dense: Dense) -> Tensor:
         """See Execution."""
-        return self.logits(block_transform(x, dense.transform), dense)
+        return self.logits(self.transform(x, dense), dense)
 
     def logits(self, h: Tensor, dense: Dense) -> Tensor:
         """See Execution."""
-        return _linear(h, dense)
+        return self.product(h, dense)
 
+    def product(self, x: Tensor, dense: Dense) -> Tensor:
+        """The Linear of every step: [..., N]."""
+        return F.linear(x, dense.weight, dense.bias)
 
-def _linear(x: Tensor, dense: Dense) -> Tensor:
-    return F.linear(x, dense.weight, dense.bias)
+    def transform(self, x: Tensor, to: Dense) -> Tensor:
+        """The input of a Linear as it arrives there, [..., K]."""
+        return block_transform(x, to.transform)

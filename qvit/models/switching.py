@@ -1,9 +1,6 @@
 """A simulated model whose layers change their bits: every width has scales of its own (Q-ViT's switchable scale)."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
-
-from torch import Tensor
 
 from qvit.models.calibration import center_pixels
 from qvit.models.dense import Dense
@@ -11,61 +8,54 @@ from qvit.models.vit import Attention, ViT
 from qvit.quant.ranges import Grid, weight_grid
 from qvit.quant.schemes import LinearScheme, ModelScheme
 
-
-class Widths(NamedTuple):
-    """Of one Linear, by bits: what quantizes its weight and its input."""
-
-    schemes: Mapping[int, LinearScheme]
-    grids: Mapping[int, Grid]
+# What allocations are compared by may be 1 or 2 % coarser than what is written (see weight_grid).
+_STRIDE = 4
 
 
 class SwitchableModel:
     """A folded ViT that takes any allocation of bits; `vit` is changed in place, and its parameters are frozen.
 
     vit: As `fold` leaves it, without ranges. schemes: Of every width, where the whole model has it. method: Of the
-    ranges of weights, as a recipe's.
+    ranges of weights, as a recipe's; they are found when first asked for. stride: As `weight_grid` has it.
     """
 
-    def __init__(self, vit: ViT, schemes: Mapping[int, ModelScheme], method: str) -> None:
+    def __init__(
+        self, vit: ViT, schemes: Mapping[int, ModelScheme], method: str, *, stride: int = _STRIDE
+    ) -> None:
         self.vit = vit.requires_grad_(False)
-        self.widths: dict[str, Widths] = {}
-        for name, module in vit.named_modules():
-            if not isinstance(module, Dense):
-                continue
-            linears = {bits: scheme.linears[name] for bits, scheme in schemes.items()}
-            grids = {
-                bits: weight_grid(module.weight, bits, linear.weight.group, method)
-                for bits, linear in linears.items()
-            }
-            self.widths[name] = Widths(linears, grids)
-        self._centred = {bits: self._center(bits) for bits in schemes}
+        self._method, self._stride = method, stride
+        self._schemes = dict(schemes)
+        self._linears = {n: m for n, m in vit.named_modules() if isinstance(m, Dense)}
+        self._grids: dict[tuple[str, int], Grid] = {}
+        self._bias = vit.patch_embed.proj.bias.data.clone()
 
-    def _center(self, bits: int) -> Tensor:
-        """The bias of the patch embedding that belongs to a width, fp32 [N]."""
-        embed = self.vit.patch_embed
-        before = embed.proj.bias.data
-        embed.proj.bias.data = before.clone()
-        self._switch("patch_embed.proj", embed.proj, bits)
-        center_pixels(embed)
-        found, embed.proj.bias.data = embed.proj.bias.data, before
-        return found
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """The widths."""
+        return tuple(self._schemes)
 
-    def _switch(self, name: str, dense: Dense, bits: int) -> None:
-        """Give a Linear the weights of a width."""
-        widths = self.widths[name]
-        assert dense.weight_scale is not None
-        dense.weight_scale.data = widths.grids[bits].scale
-        dense.weight_multiplier = widths.grids[bits].multiplier
-        dense.scheme = widths.schemes[bits]
+    def scheme(self, name: str, bits: int) -> LinearScheme:
+        """What quantizes weight and input of a Linear at a width."""
+        return self._schemes[bits].linears[name]
+
+    def grid(self, name: str, bits: int) -> Grid:
+        """The steps of a Linear's weight at a width."""
+        if (name, bits) not in self._grids:
+            weight, group = self._linears[name].weight, self.scheme(name, bits).weight.group
+            found = weight_grid(weight, bits, group, self._method, self._stride)
+            self._grids[name, bits] = found
+        return self._grids[name, bits]
 
     def take(self, scheme: ModelScheme) -> None:
         """Go on with the bits of this scheme; groups and transforms have to be those it was made with."""
+        for name, dense in self._linears.items():
+            dense.scheme = scheme.linears[name]
+            grid = self.grid(name, dense.bits)
+            assert dense.weight_scale is not None
+            dense.weight_scale.data, dense.weight_multiplier = grid
         for name, module in self.vit.named_modules():
-            if isinstance(module, Dense):
-                linear = scheme.linears[name]
-                self._switch(name, module, linear.weight.bits)
-                module.scheme = linear
-            elif isinstance(module, Attention):
+            if isinstance(module, Attention):
                 module.scheme = scheme.attentions[name]
-        proj = self.vit.patch_embed.proj
-        proj.bias.data = self._centred[proj.scheme.weight.bits]
+        embed = self.vit.patch_embed
+        embed.proj.bias.data = self._bias.clone()
+        center_pixels(embed)

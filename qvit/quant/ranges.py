@@ -27,38 +27,46 @@ class Grid(NamedTuple):
     multiplier: Tensor | None
 
 
-def weight_grid(weight: Tensor, bits: int, group: int = 0, method: str = "mse") -> Grid:
+def weight_grid(
+    weight: Tensor, bits: int, group: int = 0, method: str = "mse", stride: int = 1
+) -> Grid:
     """Scale of each row and, with a `group`, the multiplier of each `group` columns of it. weight: fp32 [N, K].
 
     A group's best step is rounded to a multiple of the row's scale, up to the largest multiplier that keeps its
     products with codes in 8 bits: by squared error ("mse"), or up ("minmax").
+
+    stride: Of "mse", which then tries one step in so many: with 4 the squared errors of a ViT-Tiny's weights are up to
+    1 % larger at 2 to 5 bits and up to 2 % at more, in two fifths of the time.
     """
-    steps = group_steps(weight, bits, group, method)
+    steps = group_steps(weight, bits, group, method, stride)
     if not group:
         return Grid(steps.squeeze(-1), None)
     rows = max(_BLOCK // weight.shape[-1], 1)
     grouped = weight.unflatten(-1, (-1, group))
     parts = [
-        _share_scale(values, part, bits, method)
+        _share_scale(values, part, bits, -(-_SHARED_SCALES // stride) if method == "mse" else 0)
         for values, part in zip(grouped.split(rows), steps.split(rows), strict=True)
     ]
     scales, multipliers = zip(*parts, strict=True)
     return Grid(torch.cat(scales), torch.cat(multipliers))
 
 
-def _share_scale(grouped: Tensor, steps: Tensor, bits: int, method: str) -> tuple[Tensor, Tensor]:
-    """grouped: [rows, G, values], steps: [rows, G] -> scale [rows], multiplier [rows, G]."""
+def _share_scale(grouped: Tensor, steps: Tensor, bits: int, trials: int) -> tuple[Tensor, Tensor]:
+    """grouped: [rows, G, values], steps: [rows, G] -> scale [rows], multiplier [rows, G].
+
+    trials: Of scales; 0: multipliers are rounded up, with the first one.
+    """
     highest = reference.largest_multiplier(bits)
     largest = steps.abs().amax(-1, keepdim=True)
     best_scale, best = largest / highest, torch.ones_like(steps)
     least = torch.full_like(largest, torch.inf)
-    for top in range(highest, highest - (_SHARED_SCALES if method == "mse" else 1), -1):
+    for top in range(highest, highest - max(trials, 1), -1):
         scale = largest / top
         ratio = steps.abs() / scale
         above = _with_sign(ratio.ceil(), steps, highest)
         error = _squared_error(grouped, above * scale, bits)
         chosen = above
-        if method == "mse":
+        if trials:
             below = _with_sign(ratio.floor(), steps, highest)
             error_below = _squared_error(grouped, below * scale, bits)
             chosen = torch.where(error_below < error, below, above)
@@ -83,27 +91,30 @@ def steps_that_reach(bits: int) -> float:
     return 127.0 if bits == 8 else 2 ** (bits - 1) - 127 / 256
 
 
-def group_steps(weight: Tensor, bits: int, group: int = 0, method: str = "mse") -> Tensor:
+def group_steps(
+    weight: Tensor, bits: int, group: int = 0, method: str = "mse", stride: int = 1
+) -> Tensor:
     """Step of each row, or of each `group` columns of a row. weight: fp32 [N, K] -> fp32 [N, G], none zero.
 
     "minmax" reaches the largest weight; "mse" shrinks the range to where the squared rounding and clipping
     error is least, over a grid of fractions of the maximum. Below 8 bits there is one code more below zero than
-    above it, and "mse" also chooses the sign of the step, which says at which end of the weights it lies.
+    above it, and "mse" also chooses the sign of the step, which says at which end of the weights it lies. stride: See
+    `weight_grid`.
     """
     grouped = weight.unflatten(-1, (-1, group or weight.shape[-1]))
     if method == "minmax":
         return reference.scale_of(grouped.abs().amax(-1), steps_that_reach(bits))
     rows = max(_BLOCK // weight.shape[-1], 1)
-    return torch.cat([_least_squares(block, bits) for block in grouped.split(rows)])
+    return torch.cat([_least_squares(block, bits, stride) for block in grouped.split(rows)])
 
 
-def _least_squares(grouped: Tensor, bits: int) -> Tensor:
+def _least_squares(grouped: Tensor, bits: int, stride: int) -> Tensor:
     """grouped: [rows, G, values that share a step] -> [rows, G]."""
     low, high = reference.code_range(bits)
     largest = reference.scale_of(grouped.abs().amax(-1), -low)
     best, least = largest, torch.full_like(largest, torch.inf)
     last_gain = 0
-    for i in range(_STEPS):
+    for i in range(0, _STEPS, stride):
         fraction = 1.0 - 0.01 * i
         for sign in (1.0,) if -low == high else (1.0, -1.0):
             scale = largest * (fraction * sign)

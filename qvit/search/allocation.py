@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qvit.errors import UsageError
 from qvit.models.config import ViTConfig
-from qvit.recipe import MAX_BITS, MIN_BITS, Recipe, find_bits
+from qvit.recipe import ENDS, MAX_BITS, MIN_BITS, Recipe, find_bits
 from qvit.search.bitops import PATCHES
 
 WIDTHS = tuple(range(MIN_BITS, MAX_BITS + 1))
@@ -57,6 +57,19 @@ class Space:
     def uniform(self, bits: int) -> Tensor:
         """The allocation that gives everything the same bits."""
         return torch.full((len(self.choices),), bits, dtype=torch.int64)
+
+    def usual(self, bits: int) -> Tensor:
+        """The allocation that presets have: these bits in the Linears of blocks, eight at both ends of the model, and
+        the recipe's own in the attention products.
+        """
+        own = [bits if c.layer not in ENDS else MAX_BITS for c in self.choices]
+        products = [self.recipe.attention_bits(c.layer)[0] for c in self.choices]
+        attention = [c.layer.endswith(".attn") for c in self.choices]
+        return torch.where(torch.tensor(attention), torch.tensor(products), torch.tensor(own))
+
+    def plain(self) -> list[Tensor]:
+        """Allocations that need no search, from many bits to few: what presets have, and the same bits everywhere."""
+        return [make(bits) for bits in reversed(WIDTHS) for make in (self.usual, self.uniform)]
 
     def layers(self, bits: Tensor | Sequence[int]) -> dict[str, str]:
         """What a recipe's `layers` say for an allocation: {"blocks.0.mlp.fc2": "W3A5", ...}; what this recipe's said of

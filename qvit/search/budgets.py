@@ -4,7 +4,7 @@ Allocations are found with the sums of tables. Where a table knows the whole mod
 held against that, and found again under a limit that is as much tighter, until it holds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,13 +46,11 @@ def hold(budgets: Sequence[Budget], bits: Tensor | Sequence[int]) -> bool:
     return all(budget.table.whole(bits) <= budget.limit for budget in budgets)
 
 
-def largest_uniform(budgets: Sequence[Budget], count: int) -> int | None:
-    """The most bits that all of `count` choices can have at once; None where no uniform allocation does."""
-    for bits in range(MAX_BITS, MIN_BITS - 1, -1):
-        uniform = [bits] * count
-        if meets(budgets, uniform) and hold(budgets, uniform):
-            return bits
-    return None
+def first_within(budgets: Sequence[Budget], allocations: Iterable[Tensor]) -> Tensor | None:
+    """The first allocation that meets all budgets and on which they hold; None where none does."""
+    return next(
+        (bits for bits in allocations if meets(budgets, bits) and hold(budgets, bits)), None
+    )
 
 
 # Rounds in which the weights of budgets against each other are found, and how fast these move at first.

@@ -72,13 +72,13 @@ class CostTable:
         found.index_add_(0, self.places[:, 1], change / (high - low))
         return found[:-1]
 
-    def steps(self, bits: Tensor | Sequence[int]) -> Tensor:
-        """What a bit more of each choice would cost: fp64 [choices]; nothing where there are eight."""
+    def steps(self, bits: Tensor | Sequence[int], by: int = 1) -> Tensor:
+        """What so many bits more (or fewer) of each choice would cost: fp64 [choices]; nothing where there are none."""
         layers, rows, columns = self._at(bits)
         now = self.costs[layers, rows, columns]
         found = torch.zeros(len(bits) + 1, dtype=torch.float64)
-        found[self.places[:, 0]] = self.costs[layers, (rows + 1).clamp(max=_LAST), columns] - now
-        found[self.places[:, 1]] = self.costs[layers, rows, (columns + 1).clamp(max=_LAST)] - now
+        found[self.places[:, 0]] = self.costs[layers, (rows + by).clamp(0, _LAST), columns] - now
+        found[self.places[:, 1]] = self.costs[layers, rows, (columns + by).clamp(0, _LAST)] - now
         return found[:-1]
 
     def moves(self, bits: Tensor | Sequence[int]) -> Tensor:

@@ -24,7 +24,8 @@ from qvit.models.switching import SwitchableModel
 from qvit.models.vit import ViT
 from qvit.recipe import MAX_BITS, MIN_BITS
 from qvit.search.allocation import WIDTHS, Space
-from qvit.search.budgets import Budget, check_budgets, fit, largest_uniform
+from qvit.search.budgets import Budget, check_budgets, first_within, fit
+from qvit.search.exchange import exchange
 from qvit.search.hdx import HardConstraints
 
 
@@ -32,13 +33,12 @@ from qvit.search.hdx import HardConstraints
 class Settings:
     """How bits are searched.
 
-    labels: Drawn for every image; batch: of the images at a time.
+    batch: Of the images at a time.
     steps: Of descent. rate: Length of the first step over all bits, in bits per root of their number; it falls to a
     hundredth. margin, growth: HDX's, for gradients of length 1. penalty: None for HDX, or the weight of Q-ViT's penalty
     against a gradient of length 1.
     """
 
-    labels: int = 4
     batch: int = 4
     steps: int = 400
     rate: float = 0.05
@@ -54,7 +54,8 @@ class Found:
     Attributes:
         bits: int64 [choices], an allocation that meets every budget.
         divergence: KL from the float model on the images, nats, weights rounded to nearest.
-        uniform: The same of the largest uniform allocation that meets the budgets; None where none does.
+        uniform: The same of the largest allocation that needs no search (`Space.plain`) and meets the budgets; None
+            where none does.
     """
 
     bits: Tensor
@@ -65,7 +66,7 @@ class Found:
 class Searcher:
     """Measures a float ViT at different bits, and finds an allocation.
 
-    space: What is to be found. images: normalised fp32 [N, C, H, W]. seed: Of the labels that are drawn.
+    space: What is to be found. images: normalised fp32 [N, C, H, W]. seed: Of the signs that are drawn.
     """
 
     def __init__(
@@ -84,16 +85,15 @@ class Searcher:
     @cached_property
     def losses(self) -> Tensor:
         """What each choice costs alone at 2 to 8 bits, nats: fp64 [choices, 7]. Measured when it is first asked for."""
-        self._take(self._space.uniform(MAX_BITS))  # the float model, nearly
         found = measure_curvature(
             self._model,
             self._images,
+            _MEASURED,
             batch=self._settings.batch,
-            labels=self._settings.labels,
             generator=torch.Generator().manual_seed(self._seed),
         )
-        rows = [[found[c.layer, c.kind][b] for b in WIDTHS] for c in self._space.choices]
-        return torch.tensor(rows, dtype=torch.float64)
+        measured = torch.stack([found[choice.layer, choice.kind] for choice in self._space.choices])
+        return _fill(measured)
 
     def _take(self, bits: Tensor | Sequence[int]) -> None:
         self._model.take(plan_scheme(self._config, self._space.recipe_of(bits)))
@@ -111,20 +111,20 @@ class Searcher:
         return float(each.double().mean())
 
     def search(self, budgets: Sequence[Budget]) -> Found:
-        """An allocation that meets every budget, close to the float model; never one worse than the uniform one.
+        """An allocation that meets every budget, close to the float model; never one worse than that of a preset, or
+        the same bits everywhere.
 
         Raises UsageError for a budget that nothing meets.
         """
         bits = self.find(budgets)
         divergence = self.measure(bits)
-        most = largest_uniform(budgets, len(bits))
-        if most is None:
+        plain = first_within(budgets, self._space.plain())
+        if plain is None:
             return Found(bits, divergence, None)
-        uniform = self._space.uniform(most)
-        plain = self.measure(uniform)
-        if plain < divergence:
-            return Found(uniform, plain, plain)
-        return Found(bits, divergence, plain)
+        otherwise = self.measure(plain)
+        if otherwise < divergence:
+            return Found(plain, otherwise, otherwise)
+        return Found(bits, divergence, otherwise)
 
     def find(self, budgets: Sequence[Budget]) -> Tensor:
         """An allocation that meets every budget, int64 [choices]; by `losses` alone, without a measurement of it.
@@ -132,8 +132,26 @@ class Searcher:
         Raises UsageError for budgets that nothing meets.
         """
         check_budgets(budgets)
-        start = self._space.uniform(largest_uniform(budgets, len(self._space.choices)) or MIN_BITS)
-        return fit(descend(self.losses, start.double(), budgets, self._settings), budgets)
+        plain = first_within(budgets, self._space.plain())
+        start = self._space.uniform(MIN_BITS) if plain is None else plain
+        wanted = descend(self.losses, start.double(), budgets, self._settings)
+        return exchange(fit(wanted, budgets), self.losses, budgets)
+
+
+# The others are put between their neighbours, on the lines that a descent follows.
+_MEASURED = (2, 3, 4, 6, 8)
+
+
+def _fill(measured: Tensor) -> Tensor:
+    """Losses of all widths, fp64 [choices, 7], of those of the measured ones: log-linear in between."""
+    logs = measured.clamp(min=_LEAST).log()
+    columns = []
+    for bits in WIDTHS:
+        above = next(place for place, known in enumerate(_MEASURED) if known >= bits)
+        low, high = _MEASURED[max(above - 1, 0)], _MEASURED[above]
+        share = (bits - low) / (high - low) if high > low else 1.0
+        columns.append(logs[:, above - 1] * (1 - share) + logs[:, above] * share)
+    return torch.stack(columns, 1).exp()
 
 
 def descend(losses: Tensor, bits: Tensor, budgets: Sequence[Budget], settings: Settings) -> Tensor:

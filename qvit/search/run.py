@@ -1,6 +1,6 @@
 """From a source, a recipe and limits to the recipe whose layers have the bits that were found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,29 +12,31 @@ from qvit.models.plan import name_scheme, plan_scheme
 from qvit.models.timm_import import read_config, read_model
 from qvit.recipe import Recipe
 from qvit.search.allocation import Space
-from qvit.search.budgets import Budget, check_budgets
-from qvit.search.costs import CostTable, bitops_table, size_table
+from qvit.search.costs import CostTable
 from qvit.search.descent import Searcher, Settings
 from qvit.search.frontier import COSTS, MEASUREMENTS, POINTS, Frontier, Point, estimate_seconds
-from qvit.search.latency import Place, latency_table
+from qvit.search.latency import Place
+from qvit.search.start import begin, make_cost_table
 from qvit.synthesis.leaves import draw_pictures
 from qvit.zoo import Source
 
-IMAGES = 32  # dead leaves
-_MEASUREMENTS = 2  # of what is found, and of the largest uniform allocation
+IMAGES = 16  # dead leaves
+_MEASUREMENTS = 2  # of what is found, and of the largest allocation that needs no search
 
 
 def plan_search(
-    source: Source, recipe: Recipe, limits: Mapping[str, float], place: Place | None = None
-) -> dict[str, Any]:
-    """What a search would choose among, without weights: the number of choices, and of each budget the limit and the
-    smallest and largest cost that is possible; and the seconds that it would take, at the worst. Raises what `allocate`
-    raises.
+    source: Source,
+    recipes: Sequence[Recipe],
+    limits: Mapping[str, float],
+    place: Place | None = None,
+) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe that a search would begin with, and what it would choose among, without weights: the number of
+    choices, and of each budget the limit and the smallest and largest cost that is possible; and the seconds that it
+    would take, at the worst. Raises what `allocate` raises.
     """
     config = read_shape(source)
-    space = _space_of(config, recipe, limits)
-    budgets = _budgets_of(config, space, limits, place)
-    return {
+    space, budgets = begin(config, recipes, limits, place)
+    return space.recipe, {
         "choices": len(space.choices),
         "images": IMAGES,
         "estimated_seconds": round(estimate_seconds(config, IMAGES, _MEASUREMENTS)),
@@ -51,9 +53,12 @@ def plan_search(
 
 
 def allocate(
-    source: Source, recipe: Recipe, limits: Mapping[str, float], place: Place | None = None
+    source: Source,
+    recipes: Sequence[Recipe],
+    limits: Mapping[str, float],
+    place: Place | None = None,
 ) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe with bits for every layer that it leaves open, and what is known of them.
+    """One of the recipes (see `begin`) with bits for every layer that it leaves open, and what is known of them.
 
     limits: By name, "size" in bytes of model.safetensors, "bitops" of an image, "latency" in seconds of a pass at
     `place`. Bits of activations are searched where one of them depends on these, and are the recipe's elsewhere. Images
@@ -62,9 +67,7 @@ def allocate(
     Raises UsageError for a limit that nothing meets, or limits that nothing meets together, before any weights are
     read, and the errors of `zoo.load`.
     """
-    config = read_shape(source)
-    space = _space_of(config, recipe, limits)
-    budgets = _budgets_of(config, space, limits, place)
+    space, budgets = begin(read_shape(source), recipes, limits, place)
     found = make_searcher(source, space).search(budgets)
     known = {
         "kl": round(found.divergence, 4),
@@ -149,27 +152,6 @@ def read_shape(source: Source) -> ViTConfig:
     """The shape of a source's model, without weights. Raises UsageError for one that is no plain ViT."""
     with torch.device("meta"):
         return read_config(zoo.build(source), source.pretrained_cfg)
-
-
-def make_cost_table(name: str, config: ViTConfig, space: Space, place: Place | None) -> CostTable:
-    """Of "size", "bitops" or "latency" (at `place`; None: here, one image)."""
-    if name == "latency":
-        return latency_table(config, space, place or Place())
-    return {"size": size_table, "bitops": bitops_table}[name](config, space)
-
-
-def _space_of(config: ViTConfig, recipe: Recipe, limits: Mapping[str, float]) -> Space:
-    return Space.of(config, recipe, activations=limits.keys() != {"size"})
-
-
-def _budgets_of(
-    config: ViTConfig, space: Space, limits: Mapping[str, float], place: Place | None
-) -> list[Budget]:
-    budgets = [
-        Budget(make_cost_table(name, config, space, place), limit) for name, limit in limits.items()
-    ]
-    check_budgets(budgets)
-    return budgets
 
 
 def _circumstances(table: CostTable, place: Place | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 
 from qvit import machine
 from qvit.deployment.checkpoint import write_json
+from qvit.deployment.placement import name_backend
 from qvit.deployment.quantvit import QuantViT
 from qvit.models.config import ViTConfig
 from qvit.models.dense import IntegerDense
@@ -30,13 +31,14 @@ def measure_seconds(
     """Seconds of every layer of a pass over `batch` images, on a GPU if there is one.
 
     folder: Where they are kept by this machine's name (None: the user's cache). Layers of one shape, bits and scales
-    share an entry, the mean of their times; a model whose layers are all known is not run.
+    share an entry of a backend, the mean of their times; a model whose layers are all known is not run.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     place = folder or machine.cache_folder()
     path = None if place is None else place / f"latency-{machine.name_device(device)}.json"
     known = _read(path)
-    keys = {name: f"{key} batch {batch}" for name, key in _keys(config, scheme).items()}
+    ending = f"residual {scheme.residual} batch {batch} {name_backend(device)}"
+    keys = {name: f"{key} {ending}" for name, key in _keys(config, scheme).items()}
     if not known.keys() >= set(keys.values()):
         times: dict[str, list[float]] = defaultdict(list)
         for name, seconds in _time_layers(config, scheme, batch, device).items():
@@ -56,18 +58,16 @@ def _keys(config: ViTConfig, scheme: ModelScheme) -> dict[str, str]:
     for name, linear in scheme.linears.items():
         n, k = shapes[name]
         kind = name.rpartition(".")[2]
-        grid = (
-            f"w{linear.weight.bits}/{linear.weight.group} a{linear.input.bits}/{linear.input.group}"
-        )
+        weight, rows = linear.weight, linear.input
+        grid = f"w{weight.bits}/{weight.group} a{rows.bits}/{rows.group} prefix {rows.prefix}"
         keys[name] = f"{kind} {tokens}x{n}x{k} {grid} hadamard {linear.transform}"
         before = {"qkv": "norm1", "fc1": "norm2", "head": "norm"}.get(kind)
         if before is not None:
             block = name.split(".")[:2] if "." in name else []
             keys[".".join([*block, before])] = f"norm before {keys[name]}"
     for name, attention in scheme.attentions.items():
-        keys[name] = (
-            f"attention {tokens}x{config.num_heads}x{config.head_dim} a{attention.qkv.bits}"
-        )
+        grid = f"a{attention.qkv.bits} softmax {attention.softmax_bits} norm {config.qk_norm}"
+        keys[name] = f"attention {tokens}x{config.num_heads}x{config.head_dim} {grid}"
     return keys
 
 

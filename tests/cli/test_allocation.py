@@ -49,6 +49,20 @@ def test_size_alone_leaves_activations_at_eight_bits(tiny_model, capsys):
     assert plan["search"]["choices"] == 10  # the weights of ten Linears
 
 
+def test_a_budget_for_few_bits_begins_with_the_recipe_of_few_bits(tiny_model, capsys):
+    command = ["quantize", str(tiny_model), "--bits", "auto", "-q", "--json", "--dry-run"]
+    assert run([*command, "--max-bitops", "1T"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["recipe"]["weights"]["group"] == 32
+    least = plan["search"]["budgets"]["bitops"]["smallest"]
+    assert run([*command, "--max-bitops", f"{1.2 * least:.0f}"]) == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    assert recipe["weights"]["group"] == 16
+    assert recipe["activations"]["prefix_bits"] == 8
+    assert run([*command, "--max-bitops", f"{1.2 * least:.0f}", "--w", "4"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["weights"]["group"] == 32
+
+
 def test_a_dry_run_tells_limits_and_nothing_of_bits_that_are_not_found_yet(
     tiny_model, capsys, monkeypatch, tmp_path
 ):

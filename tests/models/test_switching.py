@@ -32,7 +32,7 @@ def switchable():
     vit = float_vit()
     schemes = {bits: plan_scheme(vit.config, uniform(bits)) for bits in range(2, 9)}
     folded = fold(vit, plan_scheme(vit.config, RECIPE), seed=0)
-    return SwitchableModel(folded, schemes, "mse")
+    return SwitchableModel(folded, schemes, "mse", stride=1)
 
 
 @pytest.mark.parametrize("recipe", [MIXED, uniform(8), uniform(2), RECIPE])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvit.errors import UsageError
-from qvit.search.budgets import Budget, check_budgets, fit, largest_uniform, meets
+from qvit.search.budgets import Budget, check_budgets, first_within, fit, meets
 from qvit.search.costs import CostTable
 from tests.search.test_costs import BITOPS, COUNT, SIZE, SPACE
 
@@ -41,8 +41,10 @@ def test_what_fits_is_taken_as_it_is():
     wanted = torch.full((COUNT,), 4.0, dtype=torch.float64)
     exactly = Budget(BITOPS, BITOPS.total(SPACE.uniform(4)))
     assert torch.equal(fit(wanted, [exactly]), SPACE.uniform(4))
-    assert largest_uniform([exactly], COUNT) == 4
-    assert largest_uniform([exactly, budget(SIZE, 0)], COUNT) == 2
+    uniform = [SPACE.uniform(bits) for bits in range(8, 1, -1)]
+    assert torch.equal(first_within([exactly], uniform), SPACE.uniform(4))
+    assert torch.equal(first_within([exactly, budget(SIZE, 0)], uniform), SPACE.uniform(2))
+    assert first_within([budget(SIZE, 0)], uniform[:-1]) is None
 
 
 def random_table(name: str, generator: torch.Generator) -> CostTable:

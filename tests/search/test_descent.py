@@ -15,7 +15,7 @@ from qvit.search.descent import Searcher, Settings, descend
 from tests.support import float_vit, images_for
 
 RECIPE = Recipe.preset("qvit", weight_bits=4, activation_bits=4).without_images().with_open_ends()
-FEW = Settings(steps=300, labels=2, batch=8)
+FEW = Settings(steps=300, batch=8)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_bits_go_where_they_matter(searched):
 
 
 def test_what_a_choice_costs_alone_is_what_it_was_said_to(searched):
-    """By half or twice: curvature at one point, four labels an image, and other layers at eight bits."""
+    """By half or twice: curvature at one point, signs of a few images, and other layers at eight bits."""
     space, searcher, _, _ = searched
     told, measured = [], []
     for place in range(len(space.choices)):

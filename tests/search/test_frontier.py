@@ -12,7 +12,7 @@ from tests.support import images_for
 @pytest.fixture(scope="module")
 def frontier():
     torch.manual_seed(0)
-    settings = Settings(steps=60, labels=1)
+    settings = Settings(steps=60)
     searcher = Searcher(VIT, SPACE, images_for(VIT, 8), seed=0, settings=settings)
     return Frontier(searcher, [SIZE, BITOPS], lambda _: None)
 

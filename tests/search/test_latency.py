@@ -6,15 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from qvit import machine
 from qvit.deployment.quantvit import QuantViT
 from qvit.errors import UsageError
 from qvit.models.plan import plan_scheme
 from qvit.search import stopwatch
-from qvit.search.budgets import Budget, check_budgets, fit, hold, largest_uniform
+from qvit.search.budgets import Budget, check_budgets, first_within, fit, hold
 from qvit.search.cards import CARDS, Card, model_seconds
 from qvit.search.costs import size_table
 from qvit.search.latency import Place, _between_kernels, latency_table, with_kernel
 from qvit.search.stopwatch import measure_seconds
+from qvit_kernels import backends
 from tests.search.test_costs import COUNT, SPACE, VIT
 
 pytest.importorskip("triton")
@@ -107,12 +109,18 @@ def test_budgets_that_hold_by_layers_alone_are_refused(mixed):
     assert hold(pair, check_budgets(pair))
 
 
+def within(budgets):
+    found = first_within(budgets, [SPACE.uniform(bits) for bits in range(8, 1, -1)])
+    assert found is not None
+    return int(found[0])
+
+
 def test_uniform_bits_count_only_where_the_whole_model_holds(mixed):
     table, _ = mixed
     limit = table.total(SPACE.uniform(8))
-    assert largest_uniform([Budget(replace(table, whole_of=None), limit)], COUNT) == 8
+    assert within([Budget(replace(table, whole_of=None), limit)]) == 8
     slower = replace(table, whole_of=lambda bits: table.total(bits) * (1.1 if max(bits) > 4 else 1))
-    assert largest_uniform([Budget(slower, limit)], COUNT) == 4
+    assert within([Budget(slower, limit)]) == 4
 
 
 def test_a_faster_card_is_faster_and_more_images_take_longer():
@@ -153,6 +161,46 @@ def test_here_is_measured_once(tmp_path, monkeypatch):
     kept.write_text(json.dumps({"x": "y"}))
     with pytest.raises(pytest.fail.Exception):
         measure_seconds(VIT.config, scheme, 2, tmp_path)
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """Measures a recipe, and says whether that took a run."""
+    runs = []
+    monkeypatch.setattr(stopwatch, "_time_layers", lambda *given: runs.append(given) or {})
+
+    def measure(recipe):
+        before = len(runs)
+        measure_seconds(VIT.config, plan_scheme(VIT.config, recipe), 2, tmp_path)
+        return len(runs) > before
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "activations.prefix_bits=8",
+        "activations.norm_group=16",
+        "attention.softmax_bits=4",
+        "attention.bits=4",
+        "residual=float16",
+    ],
+)
+def test_what_changes_the_work_of_a_layer_is_measured_anew(change, measured):
+    assert measured(SPACE.recipe)
+    assert not measured(SPACE.recipe)
+    assert measured(SPACE.recipe.override([change]))
+
+
+def test_times_of_one_backend_are_none_of_another(measured, monkeypatch):
+    assert measured(SPACE.recipe)
+    with backends.use_backend("reference"):
+        assert measured(SPACE.recipe)
+    found = None if machine.find_compiler() else "/usr/bin/c++"
+    monkeypatch.setattr(machine, "find_compiler", lambda: found)
+    assert measured(SPACE.recipe)
+    assert not measured(SPACE.recipe)
 
 
 def test_a_table_of_here(monkeypatch):

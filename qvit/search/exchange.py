@@ -1,0 +1,50 @@
+"""Exchanges of bits between two choices: what a descent over real-valued bits leaves to gain once they are rounded."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qvit.recipe import MIN_BITS
+from qvit.search.budgets import Budget, hold, meets
+
+_LEAST = 1e-9  # of the sum: what gains less is rounding
+
+
+def exchange(bits: Tensor, losses: Tensor, budgets: Sequence[Budget]) -> Tensor:
+    """While a bit less here and a bit more there lowers the sum of losses within the budgets, the pair that does most.
+
+    bits: int64 [choices], within the budgets; losses: fp64 [choices, 7], at 2 to 8 bits.
+    """
+    while (better := _best_pair(bits, losses, budgets)) is not None:
+        bits = better
+    return bits
+
+
+def _best_pair(bits: Tensor, losses: Tensor, budgets: Sequence[Budget]) -> Tensor | None:
+    gained, lost = _change(losses, bits, 1), _change(losses, bits, -1)
+    change = gained.unsqueeze(1) + lost  # more in the row's choice, less in the column's
+    for budget in budgets:  # as if choices were alone in their layers
+        table = budget.table
+        room = budget.limit - table.total(bits)
+        change[table.steps(bits).unsqueeze(1) + table.steps(bits, -1) > room] = torch.inf
+    least = -_LEAST * float(losses.gather(1, (bits - MIN_BITS).unsqueeze(1)).sum())
+    for place in change.flatten().argsort().tolist():
+        more, less = divmod(place, len(bits))
+        if change[more, less] >= least:
+            return None
+        other = bits.clone()
+        other[more] += 1
+        other[less] -= 1
+        if meets(budgets, other) and hold(budgets, other):
+            return other
+    return None
+
+
+def _change(losses: Tensor, bits: Tensor, by: int) -> Tensor:
+    """Of each choice's loss with so many bits more; infinite where there are none: fp64 [choices]."""
+    place = bits - MIN_BITS
+    there = (place + by >= 0) & (place + by < losses.shape[1])
+    other = (place + by).clamp(0, losses.shape[1] - 1)
+    change = losses.gather(1, other.unsqueeze(1)) - losses.gather(1, place.unsqueeze(1))
+    return torch.where(there, change.squeeze(1), torch.inf)
