@@ -185,6 +185,7 @@ def test_the_interval_of_the_drop_is_that_of_resampled_pairs() -> None:
     expected = np.percentile((theirs - ours)[chosen].mean(1) * 100, [2.5, 97.5])
     assert result.drop == pytest.approx(5.0)
     assert result.drop_interval == pytest.approx(tuple(expected), abs=0.3)
+    assert result.drop_interval is not None
     unpaired = result.top1_interval[1] - result.top1_interval[0]
     assert result.drop_interval[1] - result.drop_interval[0] < 0.8 * unpaired
 
