@@ -54,7 +54,9 @@ def bench(
 ) -> dict[str, Any]:
     """Time a model and its rivals in turns, and say why they take what they take.
 
-    `after_round` is called after each round of turns, outside every time that is taken. Returns the report, plain values. `rows`, one a variant and batch size: `model` (as it was asked for),
+    `after_round` is called after each round of turns, outside every time that is taken.
+
+    Returns the report, plain values. `rows`, one a variant and batch size: `model` (as it was asked for),
     `resolved_name` (timm's, with its tag), `variant`, `storage_bits`, `compute_dtype`, `mode`, `batch`, `img_size`,
     `iters` and `warmup` (calls counted, and not), `latency_ms` {mean, std, min, p50, p90, p95, p99, max, ci95},
     `device_ms` (the same by the device's clock; None on a CPU, where it is the same), `images_per_s`, `rounds_ms` (each
