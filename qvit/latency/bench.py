@@ -52,9 +52,7 @@ def bench(
     progress: bool = True,
     after_round: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
-    """Time a model and its rivals in turns, and say why they take what they take.
-
-    `after_round` is called after each round of turns, outside every time that is taken.
+    """Time a model and its rivals in turns, and say why; `after_round` is called between rounds, outside all times.
 
     Returns the report, plain values. `rows`, one a variant and batch size: `model` (as it was asked for),
     `resolved_name` (timm's, with its tag), `variant`, `storage_bits`, `compute_dtype`, `mode`, `batch`, `img_size`,
