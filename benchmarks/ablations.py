@@ -13,13 +13,26 @@ from typing import Any
 
 from benchmarks.accuracy import UNIFORM_ENDS
 from benchmarks.cells import Cell
-from benchmarks.development import DEMO, IMAGES_FROM, VIT_TINY, expected, predict_quantized
+from benchmarks.development import IMAGES_FROM, expected, predict_quantized
+from benchmarks.sources import DEMO, VIT_TINY
+from qvit.evaluation import divergences
 from qvit.recipe import Recipe
 
 MODELS = (VIT_TINY, DEMO)
 SEEDS = (0, 1)
 _ENDS = " ".join(UNIFORM_ENDS)
 _ROTATIONS = "transforms.qk=false transforms.v=false"
+# Parts of several schemes.
+_LEAVES = {
+    "weights.rounding=nearest synthesis=none": (
+        "weights rounded for dead leaves",
+        "none; half a minute",
+    )
+}
+_FOUR_BIT_ENDS = {
+    _ENDS: ("both ends at 8 bits", "0.7 % of the fp32 file; int8 products are no slower")
+}
+_NORM = {"transforms.norm=0": ("Hadamard of 64 after LayerNorms", "as at 8 bits")}
 # (weight bits, activation bits): the change that takes a part out, or puts one in that was left out -> what the part
 # is, and what it costs a ViT-Tiny
 CHANGES: dict[tuple[int, int], dict[str, tuple[str, str]]] = {
@@ -35,30 +48,24 @@ CHANGES: dict[tuple[int, int], dict[str, tuple[str, str]]] = {
         ),
     },
     (4, 8): {
-        "weights.rounding=nearest synthesis=none": (
-            "weights rounded for dead leaves",
-            "none; half a minute",
-        ),
-        _ENDS: ("both ends at 8 bits", "0.7 % of the fp32 file; int8 products are no slower"),
+        **_LEAVES,
+        **_FOUR_BIT_ENDS,
         "weights.group=0": ("groups of 32 weights", "a multiplication a step of 32 columns"),
         "weights.group=16": (
             "not taken: groups of 16 weights",
             "twice the multipliers: 3 % of the file, and sums that are rescaled twice as often",
         ),
-        "transforms.norm=0": ("Hadamard of 64 after LayerNorms", "as at 8 bits"),
+        **_NORM,
     },
     (4, 4): {
-        "weights.rounding=nearest synthesis=none": (
-            "weights rounded for dead leaves",
-            "none; half a minute",
-        ),
-        _ENDS: ("both ends at 8 bits", "0.7 % of the fp32 file; int8 products are no slower"),
+        **_LEAVES,
+        **_FOUR_BIT_ENDS,
         "attention.bits=4 attention.softmax_bits=4": ("attention at 8 bits", "none"),
         "weights.group=0": (
             "groups of 32 weights",
             "84 of 228 instructions a step of 128 columns (int4 GEMM, sm_80)",
         ),
-        "transforms.norm=0": ("Hadamard of 64 after LayerNorms", "as at 8 bits"),
+        **_NORM,
         "transforms.fc2=0": (
             "Hadamard of 32 before fc2",
             "9 of 37 instructions a value of fc1's epilogue",
@@ -70,10 +77,7 @@ CHANGES: dict[tuple[int, int], dict[str, tuple[str, str]]] = {
         ),
     },
     (3, 3): {
-        "weights.rounding=nearest synthesis=none": (
-            "weights rounded for dead leaves",
-            "none; half a minute",
-        ),
+        **_LEAVES,
         _ENDS: ("both ends at 8 bits", "1 % of the fp32 file"),
         "activations.prefix_bits=0": (
             "class token at 8 bits",
@@ -106,8 +110,7 @@ def cells() -> Iterator[Cell]:
 
 def _measure(model: str, recipe: Recipe, change: str) -> dict[str, Any]:
     ours, theirs = predict_quantized(recipe, model).logits, expected(model).logits
-    of, mine = theirs.log_softmax(-1), ours.log_softmax(-1)
-    kls = (of.exp() * (of - mine)).sum(-1)
+    kls = divergences(theirs, ours)
     same = ours.argmax(-1) == theirs.argmax(-1)
     return {
         "model": model,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.cells import Cell
 from benchmarks.classes import EVEN, SHARED, SYNSETS, link_classes
+from benchmarks.sources import source
 from qvit import evaluation, pipeline, zoo
 from qvit.data import DataConfig, open_images
 from qvit.deployment import QuantViT
@@ -18,7 +19,6 @@ from qvit.recipe import Recipe
 from qvit.synthesis import calibration_images
 from qvit_kernels import backends
 
-WEIGHTS = SHARED / "models" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
 SEEDS = (0, 1, 2)
 # Both ends with as few bits as all that is between them.
 UNIFORM_ENDS = ["layers.patch_embed.proj=none", "layers.head=none", "layers.head_dist=none"]
@@ -77,7 +77,7 @@ def _assess_with_real_images(recipe: Recipe) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         link_classes(Path(folder), EVEN)
         found = _assess(
-            replace(recipe, synthesis=calibration_images(folder, _source().pretrained_cfg))
+            replace(recipe, synthesis=calibration_images(folder, source().pretrained_cfg))
         )
     found["recipe"]["synthesis"]["data"] = "imagenet/train, even classes"
     return found
@@ -86,7 +86,7 @@ def _assess_with_real_images(recipe: Recipe) -> dict[str, Any]:
 def _assess(recipe: Recipe) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "model"
-        written = pipeline.quantize(_source(), recipe, out, progress=False)
+        written = pipeline.quantize(source(), recipe, out, progress=False)
         model = QuantViT.from_pretrained(out)
         model.warmup()
         found = evaluation.compare(_predict(model), _expected())
@@ -107,17 +107,13 @@ def _assess(recipe: Recipe) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _expected() -> evaluation.Predictions:
     """What the float model says about the validation images."""
-    return _predict(zoo.load(_source()))
+    return _predict(zoo.load(source()))
 
 
 def _predict(model: Callable[[Tensor], Tensor]) -> evaluation.Predictions:
-    config = DataConfig.from_pretrained_cfg(_source().pretrained_cfg)
+    config = DataConfig.from_pretrained_cfg(source().pretrained_cfg)
     dataset = open_images(SHARED / "imagenet" / "val", config, class_map=SYNSETS)
     return evaluation.predict(model, dataset, progress=False)
-
-
-def _source() -> zoo.Source:
-    return zoo.resolve("vit_t", weights=WEIGHTS)
 
 
 def table(found: list[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,12 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks import cells  # noqa: E402
-from benchmarks.accuracy import WEIGHTS  # noqa: E402
-from benchmarks.classes import ODD, SYNSETS, link_classes  # noqa: E402
+from benchmarks.development import IMAGES_FROM, expected, predict  # noqa: E402
 from benchmarks.searching.rivals import descend_greedily, draw_random, loss_of  # noqa: E402
 from benchmarks.searching.table import table  # noqa: E402
-from qvit import evaluation, pipeline, zoo  # noqa: E402
-from qvit.data import DataConfig, open_images  # noqa: E402
+from benchmarks.sources import VIT_TINY, float_vit, source  # noqa: E402
+from qvit import evaluation, pipeline  # noqa: E402
 from qvit.deployment import QuantViT  # noqa: E402
-from qvit.models.timm_import import read_model  # noqa: E402
-from qvit.models.vit import ViT  # noqa: E402
 from qvit.recipe import Recipe  # noqa: E402
 from qvit.search.allocation import Space  # noqa: E402
 from qvit.search.budgets import Budget, fit  # noqa: E402
@@ -42,7 +39,7 @@ from qvit.search.run import IMAGES as SEARCHED  # noqa: E402
 from qvit.search.run import make_searcher  # noqa: E402
 from qvit.search.start import begin, make_cost_table, preset_starts  # noqa: E402
 
-MODEL = "vit_t"
+MODEL = VIT_TINY
 IMAGES = 250  # that judge, spread evenly over the odd classes
 RANDOM, RANKED = 20, 10  # allocations, and the images that rank them; the best is judged by all
 
@@ -151,7 +148,7 @@ class Trial:
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "model"
             start = time.process_time()
-            written = pipeline.quantize(_source(), recipe, out, progress=False)
+            written = pipeline.quantize(source(MODEL), recipe, out, progress=False)
             seconds = time.process_time() - start
             model = QuantViT.from_pretrained(out)
             model.warmup()
@@ -166,7 +163,7 @@ class Trial:
     @cached_property
     def _begun(self) -> tuple[Space, list[Budget]]:
         """What `qvit quantize --bits auto` begins with under the costs of the uniform preset."""
-        config = _float().config
+        config = float_vit(MODEL).config
         preset = Recipe.preset("qvit", weight_bits=self.bits, activation_bits=self.bits)
         uniform = Space.of(config, preset.with_open_ends())
         bits = uniform.usual(self.bits)
@@ -177,7 +174,7 @@ class Trial:
 
     @cached_property
     def _searcher(self) -> Searcher:
-        return make_searcher(_source(), self._begun[0])
+        return make_searcher(source(MODEL), self._begun[0])
 
     @property
     def _known(self) -> dict[str, Any]:
@@ -190,13 +187,12 @@ class Trial:
 
 def _compare(model: Callable[[Tensor], Tensor], images: int) -> dict[str, Any]:
     """KL in nats, of every image, too, agreement and top-1."""
-    expected, found = _expected(images), _predict(model, images)
-    compared = evaluation.compare(found, expected)
-    p, q = (x.logits.double().log_softmax(-1) for x in (expected, found))
-    each = (p.exp() * (p - q)).sum(-1)
+    theirs, found = expected(MODEL, images), predict(model, MODEL, images)
+    compared = evaluation.compare(found, theirs)
+    each = evaluation.divergences(theirs.logits, found.logits)
     return {
         "images": compared.images,
-        "images_from": "imagenet/train, odd classes",
+        "images_from": IMAGES_FROM[MODEL],
         "kl": compared.kl,
         "agreement": compared.agreement,
         "top1": compared.top1,
@@ -204,29 +200,6 @@ def _compare(model: Callable[[Tensor], Tensor], images: int) -> dict[str, Any]:
         "kl_each": [round(float(kl), 5) for kl in each],
         "right_each": (found.logits.argmax(1) == found.labels).int().tolist(),
     }
-
-
-def _source() -> zoo.Source:
-    return zoo.resolve(MODEL, weights=WEIGHTS)
-
-
-@lru_cache(maxsize=1)
-def _float() -> ViT:
-    source = _source()
-    return read_model(zoo.load(source), source.pretrained_cfg)
-
-
-@lru_cache
-def _expected(images: int) -> evaluation.Predictions:
-    return _predict(zoo.load(_source()), images)
-
-
-def _predict(model: Callable[[Tensor], Tensor], images: int) -> evaluation.Predictions:
-    config = DataConfig.from_pretrained_cfg(_source().pretrained_cfg)
-    with tempfile.TemporaryDirectory() as folder:
-        link_classes(Path(folder), ODD)
-        dataset = open_images(folder, config, class_map=SYNSETS, limit=images)
-        return evaluation.predict(model, dataset, progress=False, workers=0)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from typing import Any
 
 from benchmarks.accuracy import SEEDS, UNIFORM_ENDS
 from benchmarks.cells import Cell
-from benchmarks.development import IMAGES_FROM, VIT_TINY, expected, predict_quantized
+from benchmarks.development import IMAGES_FROM, expected, predict_quantized
+from benchmarks.sources import VIT_TINY
 from qvit import evaluation
 from qvit.recipe import Recipe
 

@@ -12,29 +12,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy import WEIGHTS
 from benchmarks.classes import ODD, SYNSETS, link_classes
 from benchmarks.comparison.subjects import DEV_SEED
 from benchmarks.demo.rendered import normalise, render_series
+from benchmarks.sources import DEMO, VIT_TINY, source
 from qvit import evaluation, pipeline, zoo
 from qvit.data import DataConfig, open_images
 from qvit.deployment import QuantViT
 from qvit.evaluation import Predictions
 from qvit.recipe import Recipe
 
-VIT_TINY, DEMO = "vit_t", "demo_vit"
 IMAGES_FROM = {VIT_TINY: "imagenet/train, odd classes", DEMO: f"rendered, series {DEV_SEED}"}
 _PICTURES = 1000
 
 
-def source(name: str = VIT_TINY) -> zoo.Source:
-    """A model with its weights."""
-    return zoo.resolve(name, weights=WEIGHTS if name == VIT_TINY else None)
-
-
 @lru_cache(maxsize=2)
 def expected(name: str = VIT_TINY, limit: int | None = None) -> Predictions:
-    """What the float model says; limit: about at most so many images, spread evenly."""
+    """What the float model says; limit: at most so many images, spread evenly."""
     return predict(zoo.load(source(name)), name, limit)
 
 

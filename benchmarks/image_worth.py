@@ -20,9 +20,10 @@ from torch import Tensor
 
 from benchmarks.cells import Cell
 from benchmarks.classes import EVEN, ODD, link_classes
-from benchmarks.development import VIT_TINY, expected, predict, source
+from benchmarks.development import expected, predict
 from benchmarks.looking import find_moments, look, output_error
-from qvit import evaluation, synthesis, zoo
+from benchmarks.sources import VIT_TINY, float_vit, source
+from qvit import evaluation, synthesis
 from qvit.deployment import QuantViT
 from qvit.deployment.conversion import to_integers
 from qvit.distillation import Pool
@@ -31,8 +32,8 @@ from qvit.models.dense import Dense
 from qvit.models.folding import fold
 from qvit.models.plan import plan_scheme
 from qvit.models.rounding import round_weights
-from qvit.models.timm_import import read_model
 from qvit.models.vit import ViT
+from qvit.quant.schemes import ModelScheme
 from qvit.recipe import Recipe, Synthesis
 
 IMAGES, REFERENCES = 16, 48
@@ -74,19 +75,16 @@ def _name(w: int, a: int, damping: float) -> str:
 
 def _measure(kind: str, seed: int) -> dict[str, Any]:
     images = _draw(kind, seed)
-    found, reference = look(_float(), images), _reference()
-    teacher = zoo.load(source()).eval()
-    with torch.no_grad():
-        chances = teacher(images).softmax(-1)
+    seen = synthesis.measure(float_vit(), images)
     return {
         "kind": kind,
         "seed": seed,
         "images": len(images),
-        "confidence": float(chances.amax(-1).mean()),
-        "total_variation": synthesis.measure(_float(), images)["total_variation"],
+        "confidence": seen["confidence"],
+        "total_variation": seen["total_variation"],
         # by place; with the same of the references, over which a table takes its ratios
-        "statistics": found,
-        "references": reference,
+        "statistics": look(float_vit(), images),
+        "references": _reference(),
         "rounding": {_name(*rounding): _round(images, seed, *rounding) for rounding in ROUNDINGS},
     }
 
@@ -117,18 +115,27 @@ def _real(classes: int, count: int, seed: int) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _float() -> ViT:
-    return read_model(zoo.load(source()), source().pretrained_cfg)
-
-
-@lru_cache(maxsize=1)
 def _references() -> Tensor:
     return _real(ODD, REFERENCES, 0)
 
 
 @lru_cache(maxsize=1)
 def _reference() -> dict[str, list[float]]:
-    return look(_float(), _references())
+    return look(float_vit(), _references())
+
+
+@lru_cache(maxsize=2)
+def _reference_moments(seed: int, w: int, a: int) -> list[Tensor]:
+    """Of each Linear's inputs, in the basis of its transform, in the order of the pass."""
+    folded, _ = _fold(seed, w, a)
+    return list(find_moments(folded, _references()).values())
+
+
+def _fold(seed: int, w: int, a: int) -> tuple[ViT, ModelScheme]:
+    scheme = plan_scheme(
+        float_vit().config, Recipe.preset("qvit", weight_bits=w, activation_bits=a)
+    )
+    return fold(float_vit(), scheme, seed=seed), scheme
 
 
 @torch.no_grad()
@@ -136,12 +143,11 @@ def _round(images: Tensor | None, seed: int, w: int, a: int, damping: float) -> 
     """What rounding for these images does: to each Linear's output on the references, beside rounding to nearest, and
     to the whole model's answers on the development images. Without images, nearest it is.
     """
-    recipe = Recipe.preset("qvit", weight_bits=w, activation_bits=a)
-    scheme = plan_scheme(_float().config, recipe)
-    folded = fold(_float(), scheme, seed=seed)
-    before = {d: d.weight.clone() for d in folded.modules() if isinstance(d, Dense)}
-    moments = find_moments(folded, _references())
-    set_weight_ranges(folded, recipe.weights.range)
+    folded, scheme = _fold(seed, w, a)
+    linears = [module for module in folded.blocks.modules() if isinstance(module, Dense)]
+    moments = dict(zip(linears, _reference_moments(seed, w, a), strict=True))
+    before = {dense: dense.weight.clone() for dense in linears}
+    set_weight_ranges(folded)
     nearest = {d: output_error(_nearest(d) - before[d], moments[d]) for d in moments}
     if images is None:
         for dense in moments:

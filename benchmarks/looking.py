@@ -10,7 +10,7 @@ from qvit.models.floating import Float
 from qvit.models.vit import Attention, Mlp, ViT
 
 
-class _Looking(Float):
+class Looking(Float):
     """A float pass that hands what each Linear of a block is given to `hear`, and keeps numbers on attention."""
 
     def __init__(self, vit: ViT, hear: Callable[[Dense, Tensor], None]) -> None:
@@ -62,7 +62,7 @@ def look(vit: ViT, images: Tensor) -> dict[str, list[float]]:
     the entropy of attention in nats, and the share of patches' attention that the class token has.
     """
     ranges: list[float] = []
-    run = _Looking(vit, lambda _, x: ranges.append(float(x.abs().amax(-1).mean())))
+    run = Looking(vit, lambda _, x: ranges.append(float(x.abs().amax(-1).mean())))
     vit(images, run)
     norms = [stream.norm(dim=-1) for stream in run.streams[1::2]]  # a block adds twice
     return {
@@ -83,7 +83,7 @@ def find_moments(vit: ViT, images: Tensor) -> dict[Dense, Tensor]:
         rows = x.flatten(0, -2)
         found[to] = (rows.T @ rows).double() / len(rows)
 
-    vit(images, _Looking(vit, hear))
+    vit(images, Looking(vit, hear))
     return found
 
 

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.cells import ROOT, Cell
 from benchmarks.published_psaq import published_loss
+from benchmarks.sources import source
 from qvit import timing, zoo
 from qvit.models.timm_import import read_model
 from qvit.recipe import Synthesis
@@ -24,9 +25,6 @@ from qvit.synthesis.noise import draw_noise, pixel_bounds
 from qvit.synthesis.objective import Batch
 from qvit.synthesis.psaq import PatchSimilarity
 
-WEIGHTS = (
-    ROOT.parent / "shared" / "models" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
-)
 COUNT = 32
 ROUNDS = 3
 
@@ -35,9 +33,8 @@ class Contest:
     """One batch, optimised both ways; `loss` of each on the same view."""
 
     def __init__(self, count: int = COUNT) -> None:
-        source = zoo.resolve("vit_t", weights=WEIGHTS)
-        self.model = zoo.load(source)
-        self.vit = read_model(self.model, source.pretrained_cfg)
+        self.model = zoo.load(source())
+        self.vit = read_model(self.model, source().pretrained_cfg)
         self.settings = Synthesis.preset("psaq", images=count, batch=count, iterations=1, rounds=1)
         generator = torch.Generator().manual_seed(0)
         self.batch = Batch(count, self.vit.config, self.settings, generator)

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.cells import ROOT, Cell
+from benchmarks.cells import Cell
+from benchmarks.classes import SHARED
+from benchmarks.sources import source
 from qvit import synthesis, zoo
 from qvit.data import DataConfig, open_images
 from qvit.models.timm_import import read_model
@@ -21,8 +23,6 @@ from qvit.recipe import Synthesis
 from qvit.synthesis import fastest_precision, measure
 from qvit.synthesis.measures import summarise
 
-SHARED = ROOT.parent / "shared"
-WEIGHTS = SHARED / "models" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
 SEED = 0
 COUNT = 32
 # name, method, what differs from its preset. PSAQ-ViT couples the images of a batch, and has its published 32; where
@@ -45,22 +45,17 @@ def cells() -> Iterator[Cell]:
         yield f"synthesis-vit_t-{name}", lambda m=method, c=changes: _make(m, c)
 
 
-def _source() -> zoo.Source:
-    return zoo.resolve("vit_t", weights=WEIGHTS)
-
-
 def _measure_real() -> dict[str, Any]:
-    source = _source()
     images = open_images(
         SHARED / "imagenet" / "train",
-        DataConfig.from_pretrained_cfg(source.pretrained_cfg),
+        DataConfig.from_pretrained_cfg(source().pretrained_cfg),
         class_map=SHARED / "imagenet" / "synsets.txt",
         num_classes=1000,
     )
     odd = [i for i, label in enumerate(images.labels) if label % 2]
     chosen = [odd[n * len(odd) // COUNT] for n in range(COUNT)]
     found = measure(
-        read_model(zoo.load(source), source.pretrained_cfg),
+        read_model(zoo.load(source()), source().pretrained_cfg),
         torch.stack([images.read(i) for i in chosen]),
     )
     return {"row": "real", "images": COUNT, "measures": summarise(found), "iterations": 0}
@@ -71,7 +66,7 @@ def _make(method: str, changes: dict[str, Any]) -> dict[str, Any]:
     settings = Synthesis.preset(method, **{"images": COUNT, "precision": precision, **changes})
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        found = synthesis.synthesize(_source(), settings, out, seed=SEED, progress=True)
+        found = synthesis.synthesize(source(), settings, out, seed=SEED, progress=True)
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return {
         "row": method,

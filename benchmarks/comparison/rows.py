@@ -89,9 +89,8 @@ def rows(convolutional: bool) -> Iterator[Row]:
         for training in ("none", "kl"):
             for method in synthetic:
                 yield Row(method, training, "static", scheme)
-    if (
-        convolutional
-    ):  # the demo ResNet loses a point and a half at 4 bits, too little to tell methods apart by
+    # The demo ResNet loses a point and a half at 4 bits, too little to tell methods apart by.
+    if convolutional:
         for training in ("none", "kl"):
             yield Row("real-32", training, "static", "w3a3")
         for training in ("kl-classes", "kl-inundation", "ait"):

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy import WEIGHTS
 from benchmarks.classes import SHARED
 from benchmarks.demo.rendered import normalise, render_series
+from benchmarks.sources import source
 from qvit import zoo
 from qvit.data import DataConfig, open_images
 from qvit.demo.dataset import TEST_SEED, TRAINING_SEED
 from qvit.distillation import Pool
+from qvit.evaluation import divergences
 from qvit.models.calibration import set_weight_ranges
 from qvit.models.convolutional import ConvolutionalStudent, ResNetTeacher
 from qvit.models.folding import fold
@@ -92,11 +93,11 @@ class Subject:
 
 @lru_cache(maxsize=2)
 def subject(name: str) -> Subject:
-    """By alias; the ViT-Tiny has its weights in a file."""
-    source = zoo.resolve(name, weights=WEIGHTS if name == "vit_t" else None)
-    network = read_network(zoo.load(source), source.pretrained_cfg)
+    """By alias."""
+    found = source(name)
+    network = read_network(zoo.load(found), found.pretrained_cfg)
     teacher = FloatTeacher(network) if isinstance(network, ViT) else ResNetTeacher(network)
-    return Subject(source, network, teacher)
+    return Subject(found, network, teacher)
 
 
 @lru_cache(maxsize=4)
@@ -130,9 +131,8 @@ def each_answer(ours: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """What came of each image, for differences image by image: a 1 where the label has the highest logit, and the KL
     divergence from the float model's logits in nats; both logits fp32 [N, classes].
     """
-    of, mine = logits.double().log_softmax(-1), ours.double().log_softmax(-1)
     right = (ours.argmax(-1) == labels).int().tolist()
-    kls = (of.exp() * (of - mine)).sum(-1).tolist()
+    kls = divergences(logits, ours).tolist()
     return {"right": "".join(map(str, right)), "kl": [float(f"{kl:.4g}") for kl in kls]}
 
 

@@ -182,9 +182,8 @@ def _search(
     if options["dry_run"]:
         recipe, plan = plan_search(source, recipes, limits, place)
         return recipe, {"search": plan}
-    pipeline.plan(
-        source, recipes[0], out, overwrite=options["overwrite"]
-    )  # what refuses, refuses now
+    # what refuses, refuses now
+    pipeline.plan(source, recipes[0], out, overwrite=options["overwrite"])
     found, known = allocate(source, recipes, limits, place)
     return found, {"search": known}
 

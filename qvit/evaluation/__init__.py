@@ -1,6 +1,6 @@
 """How accurate a model is, and how near a low-bit model stays to its float original."""
 
-from qvit.evaluation.accuracy import Evaluation, Predictions, compare, predict
+from qvit.evaluation.accuracy import Evaluation, Predictions, compare, divergences, predict
 from qvit.evaluation.float_cache import cache_float_logits, cached_float_logits
 
 __all__ = [
@@ -9,5 +9,6 @@ __all__ = [
     "cache_float_logits",
     "cached_float_logits",
     "compare",
+    "divergences",
     "predict",
 ]

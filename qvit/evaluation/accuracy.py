@@ -149,7 +149,7 @@ def compare(
         drop = float_top1 - _percent(right)
         drop_interval = _bootstrap_difference(float_right & ~right, right & ~float_right, seed)
         agreement = _percent(float_choice == top1)
-        kl = _mean_kl(float_predictions.logits, predictions.logits)
+        kl = float(divergences(float_predictions.logits, predictions.logits).mean())
     return Evaluation(
         top1=_percent(right),
         top5=_percent((five == labels[:, None]).any(dim=1)),
@@ -226,10 +226,11 @@ def _bootstrap_difference(lost: torch.Tensor, won: torch.Tensor, seed: int) -> t
     return float(low), float(high)
 
 
-def _mean_kl(reference: torch.Tensor, logits: torch.Tensor) -> float:
-    total = 0.0
+def divergences(reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL(reference || logits) of every image in nats, fp64 [N]; both logits [N, classes]."""
+    parts = []
     for start in range(0, len(logits), _ROWS):
         p = F.log_softmax(reference[start : start + _ROWS].double(), dim=1)
         q = F.log_softmax(logits[start : start + _ROWS].double(), dim=1)
-        total += float(F.kl_div(q, p, reduction="sum", log_target=True))
-    return total / len(logits)
+        parts.append(F.kl_div(q, p, reduction="none", log_target=True).sum(dim=1))
+    return torch.cat(parts)

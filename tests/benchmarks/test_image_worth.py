@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.image_worth import STATISTICS, distance, table
-from benchmarks.looking import _Looking, class_share, entropy, find_moments, look, output_error
+from benchmarks.looking import Looking, class_share, entropy, find_moments, look, output_error
 from qvit import zoo
 from qvit.models.floating import Float
 from qvit.models.timm_import import read_model
@@ -41,7 +41,7 @@ def test_looking_changes_nothing_and_norms_are_the_streams(vit, images):
     with torch.no_grad():
         x = Float().tokens(images, vit)
         x = vit.blocks[0](x, Float())
-        listening = _Looking(vit, lambda to, x: None)
+        listening = Looking(vit, lambda to, x: None)
         assert torch.equal(vit(images, listening), vit(images, Float()))
     assert found["class_norm"][0] == pytest.approx(float(x[:, 0].norm(dim=-1).mean()), rel=1e-5)
     assert found["patch_norm"][0] == pytest.approx(float(x[:, 1:].norm(dim=-1).mean()), rel=1e-5)
