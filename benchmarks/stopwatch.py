@@ -3,8 +3,9 @@
     python benchmarks/stopwatch.py demo_vit-w8a8 --batch 8 --rounds 400 -o stopwatch.json
 
 The stopwatch is a process of its own with its own models, that knows nothing of the report: fp32 eager as timm runs it,
-and the folder. It is read after each of the report's rounds, so that both see the same minutes of the machine. Exits
-with 1 where a figure is more than 5 % from what the stopwatch says.
+and the folder. It is read after each of the report's rounds, so that both see the same minutes of the machine. A
+speed-up is the median over readings of the quotient of a reading's medians, as the report's is over its rounds; that of
+the medians of all calls is kept beside it. Exits with 1 where a figure is more than 5 % from what the stopwatch says.
 """
 
 import json
@@ -30,8 +31,8 @@ from qvit.zoo import Source  # noqa: E402
 ALLOWED = 0.05
 BASELINES = ("fp32", "fp32-compile")  # without the compiled one, no speed-up is reported
 
-# Written with the clock alone. It answers each line with the calls' milliseconds; the first call, after it has waited
-# for the report's round, is not counted.
+# Written with the clock alone. It answers each line with the calls' milliseconds; the first two, after it has waited
+# for the report's round, are not counted.
 _STOPWATCH = """
 import json, sys, time, timm, torch; from qvit.deployment import QuantViT
 folder, name, settings, shape, calls = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
@@ -41,7 +42,7 @@ def call(model):
     start = time.perf_counter(); model(images); return 1000 * (time.perf_counter() - start)
 with torch.inference_mode():
     for line in sys.stdin:
-        print(json.dumps([[call(model) for _ in range(calls)][1:] for model in models]), flush=True)
+        print(json.dumps([[call(model) for _ in range(calls)][2:] for model in models]), flush=True)
 """
 
 
@@ -89,11 +90,12 @@ class Stopwatch:
         self._process.communicate()
 
 
-def hold_against(folder: Path, batch: int, rounds: int, calls: int = 6) -> dict[str, Any]:
+def hold_against(folder: Path, batch: int, rounds: int, calls: int = 8) -> dict[str, Any]:
     """A report of a folder beside a stopwatch that is read in each of its rounds.
 
     Returns figure -> {"report", "stopwatch", "ratio" (the report's by the stopwatch's)}: the median times of fp32 and
-    of the folder in ms, and how many times as fast the folder is; and what the report says of the machine.
+    of the folder in ms, and how many times as fast the folder is; the quotients of the times ("unpaired"); and what the
+    report says of the machine.
     """
     subject = Subject.of_folder(folder)
     request = Request(
@@ -107,10 +109,14 @@ def hold_against(folder: Path, batch: int, rounds: int, calls: int = 6) -> dict[
     theirs, ours = (
         statistics.median([ms for reading in readings for ms in reading[i]]) for i in (0, 1)
     )
+    paired = statistics.median(
+        [statistics.median(theirs) / statistics.median(ours) for theirs, ours in readings]
+    )
+    reported = (rows["fp32"]["latency_ms"]["p50"], own["latency_ms"]["p50"])
     found = {
-        "fp32_ms": (rows["fp32"]["latency_ms"]["p50"], theirs),
-        f"{own['variant']}_ms": (own["latency_ms"]["p50"], ours),
-        "speedup": (own["speedup_vs"]["fp32"]["ratio"], theirs / ours),
+        "fp32_ms": (reported[0], theirs),
+        f"{own['variant']}_ms": (reported[1], ours),
+        "speedup": (own["speedup_vs"]["fp32"]["ratio"], paired),
     }
     figures = {
         name: {"report": ours, "stopwatch": theirs, "ratio": ours / theirs}
@@ -120,6 +126,7 @@ def hold_against(folder: Path, batch: int, rounds: int, calls: int = 6) -> dict[
         "model": report["model"],
         "scheme": report["scheme"],
         "figures": figures,
+        "unpaired": {"report": reported[0] / reported[1], "stopwatch": theirs / ours},
         "batch": batch,
         "rounds": rounds,
         "warnings": report["warnings"],

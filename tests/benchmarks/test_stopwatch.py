@@ -1,6 +1,9 @@
 """The figures of `qvit bench` beside those of a clock outside it."""
 
 import json
+import statistics
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -19,11 +22,19 @@ def demo(tmp_path):
 
 
 @pytest.mark.slow
-def test_figures_match_an_outside_stopwatch(demo):
-    """Within 5 %, by a process that takes turns with the report's own rounds."""
-    found = stopwatch.hold_against(demo, batch=4, rounds=150)
-    for name, figure in found["figures"].items():
-        assert figure["ratio"] == pytest.approx(1.0, abs=stopwatch.ALLOWED), (name, found)
+def test_figures_match_an_outside_stopwatch(demo, tmp_path):
+    """Within 5 %: the median of three runs, since where memory lies in a process moves its times; five stopwatches side
+    by side were up to 7 % apart. Not in this process, whose poisoned memory makes a call 9 % slower.
+    """
+    runs = []
+    for i in range(3):
+        out = tmp_path / f"{i}.json"
+        command = [sys.executable, stopwatch.__file__, str(demo), "--batch", "4", "--rounds", "60"]
+        subprocess.run([*command, "-o", str(out)], check=False)
+        runs.append(json.loads(out.read_text())["figures"])
+    for name in runs[0]:
+        ratio = statistics.median([figures[name]["ratio"] for figures in runs])
+        assert ratio == pytest.approx(1.0, abs=stopwatch.ALLOWED), (name, runs)
 
 
 @pytest.mark.parametrize(("ratio", "code"), [(0.96, 0), (0.94, 1), (1.04, 0), (1.06, 1)])
