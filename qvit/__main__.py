@@ -10,10 +10,15 @@ import sys
 _SPIN = "10000"
 
 
-def main() -> None:
-    """Entry point: import the command line and run it."""
+def limit_spinning() -> None:
+    """Have OpenMP's threads sleep soon, unless the environment says otherwise; call it before torch is imported."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN)
+
+
+def main() -> None:
+    """Entry point: import the command line and run it."""
+    limit_spinning()
     try:
         from qvit.cli import main as run
     except KeyboardInterrupt:

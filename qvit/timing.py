@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-# One turn lasts about this long: short enough that drift is shared, long enough that a call of 0.1
+# The counted calls of a turn last about this long: short enough that drift is shared, long enough that a call of 0.1
 # ms is repeated. On a machine that slows down by half for seconds, intervals of 110 s of turns of
 # 0.03 s were 1.0 to 2.9 % wide, those of 150 s of turns of 0.2 s 2.6 to 6.5 %.
 TURN_SECONDS = 0.03
@@ -196,7 +196,7 @@ def measure(
             one synchronisation a turn, since waiting after each call would time the wait.
         waiting: on "cuda", read the host's clock around a call and the wait for its result instead:
             what somebody who needs each answer at once waits. On a CPU the two are the same.
-        turn_seconds: how long a turn lasts about; None: `TURN_SECONDS`.
+        turn_seconds: how long the counted calls of a turn last about; None: `TURN_SECONDS`.
         after_round: called after each round, with how many there will be, for progress.
 
     Returns:

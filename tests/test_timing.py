@@ -32,7 +32,7 @@ def test_callables_alternate_and_the_order_rotates(monkeypatch):
 @pytest.mark.parametrize(
     ("ms", "counted", "cold"), [(30, 1, 1), (10, 3, 1), (5, 6, 2), (1, 30, 10)]
 )
-def test_a_third_of_a_turn_warms_the_caches(monkeypatch, ms, counted, cold):
+def test_calls_that_fetch_weights_are_not_counted(monkeypatch, ms, counted, cold):
     clock = itertools.count()
     now = 0
 

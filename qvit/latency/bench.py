@@ -56,13 +56,13 @@ def bench(
 
     Returns the report, plain values. `rows`, one a variant and batch size: `model` (as it was asked for),
     `resolved_name` (timm's, with its tag), `variant`, `storage_bits`, `compute_dtype`, `mode`, `batch`, `img_size`,
-    `iters` and `warmup` (calls counted, and not), `latency_ms` {mean, std, min, p50, p90, p95, p99, max, ci95},
-    `device_ms` (the same by the device's clock; None on a CPU, where it is the same), `images_per_s`, `rounds_ms` (each
-    round's median), `raw_samples` (every call's time by round, where asked for), `speedup_vs` {float variant or
-    "best_float": {ratio, low, high, spread, steady}}, `peak_mem_mb`, `weights_mb`, `load_s`,
-    `first_call_s` (with compilers' caches on the disk filled), `launch_count`, `agree_top1_with_float`. `layers`, and
-    `kinds` (those of all blocks together): see steps.py. `verdict`, `warnings`: sentences. `left_out`: variants with
-    `reason` and `command`. What cannot be measured is None.
+    `iters` (calls counted), `warmup` (calls before the first round), `latency_ms` {mean, std, min, p50, p90, p95,
+    p99, max, ci95}, `device_ms` (the same by the device's clock; None on a CPU, where it is the same),
+    `images_per_s`, `rounds_ms` (each round's median), `raw_samples` (every call's time by round, where asked for),
+    `speedup_vs` {float variant or "best_float": {ratio, low, high, spread, steady}}, `peak_mem_mb`, `weights_mb`,
+    `load_s`, `first_call_s` (with compilers' caches on the disk filled), `launch_count`, `agree_top1_with_float`.
+    `layers`, and `kinds` (those of all blocks together): see steps.py. `verdict`, `warnings`: sentences. `left_out`:
+    variants with `reason` and `command`. What cannot be measured is None.
 
     Raises:
         InputError: The folder is no quantized model.
@@ -217,7 +217,7 @@ def _reason(error: Exception, name: str, batch: int | None) -> dict[str, Any]:
 
 
 def _try(runner: Runner, images: Tensor, device: str) -> float:
-    """Call twice; the seconds of the second call, which compiles nothing any more."""
+    """Call a few times; the seconds of the last call, which compiles nothing any more."""
     from qvit import timing
 
     return (

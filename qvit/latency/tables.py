@@ -20,14 +20,14 @@ _TIMM: tuple[str, ...] = (
 _OWN: tuple[str, ...] = (
     "variant", "storage_bits", "compute_dtype", "mode", "device", "mean", "ci95_low", "ci95_high", "std", "min", "p50",
     "p90", "p95", "p99", "max", "device_p50", "images_per_s", "iters", "warmup",
-    *(f"speedup_vs_{name}" for name in (BEST_FLOAT, *FLOAT)), "speedup_low", "speedup_high",
+    *(f"speedup_vs_{name}" for name in (BEST_FLOAT, *FLOAT)), "speedup_low", "speedup_high", "speedup_steady",
     "weights_mb", "peak_mem_mb", "load_s", "first_call_s", "launch_count", "agree_top1_with_float",
 )  # fmt: skip
 
 
 def to_csv(found: Mapping[str, Any]) -> str:
     """One line a row, times in ms; what was not measured is empty. `speedup_low` and `speedup_high` are the interval of
-    the speed-up over the fastest float model.
+    the speed-up over the fastest float model, `speedup_steady` whether another run may be expected within 5 %.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, (*_TIMM, *_OWN), restval="", lineterminator="\n")
@@ -57,6 +57,7 @@ def _flatten(found: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]
         **{f"speedup_vs_{name}": vs["ratio"] for name, vs in row["speedup_vs"].items()},
         "speedup_low": ratio.get("low"),
         "speedup_high": ratio.get("high"),
+        "speedup_steady": ratio.get("steady"),
         **{name: row[name] for name in _OWN if name in row},
     }
 

@@ -16,7 +16,7 @@ def test_columns():
     }  # fmt: skip
     line["speedup_vs"] = {
         "fp32": {"ratio": 3.0, "low": 2.9, "high": 3.1},
-        "best_float": {"ratio": 2.0, "low": 1.5, "high": 2.5},
+        "best_float": {"ratio": 2.0, "low": 1.5, "high": 2.5, "steady": False},
     }
     single = row("fp32", 1, 3.0)
     single["latency_ms"]["ci95"] = None
@@ -25,6 +25,7 @@ def test_columns():
     assert [first[k] for k in ("min", "p50", "ci95_low", "ci95_high")] == ["1", "2", "3", "5"]
     names = ("speedup_vs_best_float", "speedup_low", "speedup_high", "speedup_vs_fp32")
     assert [first[k] for k in names] == ["2", "1.5", "2.5", "3"]
+    assert (first["speedup_steady"], second["speedup_steady"]) == ("False", "")
     assert [first[f"speedup_vs_{name}"] for name in FLOAT if name != "fp32"] == [""] * 5
     assert (first["model"], first["iters"], first["warmup"]) == ("vit_x", "10", "3")
     assert (second["ci95_low"], second["speedup_low"]) == ("", "")
