@@ -28,7 +28,8 @@ sys.path[:0] = [
 from qvit.__main__ import limit_spinning  # noqa: E402 - after the tree is on the path
 
 _OUTSIDE = dict(os.environ)
-limit_spinning()
+if __name__ == "__main__":  # whoever imports this keeps the environment as it is
+    limit_spinning()
 
 from benchmarks.cells import ROOT, circumstances, write_whole  # noqa: E402 - after the tree is on the path
 from qvit import latency  # noqa: E402
@@ -117,7 +118,10 @@ def hold_against(folder: Path, batch: int, rounds: int, calls: int = 8) -> dict[
         statistics.median([ms for reading in readings for ms in reading[i]]) for i in (0, 1)
     )
     paired = statistics.median(
-        [statistics.median(theirs) / statistics.median(ours) for theirs, ours in readings]
+        [
+            statistics.median(of_float) / statistics.median(of_folder)
+            for of_float, of_folder in readings
+        ]
     )
     reported = (rows["fp32"]["latency_ms"]["p50"], own["latency_ms"]["p50"])
     found = {

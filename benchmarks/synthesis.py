@@ -15,10 +15,9 @@ import torch
 
 from benchmarks.cells import Cell
 from benchmarks.classes import SHARED
-from benchmarks.sources import source
-from qvit import synthesis, zoo
+from benchmarks.sources import float_vit, source
+from qvit import synthesis
 from qvit.data import DataConfig, open_images
-from qvit.models.timm_import import read_model
 from qvit.recipe import Synthesis
 from qvit.synthesis import fastest_precision, measure
 from qvit.synthesis.measures import summarise
@@ -54,10 +53,7 @@ def _measure_real() -> dict[str, Any]:
     )
     odd = [i for i, label in enumerate(images.labels) if label % 2]
     chosen = [odd[n * len(odd) // COUNT] for n in range(COUNT)]
-    found = measure(
-        read_model(zoo.load(source()), source().pretrained_cfg),
-        torch.stack([images.read(i) for i in chosen]),
-    )
+    found = measure(float_vit(), torch.stack([images.read(i) for i in chosen]))
     return {"row": "real", "images": COUNT, "measures": summarise(found), "iterations": 0}
 
 
