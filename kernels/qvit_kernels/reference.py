@@ -71,6 +71,10 @@ class Weight(NamedTuple):
         grouped = self.codes.unflatten(-1, (self.multiplier.shape[-1], -1))
         return (grouped * self.multiplier.unsqueeze(-1)).flatten(-2)
 
+    def values(self) -> Tensor:
+        """What the integers stand for, [N, K]."""
+        return self.integers() * self.scale.unsqueeze(-1)
+
 
 class BlockTransform(NamedTuple):
     """A signed orthogonal transform of every `block` neighbouring channels (`block` divides K).

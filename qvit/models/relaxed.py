@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qvit.models.dense import Dense
 from qvit.models.execution import Execution
+from qvit.models.fake_quantized import FakeQuantized
 from qvit.models.simulated import Simulated
 from qvit.models.static import Static, StaticDense
 from qvit.models.vit import Block, ViT
@@ -16,14 +17,14 @@ from qvit_kernels.reference import Weight
 Relaxations = Mapping[Dense | StaticDense, Relaxation]
 
 
-class Relaxed(Simulated):
-    """Simulated, but for the weights of some Linears, whose codes lie anywhere between two whole numbers."""
+class Relaxed(FakeQuantized):
+    """FakeQuantized, but for the weights of some Linears, whose codes lie anywhere between two whole numbers."""
 
     def __init__(self, relaxations: Relaxations) -> None:
         self.relaxations = relaxations
 
     def weight_of(self, dense: Dense) -> Weight:
-        """See Simulated."""
+        """See FakeQuantized."""
         relaxation = self.relaxations.get(dense)
         if relaxation is None:
             return super().weight_of(dense)

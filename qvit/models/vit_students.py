@@ -11,7 +11,7 @@ from qvit.models.folding import per_column
 from qvit.models.static import StaticDense
 from qvit.models.student import IntegerWeight, Seen, Student
 from qvit.models.vit import PatchEmbed, ViT
-from qvit.models.watching import WatchedSimulated, WatchedStatic, watch
+from qvit.models.watching import WatchedFakeQuantized, WatchedSimulated, WatchedStatic, watch
 from qvit.quant.static_activations import observe_ranges
 
 
@@ -41,8 +41,10 @@ class SimulatedStudent(Student):
         embed.proj.weight_scale.register_hook(_times(factor.mean()))
 
     def forward(self, images: Tensor) -> Seen:
-        """See Student."""
-        return watch(self.vit, images, WatchedSimulated())
+        """See Student. With gradients by values (fake_quantized.py), without them in the integers of the reference."""
+        run = WatchedFakeQuantized() if torch.is_grad_enabled() else WatchedSimulated()
+        with torch.autocast(images.device.type, enabled=False):  # would round what is on a grid
+            return watch(self.vit, images, run)
 
     def integer_weights(self) -> Sequence[IntegerWeight]:
         """See Student."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qvit.models.fake_quantized import FakeQuantized
 from qvit.models.floating import Float
 from qvit.models.simulated import Simulated
 from qvit.models.static import Static
@@ -51,11 +52,18 @@ class WatchedSimulated(_Watching, Simulated):
     """Simulated, watched."""
 
 
+class WatchedFakeQuantized(_Watching, FakeQuantized):
+    """FakeQuantized, watched."""
+
+
 class WatchedStatic(_Watching, Static):
     """Static, watched."""
 
 
-def watch(vit: ViT, images: Tensor, run: WatchedFloat | WatchedSimulated | WatchedStatic) -> Seen:
+Watched = WatchedFloat | WatchedSimulated | WatchedFakeQuantized | WatchedStatic
+
+
+def watch(vit: ViT, images: Tensor, run: Watched) -> Seen:
     """One pass of images [B, C, H, W] through a model, under a fresh watched execution."""
     return run.seen(vit(images, run), vit.config.num_prefix_tokens)
 
