@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -88,9 +89,15 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
+# YAML 1.1 reads 1e-4 as text, for want of a point and a sign
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
 def _typed(hint: Any, value: Any, name: str) -> Any:
     kinds = _kinds(hint)
     if float in kinds and type(value) is int:
+        return float(value)
+    if float in kinds and type(value) is str and _EXPONENT.fullmatch(value):
         return float(value)
     # bool is a subclass of int: `bits: true` must not mean one bit
     if type(value) not in [get_origin(kind) or kind for kind in kinds]:
