@@ -67,7 +67,7 @@ def cells() -> Iterator[Cell]:
 
 def measure_change(recipe: Recipe, change: str) -> dict[str, Any]:
     """KL and agreement of a recipe on the development images; `change`: what to call it."""
-    found = evaluation.compare(predict_quantized(recipe), expected())
+    found = evaluation.compare(predict_quantized(recipe)[0], expected())
     return {
         "scheme": recipe.scheme,
         "change": change,

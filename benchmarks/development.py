@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,14 +33,17 @@ def expected(name: str = VIT_TINY, limit: int | None = None) -> Predictions:
     return predict(zoo.load(source(name)), name, limit)
 
 
-def predict_quantized(recipe: Recipe, name: str = VIT_TINY) -> Predictions:
-    """What a model says once it is quantized by a recipe."""
+def predict_quantized(
+    recipe: Recipe, name: str = VIT_TINY
+) -> tuple[Predictions, dict[str, Any] | None]:
+    """What a model says once it is quantized by a recipe, and what came of its training, if there was any."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "model"
-        pipeline.quantize(source(name), recipe, out, progress=False)
+        training = pipeline.quantize(source(name), recipe, out, progress=False).get("training")
+        found = None if training is None else {k: v for k, v in training.items() if k != "path"}
         model = QuantViT.from_pretrained(out)
         model.warmup()
-        return predict(model, name)
+        return predict(model, name), found
 
 
 def predict(
