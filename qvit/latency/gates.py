@@ -26,7 +26,7 @@ def find_missed_gate(
     if min_speedup is not None:
         missed.append(_find_too_slow(found["rows"], min_speedup))
     if fail_slower is not None:
-        missed.append(_find_slower(found["against"], fail_slower))
+        missed.append(_find_slower(found["rows"], found["against"], fail_slower))
     return next((GateError(f"gate not met: {text}") for text in missed if text is not None), None)
 
 
@@ -53,10 +53,17 @@ def _find_too_slow(rows: Any, least: float) -> str | None:
     return None
 
 
-def _find_slower(against: Mapping[str, Any], most: float) -> str | None:
+def _find_slower(rows: Any, against: Mapping[str, Any], most: float) -> str | None:
     own = list(_own(against["rows"]))
     if not own:
         return "--fail-slower: the earlier report has no variant and batch size of this folder in common with this one"
+    compared = {(row["variant"], row["batch"]) for row in own}
+    for row in _own(rows):
+        if (row["variant"], row["batch"]) not in compared:
+            return (
+                f"--fail-slower: the earlier report has no {row['variant']} at batch {row['batch']} to hold this one's "
+                "against; make it again with the same --batch and --backend"
+            )
     for row in own:
         if (row["slower"] if row["low"] is None else row["low"]) <= most:
             continue

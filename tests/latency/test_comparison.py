@@ -136,6 +136,10 @@ def test_layers_in_the_message_are_those_of_the_row_that_fails():
 def test_a_bound_that_nothing_was_held_against_is_missed():
     other = report([row("qvit-w4a8-cpu", 1, 1.0)])
     assert "in common" in str(gate(make(), other, 0.03))
+    more = make()
+    more["rows"].append(row(OWN, 8, 1.0))
+    assert f"no {OWN} at batch 8" in str(gate(more, make(), 0.03))
+    assert gate(make(), more, 0.03) is None
     floats = report([row("fp32", 1, 1.0), row("fp32-compile", 1, 1.0)])
     assert "none was timed" in str(find_missed_gate(floats, min_speedup=1.0))
 
