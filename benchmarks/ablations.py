@@ -55,7 +55,7 @@ _TRAINING = {
         "not taken: distilled, KL and structure of heads",
         "none; three minutes",
     ),
-    f"synthesis.images=200 weights.rounding=learned {_EPOCHS} distillation.lr=1e-4": (
+    f"weights.rounding=learned {_EPOCHS} distillation.lr=1e-3": (
         "not taken: learned rounding, then distilled, KL",
         "none; half an hour",
     ),

@@ -170,8 +170,7 @@ def _round(images: Tensor | None, seed: int, w: int, a: int, damping: float) -> 
 
 def _nearest(dense: Dense) -> Tensor:
     """What a Linear's weights are as codes."""
-    weight = dense.quantized_weight()
-    return weight.integers() * weight.scale.unsqueeze(-1)
+    return dense.quantized_weight().values()
 
 
 def geometric_mean(values: Sequence[float]) -> float:

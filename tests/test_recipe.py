@@ -167,7 +167,7 @@ def test_zero_bits_are_not_the_default():
             load_recipe("qvit", *bits)
 
 
-@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "+1e-4", "0.0001", "1.0e-4"])
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "+1e-4", "0.0001", "1.0e-4", ".1e-3"])
 def test_numbers_may_be_written_with_an_exponent(text):
     """YAML 1.1 takes some of these for text."""
     recipe = Recipe().override(["synthesis=psaq", f"synthesis.lr={text}"])

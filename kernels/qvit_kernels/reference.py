@@ -1,8 +1,8 @@
 """The arithmetic of qvit, in plain torch: the definition that every backend executes.
 
 Integers travel here as float tensors that hold whole numbers, so that one text serves three readers: the
-simulated model differentiates through it, the `reference` backend casts its results to int8, and the kernels
-are tested against it. Every sum of integer products is exact; every float operation below is one correctly
+simulated model executes it and differentiates through it, the `reference` backend casts its results to int8, and
+the kernels are tested against it. Every sum of integer products is exact; every float operation below is one correctly
 rounded fp32 operation in the order written (no contraction into fma), except `layer_norm`, `gelu`, `exp2`
 and the sum of a softmax row, whose last bit is a backend's own.
 

@@ -81,7 +81,7 @@ logger = logging.getLogger("qvit")
 @click.option(
     "--fail-slower",
     metavar="PERCENT",
-    help="Exit with 5 if FOLDER is so much slower than --against, beyond chance within the two runs.",
+    help="Exit with 5 if FOLDER is so much slower than --against, beyond chance within the two runs, or is not in it.",
 )
 @click.option(
     "--min-speedup",

@@ -19,7 +19,8 @@ def find_missed_gate(
     Args:
         found: A report; with `against` from `compare_reports` where `fail_slower` is given.
         fail_slower: The share by which one of the folder's own rows may be slower than in the earlier report: missed
-            where the whole interval is beyond it, or the value where there are too few rounds for one.
+            where the whole interval is beyond it, or the value where there are too few rounds for one, or where that
+            report lacks the row.
         min_speedup: What every one of its rows must reach against the fastest float model.
     """
     missed = []

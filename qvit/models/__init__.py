@@ -1,1 +1,1 @@
-"""The quantizable Vision Transformer: one block definition, three executions (float, simulated, integer)."""
+"""The quantizable Vision Transformer: one block, four executions (float, to train by, simulated, integer)."""

@@ -33,7 +33,6 @@ def center_pixels(embed: PatchEmbed) -> None:
 
     In place, once: the bias is that of the float weight before.
     """
-    weight = embed.proj.quantized_weight()
-    quantized = weight.integers() * weight.scale.unsqueeze(-1)
+    quantized = embed.proj.quantized_weight().values()
     offsets = per_column(embed.offset, embed)
     embed.proj.bias.add_(((embed.proj.weight - quantized) * offsets).sum(1))

@@ -1,6 +1,7 @@
-"""What an execution is: the steps of a ViT, computed in float, in simulated integers, or in integers.
+"""What an execution is: the steps of a ViT, computed in float, on the grids of the integers (to train by), in simulated
+integers, or in integers.
 
-Between steps travel a tensor (float) or codes with their scales (`Quantized`); only the execution knows which.
+Between steps travel tensors of values or codes with their scales (`Quantized`); only the execution knows which.
 Every step that ends a row writes it as the step `to` wants to read it: transformed and quantized.
 """
 

@@ -1,12 +1,12 @@
 """The execution to train by: the grids of the simulated one, and products of values in place of products of codes.
 
 What lies on a grid is the same number in both, so that a product here is one call of BLAS whatever its groups, a
-transform another, and the backward pass as many. Sums are float sums: a value that is nearly a tie may round otherwise
-than in the integers, which are packed from the weights alone. On a core without AVX-512 a step of 16 images of a
-ViT-Tiny W4A4 takes 4.2 s, and 12.4 s by the simulated execution.
+transform another, and the backward pass twice as many. Sums are float sums, of what precision torch's matrix products
+have: a value that is nearly a tie may round otherwise than in the integers, which are packed from the weights alone. On
+a core without AVX-512 a step of 16 images of a ViT-Tiny W4A4 takes 4.2 s, and 12.4 s by the simulated execution.
 
-Rounding passes gradients straight through, and so do the scales of activations: they are taken as given, where the
-simulated execution also moves the extreme of a row by the errors of all others. Those of weights are learned.
+Rounding and clipping of activations pass gradients straight through. Their scales count as constants, where the
+simulated execution also moves the extreme of a row by the errors of all others. Scales of weights are learned.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from qvit_kernels import reference
 from qvit_kernels.reference import BlockTransform
 
 
-class Values(NamedTuple):
+class HeadValues(NamedTuple):
     """codes * scale, and the scale, of V in every head."""
 
     values: Tensor
@@ -31,7 +31,7 @@ class Values(NamedTuple):
 
 
 class FakeQuantized(Simulated):
-    """Simulated, with a Tensor of values wherever that has a Quantized, and Values for V."""
+    """Simulated, with a Tensor of values wherever that has a Quantized, and HeadValues for V."""
 
     def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
         """See Simulated."""
@@ -43,33 +43,41 @@ class FakeQuantized(Simulated):
         q, k, v = reference.split_heads(self.product(h, attn.qkv), attn.heads)
         if attn.norm is not None:
             q, k = reference.normalize_heads(q, k, attn.norm, attn.rotation)
-        q, k, v = (Values(*_OnHeadGrid.apply(t, attn.scheme.qkv.bits)) for t in (q, k, v))
-        return q.values, k.values, v
+        (q, _), (k, _), v = (_OnHeadGrid.apply(t, attn.scheme.qkv.bits) for t in (q, k, v))
+        return q, k, HeadValues(*v)
 
     def attend(self, q: Any, k: Any, v: Any, attn: Attention) -> Tensor:
         """See Simulated."""
-        shares = torch.softmax(q @ k.transpose(-1, -2) * attn.softmax_scale, -1)
-        shares = _OnSoftmaxGrid.apply(shares, v.scale, attn.scheme.softmax_bits)
-        return (shares @ v.values).transpose(1, 2).flatten(-2)
+        with _without_autocast(q):
+            shares = torch.softmax(q @ k.transpose(-1, -2) * attn.softmax_scale, -1)
+            shares = _OnSoftmaxGrid.apply(shares, v.scale, attn.scheme.softmax_bits)
+            return (shares @ v.values).transpose(1, 2).flatten(-2)
 
     def product(self, x: Any, dense: Dense) -> Tensor:
         """See Simulated."""
-        return F.linear(x, self.weight_of(dense).values(), dense.bias)
+        with _without_autocast(x):
+            return F.linear(x, self.weight_of(dense).values(), dense.bias)
 
     def quantize(self, x: Tensor, to: Dense) -> Any:
         """See Simulated."""
         return _OnInputGrid.apply(_transformed(x, to.transform), to.scheme.input)
 
 
+def _without_autocast(x: Tensor) -> torch.autocast:
+    """It would round what is on a grid."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def _transformed(x: Tensor, transform: BlockTransform | None) -> Tensor:
     """`reference.block_transform` as a product with its matrix."""
     if transform is None:
         return x
-    unit = torch.eye(transform.block, device=x.device)
+    unit = torch.eye(transform.block, dtype=x.dtype, device=x.device)
     signs = transform.signs.new_ones(transform.block)
     matrix = reference.block_transform(unit, BlockTransform(signs, transform.block))
     blocks = (x * transform.signs).unflatten(-1, (-1, transform.block))
-    return (blocks @ matrix).flatten(-2)
+    with _without_autocast(x):
+        return (blocks @ matrix).flatten(-2)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -83,15 +91,12 @@ class _StraightThrough(torch.autograd.Function):
 class _OnInputGrid(_StraightThrough):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scheme: Scheme) -> Tensor:
-        first, others = x[..., : scheme.prefix, :], x[..., scheme.prefix :, :]
-        values = reference.quantize_rows(others, scheme.bits, scheme.group).values()
-        if not scheme.prefix:
-            return values
-        return torch.cat([reference.quantize_rows(first, 8, scheme.group).values(), values], -2)
+        found = reference.quantize_rows(x, scheme.bits, scheme.group, prefix=scheme.prefix)
+        return found.values()
 
 
 class _OnHeadGrid(_StraightThrough):
-    """Values and their scales."""
+    """HeadValues and their scales."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from qvit_kernels.reference import Quantized, Weight
 
 
 class Simulated:
-    """Fake quantization: what the integer execution computes, with straight-through gradients."""
+    """What the integer execution computes, in floats, with straight-through gradients."""
 
     def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
         """Patch tokens, fp32 [B, P, D]."""

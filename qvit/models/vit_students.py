@@ -43,8 +43,7 @@ class SimulatedStudent(Student):
     def forward(self, images: Tensor) -> Seen:
         """See Student. With gradients by values (fake_quantized.py), without them in the integers of the reference."""
         run = WatchedFakeQuantized() if torch.is_grad_enabled() else WatchedSimulated()
-        with torch.autocast(images.device.type, enabled=False):  # would round what is on a grid
-            return watch(self.vit, images, run)
+        return watch(self.vit, images, run)
 
     def integer_weights(self) -> Sequence[IntegerWeight]:
         """See Student."""

@@ -25,7 +25,8 @@ class Distillation:
         epochs: Times that every training image is seen.
         renew: Epochs after which images are made anew, for the student as it is then (MaskAQ); 0: never.
         batch: Images of a step, over all processes.
-        precision: Of the matrix products outside of the integer arithmetic; losses are float32.
+        precision: Of the matrix products of the teacher, and of students whose scheme is a publication's; those of
+            qvit's own grids and losses are float32.
         optimiser: "sgd" with Nesterov's momentum, or "adam".
         lr: Rate at the start.
         lr_final: Rate at the end, of the cosine.

@@ -89,8 +89,8 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-# YAML 1.1 reads 1e-4 as text, for want of a point and a sign
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+# YAML 1.1 takes 1e-4 and 1.0e4 for text: the first has no point, the second no sign in its exponent
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:

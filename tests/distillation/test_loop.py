@@ -253,7 +253,7 @@ def test_a_log_with_a_skipped_step_is_still_json(tmp_path):
     assert [(line["loss"], line["kl"], line["skipped"]) for line in skipped] == [(None, None, 1.0)]
 
 
-# Simulated integers are exact in bfloat16; static quantizers read what bfloat16 products rounded.
+# The simulated student computes without autocast; static quantizers read what bfloat16 products rounded.
 @pytest.mark.parametrize(("make", "alike"), [(static_student, 0.7), (simulated_student, 0.99)])
 def test_a_step_in_bfloat16_is_about_one_in_float32(make, alike):
     vit = small_vit()

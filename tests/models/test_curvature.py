@@ -49,7 +49,7 @@ def test_the_head_costs_what_its_fisher_matrix_says():
         head.scheme = model.scheme("head", bits)
         head.weight_scale.data, head.weight_multiplier = grid
         held = head.quantized_weight()
-        error = seen[0] @ (held.integers() * held.scale.unsqueeze(-1) - head.weight).T
+        error = seen[0] @ (held.values() - head.weight).T
         fisher = torch.diag_embed(chance) - chance.unsqueeze(-1) * chance.unsqueeze(-2)
         expected = 0.5 * torch.einsum("bi,bij,bj->b", error, fisher, error).mean()
         assert abs(float(found["head", "W"][place] / expected) - 1) < 0.25

@@ -1,8 +1,9 @@
-"""The three executions of one definition: simulated and integer agree step by step, on the same inputs."""
+"""The executions of one definition: simulated and integer agree step by step, on the same inputs."""
 
 import pytest
 import torch
 
+from qvit.models.fake_quantized import FakeQuantized
 from qvit.models.floating import Float
 from qvit.models.integer import Integer
 from qvit.models.simulated import Simulated
@@ -123,8 +124,7 @@ def test_image_of_the_mean_colour_keeps_its_value():
     vit = float_vit()
     simulated, _ = both(vit, RECIPES["W4A4"])
     embed, images = simulated.patch_embed, torch.zeros(1, 3, 32, 32)
-    quantized = embed.proj.quantized_weight()
-    weight = quantized.integers() * quantized.scale.unsqueeze(-1)
+    weight = embed.proj.quantized_weight().values()
     rest = (embed.offset.round() - embed.offset).repeat_interleave(8 * 8)
     with torch.inference_mode():
         error = Simulated().embed(images, embed) - Float().embed(images, vit.patch_embed)
@@ -188,8 +188,10 @@ def test_empty_batch():
 def test_autocast_and_default_dtype_change_nothing():
     simulated, integer = both(float_vit("odd widths"), RECIPES["W4A4"])
     images = images_for(simulated)
-    for model, run in ((simulated, Simulated()), (integer, Integer())):
-        with torch.inference_mode():
+    for model, run in (
+        (simulated, Simulated()), (simulated, FakeQuantized()), (integer, Integer()),
+    ):  # fmt: skip
+        with torch.no_grad():
             expected = model(images, run)
             with torch.autocast("cpu", torch.bfloat16):
                 assert torch.equal(model(images, run), expected)

@@ -21,8 +21,7 @@ def with_quantized_weights(simulated: ViT) -> ViT:
     """The simulated model, in place: its weights rounded to their grids, so that Float quantizes no activation."""
     for module in simulated.modules():
         if isinstance(module, Dense):
-            weight = module.quantized_weight()
-            module.weight.copy_(weight.integers() * weight.scale.unsqueeze(-1))
+            module.weight.copy_(module.quantized_weight().values())
     return simulated
 
 
