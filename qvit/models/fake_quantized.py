@@ -96,7 +96,7 @@ class _OnInputGrid(_StraightThrough):
 
 
 class _OnHeadGrid(_StraightThrough):
-    """HeadValues and their scales."""
+    """Values, and the scales that they are whole multiples of."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
