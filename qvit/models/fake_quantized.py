@@ -24,32 +24,24 @@ from qvit_kernels.reference import BlockTransform
 
 
 class HeadValues(NamedTuple):
-    """codes * scale, and the scale, of V in every head."""
+    """codes * scale, and the scale, of Q, K or V."""
 
     values: Tensor
     scale: Tensor
 
 
 class FakeQuantized(Simulated):
-    """Simulated, with a Tensor of values wherever that has a Quantized, and HeadValues for V."""
+    """Simulated, with a Tensor of values wherever that has a Quantized, and HeadValues for Q, K and V."""
 
     def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
         """See Simulated."""
         codes = reference.quantize_pixels(images, embed.gain, embed.offset)
         return self.product(reference.unfold_patches(codes, embed.patch), embed.proj)
 
-    def qkv(self, h: Any, attn: Attention) -> tuple[Any, Any, Any]:
-        """See Simulated."""
-        q, k, v = reference.split_heads(self.product(h, attn.qkv), attn.heads)
-        if attn.norm is not None:
-            q, k = reference.normalize_heads(q, k, attn.norm, attn.rotation)
-        (q, _), (k, _), v = (_OnHeadGrid.apply(t, attn.scheme.qkv.bits) for t in (q, k, v))
-        return q, k, HeadValues(*v)
-
     def attend(self, q: Any, k: Any, v: Any, attn: Attention) -> Tensor:
         """See Simulated."""
-        with _without_autocast(q):
-            shares = torch.softmax(q @ k.transpose(-1, -2) * attn.softmax_scale, -1)
+        with _without_autocast(q.values):
+            shares = torch.softmax(q.values @ k.values.transpose(-1, -2) * attn.softmax_scale, -1)
             shares = _OnSoftmaxGrid.apply(shares, v.scale, attn.scheme.softmax_bits)
             return (shares @ v.values).transpose(1, 2).flatten(-2)
 
@@ -57,6 +49,10 @@ class FakeQuantized(Simulated):
         """See Simulated."""
         with _without_autocast(x):
             return F.linear(x, self.weight_of(dense).values(), dense.bias)
+
+    def quantize_heads(self, x: Tensor, bits: int) -> Any:
+        """See Simulated."""
+        return HeadValues(*_OnHeadGrid.apply(x, bits))
 
     def quantize(self, x: Tensor, to: Dense) -> Any:
         """See Simulated."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvit.models.fake_quantized import FakeQuantized
+from qvit.models.fake_quantized import FakeQuantized, HeadValues
 from qvit.models.floating import Float
 from qvit.models.simulated import Simulated
 from qvit.models.static import Static
@@ -80,5 +80,7 @@ class FloatTeacher:
         return watch(self.vit, images, WatchedFloat())
 
 
-def _value(x: Tensor | Quantized) -> Tensor:
+def _value(x: Tensor | Quantized | HeadValues) -> Tensor:
+    if isinstance(x, HeadValues):
+        return x.values
     return x.codes * x.scale if isinstance(x, Quantized) else x

@@ -28,10 +28,9 @@ class Beside:
 
     def _compare(self, expected, found):
         if isinstance(expected, tuple) and not isinstance(expected, Quantized):
-            *others, v = found
-            assert _near(v.scale, expected[-1].scale)
-            for pair in zip(expected, (*others, v.values), strict=True):
-                self._compare(*pair)
+            for theirs, ours in zip(expected, found, strict=True):
+                assert _near(ours.scale, theirs.scale)
+                self._compare(theirs, ours.values)
             return
         self.compared += 1
         if isinstance(expected, Quantized):
@@ -51,10 +50,13 @@ def _near(found, expected):
 
 
 def _translated(arguments, step):
-    found = [a.values() if isinstance(a, Quantized) else a for a in arguments]
     if step == "attention":
-        found[2] = HeadValues(found[2], arguments[2].scale)
-    return found
+        return [*map(_heads, arguments[:3]), *arguments[3:]]
+    return [a.values() if isinstance(a, Quantized) else a for a in arguments]
+
+
+def _heads(x):
+    return HeadValues(x.values(), x.scale)
 
 
 def _compared(shape, recipe):
@@ -85,7 +87,7 @@ def test_tokens_of_zeros_have_scales_like_any_other():
     scale[2, :, :, 5] = TINY
     q, k, v = (Quantized(c, s) for c, s in zip(codes, scale, strict=True))
     expected = Simulated().attend(q, k, v, attn)
-    found = FakeQuantized().attend(q.values(), k.values(), HeadValues(v.values(), v.scale), attn)
+    found = FakeQuantized().attend(_heads(q), _heads(k), _heads(v), attn)
     assert _near(found, expected)
 
 
