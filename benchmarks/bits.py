@@ -1,8 +1,7 @@
 """Found bits beside uniform, random and greedy ones of the same size and BitOps: python benchmarks/bits.py --bits 3.
 
-ViT-Tiny. Bits are found without data; the images that judge are development images (imagenet/train, odd classes). One
-JSON a cell, so that a run can stop anywhere and go on. Weights are at their nearest codes, but for the cells "rounded",
-which are what `qvit quantize` would write.
+ViT-Tiny. Bits are found without data; all of imagenet/train judges. One JSON a cell, so that a run can stop anywhere
+and go on. Weights are at their nearest codes, but for the cells "rounded", which are what `qvit quantize` would write.
 """
 
 import json
@@ -25,7 +24,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks import cells  # noqa: E402
-from benchmarks.development import IMAGES_FROM, expected, predict  # noqa: E402
+from benchmarks.development import BOTH, expected, predict  # noqa: E402
 from benchmarks.searching.rivals import descend_greedily, draw_random, loss_of  # noqa: E402
 from benchmarks.searching.table import table  # noqa: E402
 from benchmarks.sources import VIT_TINY, float_vit, source  # noqa: E402
@@ -40,29 +39,39 @@ from qvit.search.run import make_searcher  # noqa: E402
 from qvit.search.start import begin, make_cost_table, preset_starts  # noqa: E402
 
 MODEL = VIT_TINY
-IMAGES = 250  # that judge, spread evenly over the odd classes
+IMAGES = 1000  # that judge
 RANDOM, RANKED = 20, 10  # allocations, and the images that rank them; the best is judged by all
 
 
 @click.command()
 @click.option("--bits", "widths", type=int, multiple=True, default=(3, 4), show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
+@click.option("--cell", "only", multiple=True, metavar="NAME", help="Only found, greedy, ...; else all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the JSON files.")
 @click.option("--seconds", default=0.0, help="Begin no cell after so long; 0: no limit.")
 @click.option("--stored", is_flag=True, help="Measure nothing; a table of what the folder holds.")
 def main(
-    widths: tuple[int, ...], seeds: tuple[int, ...], out: Path | None, seconds: float, stored: bool
+    widths: tuple[int, ...],
+    seeds: tuple[int, ...],
+    only: tuple[str, ...],
+    out: Path | None,
+    seconds: float,
+    stored: bool,
 ) -> None:
     """Measure what the output folder does not hold yet, and print a table of all of it."""
     folder = out or cells.ROOT / "benchmarks" / "results" / cells.machine_name() / "bits"
-    wanted = _planned(widths, seeds, folder, seconds)
+    wanted = _planned(widths, seeds, only, folder, seconds)
     if stored:
         wanted = (cell for cell in wanted if (folder / f"{cell[0]}.json").is_file())
     print(table(cells.measure(wanted, folder)))
 
 
 def _planned(
-    widths: tuple[int, ...], seeds: tuple[int, ...], folder: Path, seconds: float
+    widths: tuple[int, ...],
+    seeds: tuple[int, ...],
+    only: tuple[str, ...],
+    folder: Path,
+    seconds: float,
 ) -> Iterator[cells.Cell]:
     started = time.monotonic()
     for seed in seeds:
@@ -71,6 +80,8 @@ def _planned(
             for name, run in Trial(bits, seed, folder / f"{label}-allocations.json").cells():
                 if seconds and time.monotonic() - started > seconds:
                     return
+                if only and name not in ("allocations", *only):  # which all others are of
+                    continue
                 yield f"{label}-{name}", run
 
 
@@ -187,12 +198,12 @@ class Trial:
 
 def _compare(model: Callable[[Tensor], Tensor], images: int) -> dict[str, Any]:
     """KL in nats, of every image, too, agreement and top-1."""
-    theirs, found = expected(MODEL, images), predict(model, MODEL, images)
+    theirs, found = expected(MODEL, images, BOTH), predict(model, MODEL, images, BOTH)
     compared = evaluation.compare(found, theirs)
     each = evaluation.divergences(theirs.logits, found.logits)
     return {
         "images": compared.images,
-        "images_from": IMAGES_FROM[MODEL],
+        "images_from": "imagenet/train",
         "kl": compared.kl,
         "agreement": compared.agreement,
         "top1": compared.top1,
