@@ -46,7 +46,9 @@ RANDOM, RANKED = 20, 10  # allocations, and the images that rank them; the best 
 @click.command()
 @click.option("--bits", "widths", type=int, multiple=True, default=(3, 4), show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
-@click.option("--cell", "only", multiple=True, metavar="NAME", help="Only found, greedy, ...; else all.")
+@click.option(
+    "--cell", "only", multiple=True, metavar="NAME", help="Only found, greedy, ...; else all."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the JSON files.")
 @click.option("--seconds", default=0.0, help="Begin no cell after so long; 0: no limit.")
 @click.option("--stored", is_flag=True, help="Measure nothing; a table of what the folder holds.")
