@@ -1,22 +1,23 @@
 """Twenty random budgets on demo_vit: whether what is found meets them, and how near it comes, beside Q-ViT's penalty.
 
 Budgets of size, BitOps, modelled latency, and pairs of them. The limit of one budget lies anywhere between the smallest
-and the largest cost; those of two are a little above the costs of a random allocation, so that they can be met. Whether
-an allocation lies within 5 % below all limits is decided by dynamic programming over the layers, on costs rounded to a
-thousandth of the limit: what it finds exists, within the error of that rounding. A limit of latency is met where the
-modelled pass of the whole model is within it; the dynamic programming knows sums of layers only, from which mixed bits
-are up to a hundredth away. A budget that is refused counts as not met.
+and the largest cost; those of two are a little above the costs of a random allocation, so that they can be met. Dynamic
+programming says whether an allocation lies within 5 % below all limits, and what losses add up to at least, there and
+anywhere within the limits. A limit of latency is met where the modelled pass of the whole model is within it; dynamic
+programming knows sums of layers only, from which mixed bits are up to a hundredth away. A budget that is refused counts
+as not met.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
+from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.cells import Cell
+from benchmarks.searching.programming import NEAR, least_loss, least_loss_near
 from benchmarks.searching.rivals import loss_of
 from qvit import zoo
 from qvit.errors import UsageError
@@ -36,8 +37,6 @@ KINDS = (
 )  # fmt: skip
 COUNT = 20
 PENALTIES = (1.0, 10.0, 100.0)
-NEAR = 0.95  # of a limit
-_BINS = 1000
 
 
 def cells() -> Iterator[Cell]:
@@ -64,10 +63,13 @@ def _measure(seed: int) -> dict[str, Any]:
             wanted = descend(searcher.losses, middle, budgets, settings)
             bits = wanted.round().clamp(MIN_BITS, MAX_BITS).long()
             methods[f"penalty {penalty:g}"] = _describe(bits, budgets, searcher.losses)
+        near = least_loss_near(budgets, searcher.losses)
         rows.append(
             {
                 "limits": {b.table.name: b.limit for b in budgets},
-                "near_exists": near_exists(budgets),
+                "near_exists": near < float("inf"),
+                "least_loss": _short(least_loss(budgets, searcher.losses)),
+                "least_loss_near": _short(near),
                 "methods": methods,
             }
         )
@@ -87,33 +89,6 @@ def draw_budgets(
     return [Budget(t, t.whole(bits) * more) for t, more in zip(tables, room, strict=True)]
 
 
-def near_exists(budgets: Sequence[Budget]) -> bool:
-    """Whether some allocation costs between 95 and 100 % of every limit, with the error of the rounding to spare."""
-    layers = budgets[0].table.costs.shape[0]
-    room = (layers + 1) / 2 / _BINS  # half a bin a layer, and one of the fixed cost
-    costs = [
-        np.rint(budget.table.costs.flatten(1).numpy() / budget.limit * _BINS).astype(int)
-        for budget in budgets
-    ]
-    reached = np.zeros((_BINS + 1,) * len(budgets), dtype=bool)
-    fixed = [round(b.table.fixed / b.limit * _BINS) for b in budgets]
-    if max(fixed) > _BINS:
-        return False
-    reached[tuple(fixed)] = True
-    for layer in range(layers):
-        after = np.zeros_like(reached)
-        for step in {
-            tuple(int(c[layer, cell]) for c in costs) for cell in range(costs[0].shape[1])
-        }:
-            if max(step) <= _BINS:
-                into = tuple(slice(s, None) for s in step)
-                kept = tuple(slice(None, _BINS + 1 - s) for s in step)
-                after[into] |= reached[kept]
-        reached = after
-    near = slice(int(np.ceil((NEAR + room) * _BINS)), int((1 - room) * _BINS) + 1)
-    return bool(reached[(near,) * len(budgets)].any())
-
-
 def _search(searcher: Searcher, budgets: Sequence[Budget]) -> dict[str, Any]:
     try:
         bits = searcher.find(budgets)
@@ -126,22 +101,31 @@ def _describe(bits: Tensor, budgets: Sequence[Budget], losses: Tensor) -> dict[s
     return {
         "meets": hold(budgets, bits),
         "of_limit": {b.table.name: round(b.table.whole(bits) / b.limit, 4) for b in budgets},
-        "sum_of_losses": float(f"{float(loss_of(losses, bits).sum()):.4g}"),
+        "sum_of_losses": _short(float(loss_of(losses, bits).sum())),
     }
+
+
+def _short(loss: float) -> float | None:
+    """As JSON has it."""
+    return float(f"{loss:.4g}") if loss < float("inf") else None
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown, a row a method."""
     lines = [
-        "| method | budgets met | refused | within 5 %, of those where that exists |",
-        "| --- " * 4 + "|",
+        "| method | budgets met | refused | within 5 %, of those where that exists | losses, of the least |",
+        "| --- " * 5 + "|",
     ]
     rows = [row for cell in found for row in cell["budgets"]]
     for method in rows[0]["methods"] if rows else ():
-        results = [(row["near_exists"], row["methods"][method]) for row in rows]
-        met = sum(result["meets"] for _, result in results)
-        there = [result for exists, result in results if exists]
+        results = [(row, row["methods"][method]) for row in rows]
+        met = [(row, result) for row, result in results if result["meets"]]
+        there = [result for row, result in results if row["near_exists"]]
         near = sum(r["meets"] and min(r["of_limit"].values()) >= NEAR for r in there)
         refused = sum("refused" in result for _, result in results)
-        lines.append(f"| {method} | {met} of {len(results)} | {refused} | {near} of {len(there)} |")
+        over = [result["sum_of_losses"] / row["least_loss"] for row, result in met]
+        spread = f"{median(over):.3f}, {max(over):.3f} at most" if over else "-"
+        lines.append(
+            f"| {method} | {len(met)} of {len(results)} | {refused} | {near} of {len(there)} | {spread} |"
+        )
     return "\n".join(lines)
