@@ -2,10 +2,10 @@
 
 Budgets of size, BitOps, modelled latency, and pairs of them. The limit of one budget lies anywhere between the smallest
 and the largest cost; those of two are a little above the costs of a random allocation, so that they can be met. Dynamic
-programming says whether an allocation lies within 5 % below all limits, and what losses add up to at least, there and
-anywhere within the limits. A limit of latency is met where the modelled pass of the whole model is within it; dynamic
-programming knows sums of layers only, from which mixed bits are up to a hundredth away. A budget that is refused counts
-as not met.
+programming says whether an allocation lies within 5 % below all limits, and what losses add up to there at least; what
+they add up to anywhere within the limits, at least, is Lagrange's bound. A limit of latency is met where the modelled
+pass of the whole model is within it; both bounds know sums of layers only, from which mixed bits are up to a hundredth
+away. A budget that is refused counts as not met.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cells import Cell
-from benchmarks.searching.programming import NEAR, least_loss, least_loss_near
+from benchmarks.searching.bounds import NEAR, least_loss, least_loss_near
 from benchmarks.searching.rivals import loss_of
 from qvit import zoo
 from qvit.errors import UsageError

@@ -1,4 +1,4 @@
-"""Dynamic programming, against trying everything."""
+"""Bounds, against trying everything, and against what a search finds."""
 
 from itertools import product
 
@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from benchmarks.budgets import draw_budgets
-from benchmarks.searching.programming import NEAR, least_loss, least_loss_near
-from tests.search.test_budgets import random_table
+from benchmarks.searching.bounds import NEAR, least_loss, least_loss_near
+from benchmarks.searching.rivals import descend_greedily, loss_of
+from qvit.search.exchange import exchange
+from tests.search.test_budgets import budget, random_table
+from tests.search.test_costs import BITOPS, COUNT, SIZE
 
 _ROUNDED = (
     0.006  # of a limit: what four layers and the fixed cost lose to whole thousandths, and more
@@ -37,7 +40,21 @@ def test_least_losses_bound_those_of_all_allocations(seed, count):
         )
 
     slack = 1 + 1e-6  # sums are fp32
-    assert least(0, 1 + _ROUNDED) <= least_loss(budgets, losses) * slack
     assert least_loss(budgets, losses) <= least(0, 1) * slack
     assert least(NEAR, 1) <= least_loss_near(budgets, losses) * slack
     assert least_loss_near(budgets, losses) <= least(NEAR + _ROUNDED, 1 - _ROUNDED) * slack
+
+
+def test_what_is_found_is_near_the_least():
+    """Of choices whose losses fall with bits, as they do, most of the way to the bound is gone."""
+    sensitive = torch.rand(
+        COUNT, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    losses = 10**sensitive * 4.0 ** -torch.arange(7, dtype=torch.float64)
+    for shares in ((0.4, None), (0.3, 0.3), (0.5, 0.2)):
+        budgets = [budget(t, s) for t, s in zip((SIZE, BITOPS), shares, strict=True) if s]
+        found = descend_greedily(losses, budgets)
+        better = exchange(found, losses, budgets)
+        sums = [float(loss_of(losses, bits).sum()) for bits in (better, found)]
+        assert least_loss(budgets, losses) <= sums[0] <= sums[1]
+        assert sums[0] <= 1.25 * least_loss(budgets, losses)
