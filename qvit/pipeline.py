@@ -65,6 +65,7 @@ def quantize(
     check_target(out, overwrite=overwrite, is_ours=checkpoint.is_checkpoint)
     _check_recipe(recipe)
     optional = recipe.weights.rounding != "nearest", recipe.distillation is not None
+    plan_scheme(_read_shape(source), recipe)  # refuses before weights are fetched
     stages = _Stages(progress, 5 + _makes_images(recipe) + sum(optional))
     with stages("load"):
         weights = zoo.fetch(source)
@@ -238,6 +239,11 @@ def plan(
         **({} if rounding is None else {"rounding": rounding}),
         **({} if training is None else {"training": training}),
     }
+
+
+def _read_shape(source: Source) -> ViTConfig:
+    with torch.device("meta"):
+        return read_config(zoo.build(source), source.pretrained_cfg)
 
 
 def _images_read(recipe: Recipe) -> int:

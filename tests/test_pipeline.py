@@ -1,4 +1,5 @@
 import json
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,11 @@ from qvit import evaluation, pipeline, synthesis, zoo
 from qvit.data import open_images
 from qvit.deployment import QuantViT, checkpoint
 from qvit.errors import UsageError
+from qvit.models.timm_import import read_model
 from qvit.recipe import Recipe, load_recipe
+from tests.divergence import divergence
+from tests.executions import SideBySide, both
+from tests.support import images_for
 
 W4A4 = Recipe.preset("qvit", weight_bits=4, activation_bits=4)
 NEAREST = W4A4.without_images()
@@ -77,6 +82,41 @@ def test_layers_with_bits_of_their_own(tmp_path):
     explained = str(QuantViT.from_pretrained(out).explain())
     assert explained.startswith(summary["scheme"])
     assert "blocks.0-2.attn.qkv" in explained
+
+
+def test_heads_with_bits_of_their_own(tmp_path):
+    """A trained model whose heads differ: stored in their bits, computed with, and the same numbers when read back."""
+    bits = {"qkv": "W4,3,4,4,3,2,4,4,5,4,4,3", "proj": "W4,2,3,4A5"}
+    settings = [f"layers.blocks.*.attn.{name}={text}" for name, text in bits.items()]
+    source, out = zoo.resolve("demo_vit"), tmp_path / "out"
+    recipe = NEAREST.override(settings)
+    summary = pipeline.quantize(source, recipe, out, progress=False)
+    assert summary["bytes"] == pipeline.plan(source, recipe)["bytes"]
+    assert summary["bytes"] < pipeline.plan(source, W4A4)["bytes"]
+    rows = {row["modules"][0]: row for row in checkpoint.describe(out)["bits"]}
+    qkv, proj = rows["blocks.*.attn.qkv"], rows["blocks.*.attn.proj"]
+    assert qkv["head_bits"] == [4, 3, 4, 4, 3, 2, 4, 4, 5, 4, 4, 3]
+    assert (qkv["weight_bits"], qkv["weight_bits_in_memory"]) == (44 / 12, 8)
+    assert (proj["weight_bits"], proj["weight_bits_in_memory"]) == (13 / 4, 4)
+    model = QuantViT.from_pretrained(out)
+    assert "3.67" in str(model.explain())
+    vit = read_model(zoo.load(source), source.pretrained_cfg)
+    simulated, integer = both(vit, recipe)
+    held = pickle.loads(pickle.dumps(model)).vit  # noqa: S301 - its own
+    assert all(torch.equal(v, held.state_dict()[k]) for k, v in integer.state_dict().items())
+    images = images_for(vit, 8)
+    pair = SideBySide(simulated, held)
+    with torch.inference_mode():
+        expected = simulated(images, pair)
+    assert pair.compared == 1 + 6 * 9 + 2
+    assert divergence(expected, model(images)) < 0.02
+
+
+def test_bits_of_heads_that_it_has_not_are_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "fetch", lambda *_, **__: pytest.fail("fetched the weights first"))
+    recipe = NEAREST.override(["layers.blocks.0.attn.proj=W4,3,4"])
+    with pytest.raises(UsageError, match="of 3 heads' weights, and expected are 4"):
+        pipeline.quantize(zoo.resolve("demo_vit"), recipe, tmp_path / "out", progress=False)
 
 
 def test_existing_folder_is_refused_before_the_work(tiny_model, tiny_quantized, monkeypatch):

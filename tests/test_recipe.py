@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qvit.errors import InputError, UsageError
-from qvit.recipe import METHODS, Recipe, Synthesis, load_recipe, preset_names
+from qvit.recipe import METHODS, Bits, Recipe, Synthesis, load_recipe, preset_names
+from qvit.recipe.bits import read_bits
 
 BITS = st.integers(2, 8)
 
@@ -18,9 +19,9 @@ def test_yaml_round_trip(name, w, a, seed):
 @pytest.mark.parametrize(("w", "a"), [(3, 3), (3, 8), (2, 4), (8, 3)])
 def test_few_bits_have_finer_scales_and_ends_of_eight_bits(w, a):
     few = Recipe.preset("qvit", weight_bits=w, activation_bits=a)
-    assert few.layer_bits("head") == few.layer_bits("head_dist") == (8, 8)
-    assert few.layer_bits("patch_embed.proj")[0] == 8
-    assert few.layer_bits("blocks.0.mlp.fc1") == (w, a)
+    assert few.layer_bits("head") == few.layer_bits("head_dist") == ((8,), 8)
+    assert few.layer_bits("patch_embed.proj")[0] == (8,)
+    assert few.layer_bits("blocks.0.mlp.fc1") == ((w,), a)
     assert few.weights.group == (16 if w <= 4 else 0)
     groups = few.activations
     sizes = (64, 64, 64) if a < 8 else (0, 128, 128)
@@ -91,10 +92,10 @@ def test_layers_have_bits_of_their_own():
     recipe = Recipe.preset("qvit", weight_bits=4, activation_bits=4).override(
         ["layers.blocks.*.mlp.fc2=W6A8", "layers.blocks.[0-1].*.fc2=w3", "layers.head = A5"]
     )
-    assert recipe.layer_bits("blocks.0.mlp.fc2") == (3, 8)
-    assert recipe.layer_bits("blocks.7.mlp.fc2") == (6, 8)
-    assert recipe.layer_bits("head") == (4, 5)
-    assert recipe.layer_bits("blocks.0.mlp.fc1") == (4, 4)
+    assert recipe.layer_bits("blocks.0.mlp.fc2") == ((3,), 8)
+    assert recipe.layer_bits("blocks.7.mlp.fc2") == ((6,), 8)
+    assert recipe.layer_bits("head") == ((4,), 5)
+    assert recipe.layer_bits("blocks.0.mlp.fc1") == ((4,), 4)
     assert recipe.scheme == "W4A4 mixed"
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
     assert list(Recipe.from_yaml(recipe.to_yaml()).layers) == list(recipe.layers)
@@ -102,14 +103,14 @@ def test_layers_have_bits_of_their_own():
 
 def test_a_pattern_that_is_set_again_has_its_way():
     recipe = Recipe().override(["layers.head=W4", "layers.*=W5", "layers.head=W6"])
-    assert recipe.layer_bits("head") == (6, 8)
-    assert recipe.override(["layers.head=none"]).layer_bits("head") == (5, 8)
+    assert recipe.layer_bits("head") == ((6,), 8)
+    assert recipe.override(["layers.head=none"]).layer_bits("head") == ((5,), 8)
 
 
 def test_a_pattern_matches_part_by_part():
     recipe = Recipe().override(["layers.blocks.*.attn=A4"])
     assert recipe.attention_bits("blocks.3.attn") == (4, 4)
-    assert recipe.layer_bits("blocks.3.attn.qkv") == (8, 8)
+    assert recipe.layer_bits("blocks.3.attn.qkv") == ((8,), 8)
 
 
 def test_groups_need_one_layer_that_takes_them():
@@ -211,3 +212,39 @@ def test_presets_take_changes_by_name_only():
     assert Synthesis.preset("mimiq", batch=4).batch == 4
     with pytest.raises(UsageError, match="did you mean batch"):
         Synthesis.preset("mimiq", bach=4)
+
+
+def test_heads_have_bits_of_their_own():
+    recipe = Recipe().override(
+        ["layers.blocks.0.attn.proj=W4,3,2A5", "layers.blocks.1.*.proj = w4,4"]
+    )
+    assert recipe.layer_bits("blocks.0.attn.proj") == ((4, 3, 2), 5)
+    assert recipe.layer_bits("blocks.1.attn.proj") == ((4,), 8)  # all alike is one number
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    again = Recipe().override([f"layers.{name}={text}" for name, text in recipe.layers.items()])
+    assert again == recipe
+    spaced = recipe.override(["layers.blocks.0.attn.proj=W4,3,2 A5"])
+    assert spaced.layer_bits("blocks.0.attn.proj") == ((4, 3, 2), 5)
+
+
+@given(
+    st.lists(st.integers(2, 8), max_size=6)
+    .map(tuple)
+    .filter(lambda b: len(b) < 2 or len(set(b)) > 1),
+    st.integers(2, 8) | st.none(),
+)
+def test_what_is_written_of_bits_is_read_again(weights, activations):
+    bits = Bits(weights or None, activations)
+    if weights or activations:
+        assert read_bits("head", str(bits)) == bits
+
+
+@pytest.mark.parametrize("text", ["W4,", "W,4", "W4,,3", "W4,9", "W4 3", "W4,1A4", "A4,4", "4,3"])
+def test_bits_of_heads_that_are_none(text):
+    with pytest.raises(UsageError, match=r"layers\.blocks\.0\.attn\.proj"):
+        Recipe().override([f"layers.blocks.0.attn.proj={text}"])
+
+
+def test_groups_are_for_what_the_fewest_bits_of_heads_leave():
+    few = Recipe().override(["layers.blocks.0.attn.proj=W8,4", "weights.group=32"])
+    assert few.weights.group == 32

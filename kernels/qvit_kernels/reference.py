@@ -167,8 +167,9 @@ def signed_scale_of(x: Tensor, bits: int) -> Tensor:
     return scale if bits == 8 else torch.where(high > -low, -scale, scale)
 
 
-def quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-    """Codes of `x` on the grid of step `scale` (broadcast against x), saturating at `low` and `high`.
+def quantize(x: Tensor, scale: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
+    """Codes of `x` on the grid of step `scale` (broadcast against x), saturating at `low` and `high`, which may be
+    tensors that broadcast likewise.
 
     By the reciprocal: one division a row and not one a value. A kernel spends a multiplication on a value then, where
     a correctly rounded division is ten instructions and a branch. At 8 bits |x| <= 127 * s * (1 + 2^-22) still
@@ -176,7 +177,7 @@ def quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     every value that rounds to an extreme code, which torch 2.15 gives nothing that lies on a bound: it took most of the
     softmax's numerators, whose code is 0, out of training.
     """
-    return round_half_even((x * scale.reciprocal()).clamp(low, high))
+    return round_half_even((x * scale.reciprocal()).clamp(low, high))  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def quantize_rows(

@@ -229,15 +229,17 @@ def _bits(tensors: dict[str, Any]) -> list[dict[str, Any]]:
     rows = [
         {
             "modules": shorten(entry["targets"], known),
-            "weight_bits": entry["scheme"]["weight"]["bits"],
-            "weight_bits_in_memory": LinearScheme.from_dict(entry["scheme"]).container_bits,
-            "weight_group": entry["scheme"]["weight"]["group"],
-            "input_bits": entry["scheme"]["input"]["bits"],
-            "input_prefix": entry["scheme"]["input"].get("prefix", 0),
-            "input_group": entry["scheme"]["input"]["group"],
-            "transform": entry["scheme"]["transform"],
+            "weight_bits": scheme.weight.mean_bits,
+            "weight_bits_in_memory": scheme.container_bits,
+            "weight_group": scheme.weight.group,
+            "input_bits": scheme.input.bits,
+            "input_prefix": scheme.input.prefix,
+            "input_group": scheme.input.group,
+            "transform": scheme.transform,
+            **({"head_bits": list(scheme.weight.slices)} if len(scheme.weight.slices) > 1 else {}),
         }
         for entry in tensors["linears"]
+        for scheme in [LinearScheme.from_dict(entry["scheme"])]
     ]
     rows += [
         {

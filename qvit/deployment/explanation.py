@@ -34,7 +34,7 @@ class Layer:
     Attributes:
         name: The module it belongs to, "blocks.0.attn.qkv".
         op: The operation of qvit_kernels, "linear_qkv".
-        weight_bits: Bits of a weight, as many as it takes in the file; None without weights.
+        weight_bits: Bits of a weight, as many as it takes in the file, a mean where heads differ; None without weights.
         container_bits: Bits that a weight takes in memory, where kernels read it; None likewise.
         input_bits: Bits that a value of its input takes in memory.
         bytes: Of all it reads and writes, each tensor once, as it is stored.
@@ -46,7 +46,7 @@ class Layer:
 
     name: str
     op: str
-    weight_bits: int | None
+    weight_bits: float | None
     container_bits: int | None
     input_bits: int
     bytes: int
@@ -116,7 +116,7 @@ _COLUMNS: Sequence[tuple[str, Callable[[Layer, int], str]]] = (
     ("backend", lambda layer, count: layer.route.backend),
     ("kernel", lambda layer, count: " + ".join(layer.route.kernels) or "torch"),
     ("tile", lambda layer, count: " + ".join(layer.route.tiles) or "-"),
-    ("w bits", lambda layer, count: str(layer.weight_bits or "-")),
+    ("w bits", lambda layer, count: f"{layer.weight_bits:.3g}" if layer.weight_bits else "-"),
     ("in", lambda layer, count: str(layer.container_bits or "-")),
     ("x bits", lambda layer, count: str(layer.input_bits)),
     ("computes", lambda layer, count: layer.route.computes_in or "-"),

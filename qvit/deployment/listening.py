@@ -28,7 +28,7 @@ def listen(
     layers: list[Layer] = []
 
     def note(layer: str, op: str, arguments: tuple[Any, ...], result: object) -> None:
-        bits = weights[layer].bits if op.startswith("linear") else None
+        bits = weights[layer].mean_bits if op.startswith("linear") else None
         layers.append(_describe(layer, bits, op, arguments, result, backend, rates))
 
     hear_ops(vit, images, backend, note)
@@ -161,7 +161,7 @@ class _Named(Integer):
 
 def _describe(
     layer: str,
-    weight_bits: int | None,
+    weight_bits: float | None,
     op: str,
     arguments: tuple[Any, ...],
     result: object,

@@ -1,7 +1,9 @@
 """model.safetensors: every Linear at its own width, without gaps; everything else as the model holds it.
 
-NAME.weight_packed                uint8 [ceil(N K b / 8)], codes [N, K] of b bits, b that of config.json
-NAME.weight_multiplier_packed     uint8, the multipliers [N, G] of weight groups, see `_multiplier_bits`
+NAME.weight_packed                uint8 [ceil(N K b / 8)], codes [N, K] of b bits, b that of config.json; where slices
+                                  of its rows or columns have bits of their own, those of one slice after the other,
+                                  each from a byte of its own on
+NAME.weight_multiplier_packed     uint8, the multipliers [N, G] of weight groups, likewise, see `multiplier_bits`
 NAME.weight_scale, bias, signs    fp32, and all norms, tokens and positions
 
 In memory a Linear has the container that kernels read, of 4 or 8 bits: `load` unpacks, one Linear after the other.
@@ -9,7 +11,7 @@ In memory a Linear has the container that kernels read, of 4 or 8 bits: `load` u
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from qvit.deployment.bit_packing import pack_bits, packed_bytes, unpack_bits
 from qvit.errors import InputError
 from qvit.models.dense import IntegerDense
 from qvit.models.vit import ViT
+from qvit.quant.schemes import Scheme
+from qvit.quant.slices import join_slices, multiplier_bits, split_slices
 from qvit_kernels.reference import largest_multiplier
 
 WEIGHTS = "model.safetensors"
@@ -36,9 +40,10 @@ def save_weights(model: ViT, folder: Path) -> None:
     """Write model.safetensors. The same model gives the same bytes: nothing of the run is in it."""
     tensors = {name: value.contiguous() for name, value in _plain(model)}
     for name, dense in _linears(model):
-        tensors[f"{name}.weight_packed"] = pack_bits(dense.codes_unpacked(), _bits(dense))
+        weight = dense.scheme.weight
+        tensors[f"{name}.weight_packed"] = _pack(dense.codes_unpacked(), weight, weight.slices)
         if dense.weight_multiplier is not None:
-            packed = pack_bits(dense.weight_multiplier, _multiplier_bits(_bits(dense)))
+            packed = _pack(dense.weight_multiplier, weight, multiplier_bits(weight))
             tensors[f"{name}.weight_multiplier_packed"] = packed
     # One key only: safetensors writes several in an order that changes from run to run. Written from here,
     # because its own save_file makes a file that only its owner can read.
@@ -50,10 +55,10 @@ def layout(model: ViT) -> Layout:
     """Shape and dtype of every tensor that the file of a model holds; it may be on the meta device."""
     found: Layout = {name: (tuple(value.shape), value.dtype) for name, value in _plain(model)}
     for name, dense in _linears(model):
-        bits, count = _bits(dense), dense.out_features * dense.in_features
-        found[f"{name}.weight_packed"] = (packed_bytes(count, bits),), torch.uint8
+        weight, count = dense.scheme.weight, dense.out_features * dense.in_features
+        found[f"{name}.weight_packed"] = (_packed_bytes(count, weight.slices),), torch.uint8
         if dense.weight_multiplier is not None:
-            size = packed_bytes(dense.weight_multiplier.numel(), _multiplier_bits(bits))
+            size = _packed_bytes(dense.weight_multiplier.numel(), multiplier_bits(weight))
             found[f"{name}.weight_multiplier_packed"] = (size,), torch.uint8
     return found
 
@@ -144,29 +149,48 @@ def _fill(model: ViT, read: Callable[[str], Tensor], path: Path) -> None:
         if not target.isfinite().all():
             raise InputError(f"{path}: {name} is not finite; {AGAIN}")
     for name, dense in _linears(model):
-        count = dense.out_features * dense.in_features
-        codes = unpack_bits(read(f"{name}.weight_packed"), _bits(dense), count)
-        dense.store(codes.view(dense.out_features, dense.in_features))
+        weight, rows = dense.scheme.weight, dense.out_features
+        shape = rows, dense.in_features
+        codes = _unpack(read(f"{name}.weight_packed"), shape, weight, weight.slices)
+        multiplier = None
         if dense.weight_multiplier is not None:
-            packed = read(f"{name}.weight_multiplier_packed")
-            _fill_multiplier(dense.weight_multiplier, packed, _bits(dense), f"{path}: {name}")
+            packed, shape = read(f"{name}.weight_multiplier_packed"), dense.weight_multiplier.shape
+            multiplier = _unpack(packed, shape, weight, multiplier_bits(weight))
+            _check_multiplier(multiplier, weight, f"{path}: {name}")
+        dense.store(codes, multiplier)
 
 
-def _fill_multiplier(multiplier: Tensor, packed: Tensor, bits: int, name: str) -> None:
-    values = unpack_bits(packed, _multiplier_bits(bits), multiplier.numel())
-    largest = largest_multiplier(bits)
-    if values.abs().amin() < 1 or values.abs().amax() > largest:
-        raise InputError(f"{name} has multipliers beyond 1 to {largest}; {AGAIN}")
-    multiplier.copy_(values.view_as(multiplier))
+def _check_multiplier(multiplier: Tensor, weight: Scheme, name: str) -> None:
+    """Others' products with codes would not fit 8 bits."""
+    for values, bits in zip(split_slices(multiplier, weight), weight.slices, strict=True):
+        largest = largest_multiplier(bits)
+        if values.abs().amin() < 1 or values.abs().amax() > largest:
+            raise InputError(f"{name} has multipliers beyond 1 to {largest}; {AGAIN}")
 
 
-def _multiplier_bits(bits: int) -> int:
-    """Bits of the multipliers of weights of so many bits, sign included: the more the fewer those have."""
-    return largest_multiplier(bits).bit_length() + 1
+def _pack(values: Tensor, weight: Scheme, bits: Sequence[int]) -> Tensor:
+    """Codes or multipliers, each slice's of so many bits; ones of 0 bits are not stored."""
+    parts = zip(split_slices(values, weight), bits, strict=True)
+    return torch.cat([pack_bits(part, width) for part, width in parts if width])
 
 
-def _bits(dense: IntegerDense) -> int:
-    return dense.scheme.weight.bits
+def _packed_bytes(count: int, bits: Sequence[int]) -> int:
+    """Bytes of so many values in equal slices."""
+    return sum(packed_bytes(count // len(bits), width) for width in bits)
+
+
+def _unpack(packed: Tensor, shape: Sequence[int], weight: Scheme, bits: Sequence[int]) -> Tensor:
+    """Inverse of `_pack`, int8 of this shape."""
+    count = math.prod(shape) // len(bits)
+    stored = packed.split([packed_bytes(count, width) for width in bits])
+    pieces = split_slices(torch.empty(shape, dtype=torch.int8, device="meta"), weight)
+    found = [
+        (unpack_bits(part, width, count) if width else torch.ones(count, dtype=torch.int8)).view(
+            piece.shape
+        )
+        for part, width, piece in zip(stored, bits, pieces, strict=True)
+    ]
+    return join_slices(found, weight)
 
 
 def _linears(model: ViT) -> Iterator[tuple[str, IntegerDense]]:

@@ -18,8 +18,7 @@ def set_weight_ranges(folded: ViT, method: str = "mse") -> ViT:
         if isinstance(module, Dense):
             assert module.scheme is not None
             assert module.weight_scale is not None
-            scheme = module.scheme.weight
-            grid = weight_grid(module.weight, scheme.bits, scheme.group, method)
+            grid = weight_grid(module.weight, module.scheme.weight, method)
             module.weight_scale.copy_(grid.scale)
             if module.weight_multiplier is not None and grid.multiplier is not None:
                 module.weight_multiplier.copy_(grid.multiplier)

@@ -27,6 +27,8 @@ from qvit.models.folding import per_column
 from qvit.models.switching import SwitchableModel
 from qvit.models.vit import Attention, PatchEmbed
 from qvit.quant.ranges import Grid
+from qvit.quant.schemes import Scheme
+from qvit.quant.slices import code_limits
 from qvit_kernels import reference
 from qvit_kernels.reference import BlockTransform
 
@@ -111,7 +113,8 @@ class Curvature(Float):
         moments = gradient.transpose(1, 2) @ x
         name = self._names[dense]
         for place, bits in enumerate(self._bits):
-            error = _weight_error(dense.weight, self._model.grid(name, bits), bits)
+            scheme = self._model.scheme(name, bits)
+            error = _weight_error(dense.weight, self._model.grid(name, bits), scheme.weight)
             self._add((name, "W"), place, torch.linalg.vecdot(moments, error))
 
     def _add_values(
@@ -156,11 +159,12 @@ def _turn(x: Tensor, transform: BlockTransform | None) -> Tensor:
     return ((x * signs).unflatten(-1, (-1, block)) @ matrix.to(x)).flatten(-2)
 
 
-def _weight_error(weight: Tensor, grid: Grid, bits: int) -> Tensor:
+def _weight_error(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     steps = grid.scale.unsqueeze(-1)
-    steps = (steps if grid.multiplier is None else steps * grid.multiplier).unsqueeze(-1)
+    steps = steps if grid.multiplier is None else steps * grid.multiplier
     grouped = weight.unflatten(-1, (steps.shape[1], -1))
-    codes = reference.quantize(grouped, steps, *reference.code_range(bits))
+    limits, steps = code_limits(scheme, steps), steps.unsqueeze(-1)
+    codes = reference.quantize(grouped, steps, *limits)
     return (codes * steps - grouped).flatten(1)
 
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from qvit.quant.schemes import LinearScheme
+from qvit.quant.slices import Limits, code_limits
 from qvit_kernels import packing
-from qvit_kernels.reference import BlockTransform, Weight, code_range, quantize
+from qvit_kernels.reference import BlockTransform, Weight, quantize
 
 
 class Dense(nn.Module):
@@ -40,12 +41,6 @@ class Dense(nn.Module):
         """The transform that the input arrives with."""
         return _transform(self.signs, self.scheme)
 
-    @property
-    def bits(self) -> int:
-        """Of the weight's codes."""
-        assert self.scheme is not None
-        return self.scheme.weight.bits
-
     def quantized_weight(self) -> Weight:
         """Codes [N, K] as whole-numbered floats, differentiable, and their two levels of scales."""
         assert self.weight_scale is not None
@@ -56,6 +51,11 @@ class Dense(nn.Module):
         assert self.weight_scale is not None
         steps = self.weight_scale.unsqueeze(-1)
         return steps if self.weight_multiplier is None else steps * self.weight_multiplier
+
+    def limits(self) -> Limits:
+        """The smallest and the largest code: numbers, or what broadcasts to the weight by groups, [N, G, K / G]."""
+        assert self.scheme is not None
+        return code_limits(self.scheme.weight, self.steps())
 
     def hold(self) -> None:
         """The grid stays as it is: it is a parameter."""
@@ -68,17 +68,18 @@ class Dense(nn.Module):
 
     def codes_of(self, weight: Tensor) -> Tensor:
         """Codes that weights [..., N, K] have on this grid, as whole-numbered floats, differentiable."""
-        assert self.scheme is not None
         steps = self.steps()
         grouped = weight.unflatten(-1, (steps.shape[-1], -1))
-        codes = quantize(grouped, steps.unsqueeze(-1), *code_range(self.scheme.weight.bits))
-        return codes.flatten(-2)
+        return quantize(grouped, steps.unsqueeze(-1), *self.limits()).flatten(-2)
 
 
 class IntegerDense(nn.Module):
     """A Linear in integers. Exactly one of `weight` (int8 [N, K]) and `weight_packed` (uint8 [N, ceil(K/2)],
     two 4-bit codes a byte) exists; weight_scale: fp32 [N]; weight_multiplier: int8 [N, G], with weight groups;
     bias: fp32 [N]; signs: fp32 [K].
+
+    Packed codes are multiplied where they are read. `weight` holds their products, where slices with groups lie beside
+    others of too many bits to be packed.
     """
 
     weight_scale: Tensor
@@ -114,18 +115,29 @@ class IntegerDense(nn.Module):
 
     def codes_unpacked(self) -> Tensor:
         """The codes of the weight, int8 [N, K]."""
-        codes = self.codes
-        return packing.unpack_int4(codes, self.in_features) if codes.dtype == torch.uint8 else codes
+        if self.scheme.container_bits == 4:
+            return packing.unpack_int4(self.codes, self.in_features)
+        if self.weight_multiplier is None:
+            return self.codes
+        grouped = self.codes.unflatten(1, (self.weight_multiplier.shape[1], -1))
+        return grouped.div(self.weight_multiplier.unsqueeze(-1), rounding_mode="trunc").flatten(1)
 
     @torch.no_grad()
-    def store(self, codes: Tensor) -> None:
-        """Take codes int8 [N, K] for the weight."""
-        self.codes.copy_(packing.pack_int4(codes) if self.scheme.container_bits == 4 else codes)
+    def store(self, codes: Tensor, multiplier: Tensor | None = None) -> None:
+        """Take codes int8 [N, K] for the weight and, with weight groups, their multipliers [N, G]."""
+        if self.weight_multiplier is not None:
+            assert multiplier is not None
+            self.weight_multiplier.copy_(multiplier)
+        if self.scheme.container_bits == 4:
+            self.codes.copy_(packing.pack_int4(codes))
+        else:
+            self.codes.copy_(Weight(codes, self.weight_scale, self.weight_multiplier).integers())
 
     @property
     def stored(self) -> Weight:
         """What the integer operations take: stored codes and their scales."""
-        return Weight(self.codes, self.weight_scale, self.weight_multiplier)
+        packed = self.scheme.container_bits == 4
+        return Weight(self.codes, self.weight_scale, self.weight_multiplier if packed else None)
 
     def values(self) -> Tensor:
         """What the stored weight stands for, fp64 [N, K]: no product of code, multiplier and scale is rounded in it."""
@@ -137,10 +149,8 @@ class IntegerDense(nn.Module):
     def take(self, source: Dense) -> None:
         """Quantize and store the weights of a simulated Linear."""
         codes, scale, multiplier = source.quantized_weight()
-        self.store(codes.to(torch.int8))
+        self.store(codes.to(torch.int8), multiplier)
         self.weight_scale.copy_(scale)
-        if self.weight_multiplier is not None and multiplier is not None:
-            self.weight_multiplier.copy_(multiplier)
         self.bias.copy_(source.bias)
         if self.signs is not None and source.signs is not None:
             self.signs.copy_(source.signs)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 from qvit.errors import UsageError
 from qvit.models.config import ViTConfig
@@ -15,7 +16,7 @@ from qvit.quant.schemes import (
     Scheme,
 )
 from qvit.quant.transforms import fitting_block
-from qvit.recipe import MAX_BITS, MAX_GROUPED_BITS, Recipe, check_matches, find_bits
+from qvit.recipe import MAX_BITS, MAX_GROUPED_BITS, Bits, Recipe, check_matches, find_bits
 
 
 def plan_scheme(config: ViTConfig, recipe: Recipe) -> ModelScheme:
@@ -25,7 +26,7 @@ def plan_scheme(config: ViTConfig, recipe: Recipe) -> ModelScheme:
     """
     shapes = config.linears()
     attentions = [f"blocks.{i}.attn" for i in range(config.depth)]
-    _check_layers(recipe, shapes, attentions)
+    _check_layers(config, recipe, attentions)
     return ModelScheme(
         linears={name: _linear(name, k, config, recipe) for name, (_, k) in shapes.items()},
         attentions={name: _attention(name, recipe) for name in attentions},
@@ -39,12 +40,12 @@ def name_scheme(config: ViTConfig, scheme: ModelScheme) -> str:
 
     These are the mean bits of a weight, and of a value that a Linear takes; pixels, of 8 bits always, do not count.
     """
-    blocks = {(s.weight.bits, s.input.bits) for n, s in scheme.linears.items() if "blocks." in n}
+    blocks = {(s.weight.slices, s.input.bits) for n, s in scheme.linears.items() if "blocks." in n}
     if len(blocks) == len(set(scheme.attentions.values())) == 1:
-        [(weight_bits, bits)] = blocks
+        [((weight_bits,), bits)] = blocks
         return f"W{weight_bits}A{bits}"
     shapes = config.linears()
-    weights = _mean((s.weight.bits, math.prod(shapes[n])) for n, s in scheme.linears.items())
+    weights = _mean((s.weight.mean_bits, math.prod(shapes[n])) for n, s in scheme.linears.items())
     inputs = _mean((s.input.bits, shapes[n][1]) for n, s in scheme.linears.items() if n != _PATCHES)
     return f"W{weights}A{inputs} mixed"
 
@@ -54,16 +55,19 @@ _PATCHES = "patch_embed.proj"
 _HEADS = ("head", "head_dist")
 
 
-def _mean(weighed: Iterable[tuple[int, int]]) -> str:
+def _mean(weighed: Iterable[tuple[float, int]]) -> str:
     """The mean of values that each come with a weight: "3.6"."""
     pairs = list(weighed)
     mean = sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
     return f"{mean:.1f}".removesuffix(".0")
 
 
-def _check_layers(recipe: Recipe, linears: Iterable[str], attentions: Iterable[str]) -> None:
+def _check_layers(config: ViTConfig, recipe: Recipe, attentions: Iterable[str]) -> None:
     """Refuse what a recipe's `layers` say in vain."""
+    linears = config.linears()
     check_matches(recipe.layers, [*linears, *attentions, *_HEADS])
+    for name in linears:
+        _check_slices(config, name, find_bits(recipe.layers, name))
     pixels = find_bits(recipe.layers, _PATCHES).activations
     if pixels not in (None, PIXELS.bits):
         raise UsageError(
@@ -74,9 +78,26 @@ def _check_layers(recipe: Recipe, linears: Iterable[str], attentions: Iterable[s
         weights = find_bits(recipe.layers, name).weights
         if weights is not None:
             raise UsageError(
-                f"layers: {name} has W{weights}, and the attention products have no weights: give A alone, such as A4;"
-                f" its Linears are {name}.qkv and {name}.proj"
+                f"layers: {name} has {Bits(weights)}, and the attention products have no weights: give A alone, such as"
+                f" A4; its Linears are {name}.qkv and {name}.proj"
             )
+
+
+def _check_slices(config: ViTConfig, name: str, bits: Bits) -> None:
+    found, expected = len(bits.weights or (0,)), config.head_slices(name)
+    if found in (1, expected):
+        return
+    if expected == 1:
+        raise UsageError(
+            f"layers: {name} has {bits}, and the weights of heads are those of attn.qkv and attn.proj: give one number"
+            " of bits, such as W4"
+        )
+    heads = f"{config.num_heads} heads"
+    which = f"Q, K and V of {heads}" if name.endswith("qkv") else heads
+    raise UsageError(
+        f"layers: {name} has {bits}, of {found} heads' weights, and expected are {expected}, those of {which}, or one"
+        " number for all"
+    )
 
 
 def _attention(name: str, recipe: Recipe) -> AttentionScheme:
@@ -91,7 +112,9 @@ def _attention(name: str, recipe: Recipe) -> AttentionScheme:
 
 def _linear(name: str, width: int, config: ViTConfig, recipe: Recipe) -> LinearScheme:
     weight_bits, bits = recipe.layer_bits(name)
-    weight = _weight(width, weight_bits, recipe)
+    weight = _weight(width, min(weight_bits), recipe)
+    if len(weight_bits) > 1:
+        weight = _sliced(weight, weight_bits, config, name)
     transform, group = 0, 0
     if name == _PATCHES:
         return LinearScheme(weight=weight, input=PIXELS)
@@ -124,6 +147,17 @@ def _weight(width: int, bits: int, recipe: Recipe) -> Scheme:
         mode=Mode.STATIC,
         group=group if granularity is Granularity.GROUP else 0,
     )
+
+
+def _sliced(weight: Scheme, bits: tuple[int, ...], config: ViTConfig, name: str) -> Scheme:
+    """The weight with bits for each head's slice; it has groups as that with the fewest bits has them. A head's columns
+    are whole groups, one where there are none.
+    """
+    if name.endswith("attn.qkv"):
+        return replace(weight, bits=max(bits), rows=bits)
+    group = math.gcd(weight.group, config.head_dim)
+    granularity = Granularity.GROUP
+    return replace(weight, bits=max(bits), columns=bits, group=group, granularity=granularity)
 
 
 def _divisor(width: int, wanted: int) -> int:

@@ -59,7 +59,7 @@ def relax(block: Block) -> dict[Dense | StaticDense, Relaxation]:
     for dense in block.linears():
         dense.hold()
     return {
-        dense: Relaxation(dense.weight.detach(), dense.steps().detach(), dense.bits)
+        dense: Relaxation(dense.weight.detach(), dense.steps().detach(), dense.limits())
         for dense in block.linears()
     }
 

@@ -68,10 +68,12 @@ def _round_block(block: Block, parts: Sequence[Tensor], damping: float) -> list[
 
 def _round(dense: Dense, inputs: Sequence[Quantized], damping: float) -> None:
     """Put the weights of one Linear on their codes, for inputs [n, T, K]."""
-    steps = dense.steps()
-    steps = steps.repeat_interleave(dense.weight.shape[1] // steps.shape[1], 1)
-    bits = dense.scheme.weight.bits
-    dense.weight.copy_(compensate(dense.weight, steps, _moments(inputs), bits, damping))
+    steps = dense.steps().unsqueeze(-1)
+    grouped = dense.weight.unflatten(1, (steps.shape[1], -1)).shape
+    steps, low, high = (
+        torch.as_tensor(x).expand(grouped).flatten(1) for x in (steps, *dense.limits())
+    )
+    dense.weight.copy_(compensate(dense.weight, steps, _moments(inputs), (low, high), damping))
 
 
 def _moments(inputs: Sequence[Quantized]) -> Tensor:

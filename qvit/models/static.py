@@ -15,7 +15,7 @@ from qvit.models.vit import Attention, Mlp, PatchEmbed, ViT
 from qvit.quant.static_activations import ActivationQuantizer, activation_quantizer
 from qvit.quant.static_weights import WeightQuantizer
 from qvit.recipe import Recipe
-from qvit_kernels.reference import gelu, normalize_heads, split_heads, unfold_patches
+from qvit_kernels.reference import code_range, gelu, normalize_heads, split_heads, unfold_patches
 
 
 class StaticDense(nn.Module):
@@ -33,10 +33,9 @@ class StaticDense(nn.Module):
         self.quantizer.fit(self.weight)
         self.input = input
 
-    @property
-    def bits(self) -> int:
-        """Of the weight's codes."""
-        return self.quantizer.bits
+    def limits(self) -> tuple[int, int]:
+        """The smallest and the largest code."""
+        return code_range(self.quantizer.bits)
 
     def steps(self) -> Tensor:
         """The step of every row, fp32 [N, 1]."""

@@ -41,16 +41,15 @@ class SwitchableModel:
     def grid(self, name: str, bits: int) -> Grid:
         """The steps of a Linear's weight at a width."""
         if (name, bits) not in self._grids:
-            weight, group = self._linears[name].weight, self.scheme(name, bits).weight.group
-            found = weight_grid(weight, bits, group, self._method, self._stride)
-            self._grids[name, bits] = found
+            weight, scheme = self._linears[name].weight, self.scheme(name, bits).weight
+            self._grids[name, bits] = weight_grid(weight, scheme, self._method, self._stride)
         return self._grids[name, bits]
 
     def take(self, scheme: ModelScheme) -> None:
         """Go on with the bits of this scheme; groups and transforms have to be those it was made with."""
         for name, dense in self._linears.items():
             dense.scheme = scheme.linears[name]
-            grid = self.grid(name, dense.bits)
+            grid = self.grid(name, dense.scheme.weight.bits)
             assert dense.weight_scale is not None
             dense.weight_scale.data, dense.weight_multiplier = grid
         for name, module in self.vit.named_modules():

@@ -37,6 +37,7 @@ def check_executable(config: ViTConfig, scheme: ModelScheme) -> None:
     _require(attentions == scheme.attentions.keys(), "the attentions are not those of the model")
     for name, linear in scheme.linears.items():
         _check_weight(name, linear.weight, widths[name])
+        _check_slices(name, linear.weight, config)
         if name == "patch_embed.proj":
             _require(linear.input == PIXELS, f"{name}: its input is not 8-bit pixels")
             _require(linear.transform == 0, f"{name}: pixels are not transformed")
@@ -58,8 +59,23 @@ def _check_weight(name: str, weight: Scheme, width: int) -> None:
         not weight.group or width % weight.group == 0, f"{name}: weight group of another width"
     )
     _require(
-        not weight.group or weight.bits <= MAX_GROUPED_BITS,
-        f"{name}: weight groups at {weight.bits} bits, at most {MAX_GROUPED_BITS} have them",
+        not weight.group or weight.columns or min(weight.slices) <= MAX_GROUPED_BITS,
+        f"{name}: weight groups at {min(weight.slices)} bits, at most {MAX_GROUPED_BITS} have them",
+    )
+
+
+def _check_slices(name: str, weight: Scheme, config: ViTConfig) -> None:
+    """That of an input has none, since its scale is dynamic."""
+    if len(weight.slices) == 1:
+        return
+    for bits in weight.slices:
+        _check_bits(f"{name}.weight", bits)
+    heads = config.head_slices(name)
+    fits = len(weight.slices) == heads and bool(weight.rows) == name.endswith("qkv")
+    _require(fits, f"{name}: bits of {len(weight.slices)} slices, and it has {heads} of heads")
+    _require(
+        not weight.columns or config.head_dim % weight.group == 0,
+        f"{name}: weight groups of {weight.group} columns, which a head's {config.head_dim} are not whole ones of",
     )
 
 
@@ -104,6 +120,6 @@ def _check_bits(name: str, bits: int) -> None:
     _require(whole, f"{name}: {bits} bits, expected {MIN_BITS} to {MAX_BITS}")
 
 
-def _require(holds: bool, otherwise: str) -> None:
+def _require(holds: object, otherwise: str) -> None:
     if not holds:
         raise ValueError(otherwise)

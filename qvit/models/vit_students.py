@@ -1,6 +1,5 @@
 """ViTs as students: qvit's own scheme, whose result can be packed, and the static one of publications."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,6 +11,8 @@ from qvit.models.static import StaticDense
 from qvit.models.student import IntegerWeight, Seen, Student
 from qvit.models.vit import PatchEmbed, ViT
 from qvit.models.watching import WatchedFakeQuantized, WatchedSimulated, WatchedStatic, watch
+from qvit.quant.schemes import Scheme
+from qvit.quant.slices import split_slices
 from qvit.quant.static_activations import observe_ranges
 
 
@@ -83,21 +84,28 @@ class StaticStudent(Student):
             observe_ranges(self.vit, False)
 
 
-def _scale_factor(dense: Dense) -> float:
-    """LSQ's factor 1 / sqrt(weights a scale * largest code) on a scale's gradient (Esser et al. 2020).
+def _scale_factor(dense: Dense) -> Tensor:
+    """LSQ's factor 1 / sqrt(weights a scale * largest code) on a scale's gradient (Esser et al. 2020): fp32 [1], or [N]
+    where rows differ in their bits. Where columns do, it goes by the mean of their largest codes.
 
     It makes a step move a scale by about the share by which it moves the weights. The integer multipliers of groups
     make the gradient as many times larger, and the scale as many times smaller: their mean square is divided out, too.
     """
-    largest = 2 ** (dense.scheme.weight.bits - 1) - 1
-    factor = 1 / math.sqrt(dense.weight.shape[1] * largest)
+    largest = torch.atleast_3d(torch.as_tensor(dense.limits()[1])).double().mean((1, 2))
+    factor = (dense.weight.shape[1] * largest).rsqrt()
     if dense.weight_multiplier is not None:
-        factor /= float(dense.weight_multiplier.square().mean())
-    return factor
+        factor = factor / _mean_square(dense.weight_multiplier, dense.scheme.weight).double()
+    return factor.float()
 
 
-def _times(factor: Tensor | float) -> Callable[[Tensor], Tensor]:
+def _mean_square(multiplier: Tensor, weight: Scheme) -> Tensor:
+    """Of the multipliers [N, G] that count for a row: [1], or [N] where rows differ in their bits."""
+    if not weight.rows:
+        return multiplier.square().mean().unsqueeze(0)
+    parts = split_slices(multiplier, weight)
+    return torch.cat([part.square().mean().expand(len(part)) for part in parts])
+
+
+def _times(factor: Tensor) -> Callable[[Tensor], Tensor]:
     """A hook that multiplies a gradient."""
-    return lambda gradient: (
-        gradient * (factor.to(gradient.device) if isinstance(factor, Tensor) else factor)
-    )
+    return lambda gradient: gradient * factor.to(gradient.device)

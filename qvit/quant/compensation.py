@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from qvit_kernels import reference
+from qvit.quant.slices import Limits
 
 # Columns whose corrections are applied to the rest at once: one matrix product instead of as many outer products.
 _BLOCK = 64
 
 
 def compensate(
-    weight: Tensor, steps: Tensor, moments: Tensor, bits: int, damping: float = 0.01
+    weight: Tensor, steps: Tensor, moments: Tensor, limits: Limits, damping: float = 0.01
 ) -> Tensor:
     """Weights on their grid, chosen for the least squared error of the output (GPTQ, Frantar et al. 2023, algorithm 1).
 
@@ -23,7 +23,7 @@ def compensate(
         weight: fp32 [N, K].
         steps: Step of every weight, [N, K] or whatever broadcasts to it; none zero.
         moments: X^T X of the inputs X [rows, K], [K, K], by any factor. Columns that are always zero are allowed.
-        bits: Of the codes.
+        limits: The smallest and the largest code, numbers or what broadcasts to [N, K].
         damping: Share of the mean of the moments' diagonal that is added to it.
 
     Returns:
@@ -33,16 +33,15 @@ def compensate(
     steps = steps.expand_as(weight)[:, order].double()
     remaining = weight[:, order].double()
     upper = _inverse_factor(moments.double()[order][:, order], damping)
-    low, high = reference.code_range(bits)
+    low, high = (torch.as_tensor(x).expand_as(weight)[:, order].double() for x in limits)
     rounded = torch.empty_like(remaining)
     columns = len(order)
     for start in range(0, columns, _BLOCK):
         stop = min(start + _BLOCK, columns)
         errors = torch.empty_like(remaining[:, start:stop])
         for i in range(start, stop):
-            rounded[:, i] = (
-                torch.round(remaining[:, i] / steps[:, i]).clamp(low, high) * steps[:, i]
-            )
+            codes = torch.round(remaining[:, i] / steps[:, i]).clamp(low[:, i], high[:, i])
+            rounded[:, i] = codes * steps[:, i]
             error = (remaining[:, i] - rounded[:, i]) / upper[i, i]
             remaining[:, i:stop] -= error.unsqueeze(1) * upper[i, i:stop]
             errors[:, i - start] = error

@@ -1,10 +1,20 @@
 """Ranges: the steps of symmetric grids for a tensor that is known in advance."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from qvit.quant.schemes import Scheme
+from qvit.quant.slices import (
+    Limits,
+    code_limits,
+    join_slices,
+    multiplier_limits,
+    schemes_alone,
+    split_slices,
+)
 from qvit_kernels import reference
 
 # The search goes down from the maximum in steps of 1 % until no row has gained for a while: a heavy-tailed 2-bit
@@ -27,10 +37,8 @@ class Grid(NamedTuple):
     multiplier: Tensor | None
 
 
-def weight_grid(
-    weight: Tensor, bits: int, group: int = 0, method: str = "mse", stride: int = 1
-) -> Grid:
-    """Scale of each row and, with a `group`, the multiplier of each `group` columns of it. weight: fp32 [N, K].
+def weight_grid(weight: Tensor, scheme: Scheme, method: str = "mse", stride: int = 1) -> Grid:
+    """Scale of each row and, with groups, the multiplier of each group of its columns. weight: fp32 [N, K].
 
     A group's best step is rounded to a multiple of the row's scale, up to the largest multiplier that keeps its
     products with codes in 8 bits: by squared error ("mse"), or up ("minmax").
@@ -38,37 +46,57 @@ def weight_grid(
     stride: Of "mse", which then tries one step in so many: with 4 the squared errors of a ViT-Tiny's weights are up to
     1 % larger at 2 to 5 bits and up to 2 % at more, in two fifths of the time.
     """
-    steps = group_steps(weight, bits, group, method, stride)
-    if not group:
+    if scheme.rows:
+        parts = zip(split_slices(weight, scheme), schemes_alone(scheme), strict=True)
+        groups = weight.shape[-1] // scheme.group if scheme.group else 0
+        grids = [weight_grid(part, alone, method, stride) for part, alone in parts]
+        return _join_rows([_with_multipliers(grid, groups) for grid in grids])
+    found = [
+        group_steps(part, bits, scheme.group, method, stride)
+        for part, bits in zip(split_slices(weight, scheme), scheme.slices, strict=True)
+    ]
+    steps = join_slices(found, scheme)
+    if not scheme.group:
         return Grid(steps.squeeze(-1), None)
     rows = max(_BLOCK // weight.shape[-1], 1)
-    grouped = weight.unflatten(-1, (-1, group))
-    parts = [
-        _share_scale(values, part, bits, -(-_SHARED_SCALES // stride) if method == "mse" else 0)
-        for values, part in zip(grouped.split(rows), steps.split(rows), strict=True)
-    ]
+    grouped = weight.unflatten(-1, (-1, scheme.group))
+    trials = -(-_SHARED_SCALES // stride) if method == "mse" else 0
+    blocks = zip(grouped.split(rows), steps.split(rows), strict=True)
+    return _join_rows([_share_scale(values, part, scheme, trials) for values, part in blocks])
+
+
+def _with_multipliers(grid: Grid, groups: int) -> Grid:
+    """Of one, beside rows that have some."""
+    if not groups or grid.multiplier is not None:
+        return grid
+    return Grid(grid.scale, grid.scale.new_ones(len(grid.scale), groups))
+
+
+def _join_rows(parts: Sequence[Grid]) -> Grid:
     scales, multipliers = zip(*parts, strict=True)
-    return Grid(torch.cat(scales), torch.cat(multipliers))
+    return Grid(torch.cat(scales), None if multipliers[0] is None else torch.cat(multipliers))
 
 
-def _share_scale(grouped: Tensor, steps: Tensor, bits: int, trials: int) -> tuple[Tensor, Tensor]:
-    """grouped: [rows, G, values], steps: [rows, G] -> scale [rows], multiplier [rows, G].
+def _share_scale(grouped: Tensor, steps: Tensor, scheme: Scheme, trials: int) -> Grid:
+    """Of rows whose groups have best steps [rows, G]; grouped: [rows, G, values].
 
     trials: Of scales; 0: multipliers are rounded up, with the first one.
     """
-    highest = reference.largest_multiplier(bits)
-    largest = steps.abs().amax(-1, keepdim=True)
+    limits, limit = code_limits(scheme, steps), multiplier_limits(scheme, steps)
+    highest = int(limit.max())
+    # no group needs more than its limit of a scale of `largest / highest`
+    largest = (steps.abs() * (highest / limit)).amax(-1, keepdim=True)
     best_scale, best = largest / highest, torch.ones_like(steps)
     least = torch.full_like(largest, torch.inf)
     for top in range(highest, highest - max(trials, 1), -1):
         scale = largest / top
         ratio = steps.abs() / scale
-        above = _with_sign(ratio.ceil(), steps, highest)
-        error = _squared_error(grouped, above * scale, bits)
+        above = _with_sign(ratio.ceil(), steps, limit)
+        error = _squared_error(grouped, above * scale, limits)
         chosen = above
         if trials:
-            below = _with_sign(ratio.floor(), steps, highest)
-            error_below = _squared_error(grouped, below * scale, bits)
+            below = _with_sign(ratio.floor(), steps, limit)
+            error_below = _squared_error(grouped, below * scale, limits)
             chosen = torch.where(error_below < error, below, above)
             error = torch.minimum(error, error_below)
         total = error.sum(-1, keepdim=True)
@@ -76,11 +104,11 @@ def _share_scale(grouped: Tensor, steps: Tensor, bits: int, trials: int) -> tupl
         best = torch.where(better, chosen, best)
         best_scale = torch.where(better, scale, best_scale)
         least = torch.where(better, total, least)
-    return best_scale.squeeze(-1), best
+    return Grid(best_scale.squeeze(-1), best)
 
 
-def _with_sign(ratio: Tensor, steps: Tensor, highest: int) -> Tensor:
-    return torch.copysign(ratio.clamp(1, highest), steps)
+def _with_sign(ratio: Tensor, steps: Tensor, limit: Tensor) -> Tensor:
+    return torch.copysign(torch.minimum(ratio.clamp_min(1), limit), steps)
 
 
 def steps_that_reach(bits: int) -> float:
@@ -118,7 +146,7 @@ def _least_squares(grouped: Tensor, bits: int, stride: int) -> Tensor:
         fraction = 1.0 - 0.01 * i
         for sign in (1.0,) if -low == high else (1.0, -1.0):
             scale = largest * (fraction * sign)
-            error = _squared_error(grouped, scale, bits)
+            error = _squared_error(grouped, scale, (low, high))
             better = error < least
             last_gain = i if better.any() else last_gain
             best = torch.where(better, scale, best)
@@ -128,7 +156,7 @@ def _least_squares(grouped: Tensor, bits: int, stride: int) -> Tensor:
     return best
 
 
-def _squared_error(grouped: Tensor, scale: Tensor, bits: int) -> Tensor:
+def _squared_error(grouped: Tensor, scale: Tensor, limits: Limits) -> Tensor:
     step = scale.unsqueeze(-1)
-    codes = reference.quantize(grouped, step, *reference.code_range(bits))
+    codes = reference.quantize(grouped, step, *limits)
     return (codes * step - grouped).square().sum(-1)

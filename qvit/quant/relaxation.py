@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from qvit_kernels import reference
+from qvit.quant.slices import Limits
 
 # The sigmoid is stretched from here to there and cut to 0..1, so that it reaches both ends at finite logits.
 _BOTTOM, _TOP = -0.1, 1.1
@@ -27,14 +27,16 @@ class Relaxation(nn.Module):
 
     below: Tensor
 
-    def __init__(self, weight: Tensor, steps: Tensor, bits: int) -> None:
-        """weight: [N, K]; steps: of its groups of columns, [N, G], none zero, of either sign; bits: of the codes."""
+    def __init__(self, weight: Tensor, steps: Tensor, limits: Limits) -> None:
+        """weight: [N, K]; steps: of its groups of columns, [N, G], none zero, of either sign; limits: of the codes,
+        numbers or what broadcasts to the weight by groups, [N, G, K / G].
+        """
         super().__init__()
-        low, high = reference.code_range(bits)
-        exact = (weight.unflatten(-1, (steps.shape[-1], -1)) / steps.unsqueeze(-1)).flatten(-2)
-        below = exact.floor().clamp(low, high - 1)
-        share = (exact - below).clamp(0, 1)
-        self.register_buffer("below", below.detach())
+        low, high = limits
+        exact = weight.unflatten(-1, (steps.shape[-1], -1)) / steps.unsqueeze(-1)
+        below = exact.floor().clamp(low, high - 1)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        share = (exact - below).clamp(0, 1).flatten(-2)
+        self.register_buffer("below", below.detach().flatten(-2))
         start = torch.logit((share - _BOTTOM) / (_TOP - _BOTTOM))
         self.logits = nn.Parameter(start.detach())
         self.growth = nn.Parameter(weight.new_zeros(len(weight)))

@@ -29,7 +29,11 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """How one tensor becomes integers. `prefix`: so many tokens, the first of every image, have 8 bits, not `bits`."""
+    """How one tensor becomes integers. `prefix`: so many tokens, the first of every image, have 8 bits, not `bits`.
+
+    rows, columns: Bits of equal slices of a weight's rows, or of its columns, where they differ (see quant.slices);
+    `bits` is the most of them then.
+    """
 
     bits: int
     granularity: Granularity
@@ -37,6 +41,8 @@ class Scheme:
     symmetric: bool = True
     group: int = 0
     prefix: int = 0
+    rows: tuple[int, ...] = ()
+    columns: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.granularity is Granularity.GROUP) != (self.group > 0):
@@ -55,6 +61,29 @@ class Scheme:
                 f"prefix = {self.prefix} at {self.bits} bits, {self.mode}: 8 bits for the first tokens belong to "
                 "dynamic scales of fewer bits"
             )
+        if self.rows or self.columns:
+            self._check_slices()
+
+    def _check_slices(self) -> None:
+        if self.rows and self.columns:
+            raise ValueError("a weight has slices of its rows or of its columns, not of both")
+        if self.mode is Mode.DYNAMIC or max(self.slices) != self.bits or len(set(self.slices)) == 1:
+            raise ValueError(
+                f"slices of {self.slices} bits in a tensor of {self.bits}, {self.mode}: they belong to static scales, "
+                "differ, and the most is that of the tensor"
+            )
+        if self.columns and not self.group:
+            raise ValueError("slices of columns need groups: rows have one scale for all of them")
+
+    @property
+    def slices(self) -> tuple[int, ...]:
+        """Bits of each slice; of all where they are alike."""
+        return self.rows or self.columns or (self.bits,)
+
+    @property
+    def mean_bits(self) -> float:
+        """Of a value: as many as it takes in a file."""
+        return sum(self.slices) / len(self.slices) if len(self.slices) > 1 else self.bits
 
     @property
     def codes(self) -> tuple[int, int]:
@@ -133,7 +162,14 @@ def _grouped(schemes: Mapping[str, Any]) -> list[dict[str, Any]]:
     groups: dict[Any, list[str]] = {}
     for name, scheme in schemes.items():
         groups.setdefault(scheme, []).append(name)
-    return [{"targets": n, "scheme": dataclasses.asdict(s)} for s, n in groups.items()]
+    return [{"targets": n, "scheme": _plain(s)} for s, n in groups.items()]
+
+
+def _plain(scheme: Any) -> dict[str, Any]:
+    """Without slices where there are none: what has none is written as before there were any."""
+    return dataclasses.asdict(
+        scheme, dict_factory=lambda items: {name: value for name, value in items if value != ()}
+    )
 
 
 def _scheme(values: Mapping[str, Any]) -> Scheme:
@@ -142,6 +178,8 @@ def _scheme(values: Mapping[str, Any]) -> Scheme:
             **values,
             "granularity": Granularity(values["granularity"]),
             "mode": Mode(values["mode"]),
+            "rows": tuple(values.get("rows", ())),
+            "columns": tuple(values.get("columns", ())),
         }
     )
 

@@ -1,4 +1,6 @@
-"""How many bits there may be, and those of single layers: `blocks.*.mlp.fc2: W4A8` in a recipe."""
+"""How many bits there may be, and those of single layers: `blocks.*.mlp.fc2: W4A8` in a recipe, or of the heads of an
+attention: `blocks.0.attn.proj: W4,3,4A4`.
+"""
 
 import difflib
 import re
@@ -11,15 +13,23 @@ from qvit.errors import UsageError
 MIN_BITS, MAX_BITS = 2, 8
 MAX_GROUPED_BITS = 4  # the product of a code and its group's multiplier has to fit in 8 bits
 
-_BITS = re.compile(r"(?:W(\d+))?(?:A(\d+))?", re.IGNORECASE)
+_BITS = re.compile(r"(?:W(\d+(?:,\d+)*))?\s*(?:A(\d+))?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Bits:
-    """What a recipe says of a layer. weights, activations: None where that is left to the rest of the recipe."""
+    """What a recipe says of a layer. weights, activations: None where that is left to the rest of the recipe.
 
-    weights: int | None = None
+    weights: Of the slices that belong to attention heads, in order; one number for all.
+    """
+
+    weights: tuple[int, ...] | None = None
     activations: int | None = None
+
+    def __str__(self) -> str:
+        """As `read_bits` reads it: "W4A8", "W4,4,3A4", "A8"."""
+        weights = "" if self.weights is None else f"W{','.join(map(str, self.weights))}"
+        return weights + ("" if self.activations is None else f"A{self.activations}")
 
 
 def check_bits(name: str, bits: int) -> None:
@@ -32,15 +42,20 @@ def check_bits(name: str, bits: int) -> None:
 
 
 def read_bits(pattern: str, text: object) -> Bits:
-    """Of "W4A8", "W4" or "A8"; pattern: of the layers, for the message. Raises UsageError for anything else."""
+    """Of "W4A8", "W4", "A8" or, of heads, "W4,4,3A4"; pattern: of the layers, for the message. Raises UsageError for
+    anything else.
+    """
     found = _BITS.fullmatch(text.strip()) if isinstance(text, str) else None
     if found is None or not any(found.groups()):
-        raise UsageError(f"layers.{pattern} = {text!r}: expected bits such as W4A8, W4 or A8")
-    weights, activations = (None if digits is None else int(digits) for digits in found.groups())
-    for bits in (weights, activations):
-        if bits is not None:
-            check_bits(f"layers.{pattern}", bits)
-    return Bits(weights, activations)
+        raise UsageError(
+            f"layers.{pattern} = {text!r}: expected bits such as W4A8, W4, A8 or, of attention heads, W4,4,3A4"
+        )
+    weights, activations = ([int(d) for d in t.split(",")] if t else [] for t in found.groups())
+    for bits in (*weights, *activations):
+        check_bits(f"layers.{pattern}", bits)
+    # heads that are alike are none of their own
+    weights = weights[:1] if len(set(weights)) == 1 else weights
+    return Bits(tuple(weights) or None, activations[0] if activations else None)
 
 
 def find_bits(layers: Mapping[str, str], name: str) -> Bits:

@@ -29,6 +29,8 @@ class Recipe:
 
     `layers`: bits of single layers, by patterns of their names: {"blocks.*.mlp.fc2": "W4A8", "head": "W8"}; where two
     match, the later one holds. "blocks.*.attn" are the attention products: "A4", of Q, K, V and the softmax numerators.
+    Weights of heads may differ: "W4,4,3A4" in "blocks.0.attn.proj" of three heads, which are slices of its columns; in
+    "blocks.0.attn.qkv" slices of its rows, those of Q of every head, then those of K, then those of V.
     `synthesis`: the images that are made first; None for none.
     `distillation`: how the low-bit model is trained after the float one, on those images; None: it is not.
     `game`: images and student move in turn (PSAQ-ViT V2) in place of one after the other; None: they do not.
@@ -73,7 +75,7 @@ class Recipe:
 
     def _check_groups(self) -> None:
         bits = [read_bits(pattern, text).weights for pattern, text in self.layers.items()]
-        fewest = min(self.weights.bits, *(b for b in bits if b is not None), MAX_BITS)
+        fewest = min(self.weights.bits, *(min(b) for b in bits if b is not None), MAX_BITS)
         if self.weights.group and fewest > MAX_GROUPED_BITS:
             raise UsageError(
                 f"weights.group = {self.weights.group} at {fewest} bits: weights of more than {MAX_GROUPED_BITS} bits"
@@ -108,10 +110,10 @@ class Recipe:
         mixed = " mixed" if self.layers.keys() - ENDS.keys() else ""
         return f"W{self.weights.bits}A{self.activations.bits}{mixed}"
 
-    def layer_bits(self, name: str) -> tuple[int, int]:
-        """Bits of weights and input of the Linear of this name."""
+    def layer_bits(self, name: str) -> tuple[tuple[int, ...], int]:
+        """Bits of the weights, of each head or one number for all, and of the input of the Linear of this name."""
         bits = find_bits(self.layers, name)
-        return bits.weights or self.weights.bits, bits.activations or self.activations.bits
+        return bits.weights or (self.weights.bits,), bits.activations or self.activations.bits
 
     def attention_bits(self, name: str) -> tuple[int, int]:
         """Bits of Q, K and V, and of the softmax numerators, of the attention of this name, "blocks.0.attn"."""

@@ -1,6 +1,6 @@
 """An allocation of bits: which layers may have how many, and the recipe that gives them theirs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qvit.errors import UsageError
 from qvit.models.config import ViTConfig
-from qvit.recipe import ENDS, MAX_BITS, MIN_BITS, Recipe, find_bits
+from qvit.recipe import ENDS, MAX_BITS, MIN_BITS, Bits, Recipe, find_bits
 from qvit.search.bitops import PATCHES
 
 WIDTHS = tuple(range(MIN_BITS, MAX_BITS + 1))
@@ -75,13 +75,13 @@ class Space:
         """What a recipe's `layers` say for an allocation: {"blocks.0.mlp.fc2": "W3A5", ...}; what this recipe's said of
         the same layers is in there, too.
         """
-        found: dict[str, dict[str, int | None]] = {}
+        found: dict[str, Bits] = {}
         for choice, width in zip(self.choices, map(int, bits), strict=True):
             if choice.layer not in found:
-                settled = find_bits(self.recipe.layers, choice.layer)
-                found[choice.layer] = {"W": settled.weights, "A": settled.activations}
-            found[choice.layer][choice.kind] = width
-        return {name: _text(kinds) for name, kinds in found.items()}
+                found[choice.layer] = find_bits(self.recipe.layers, choice.layer)
+            change = {"weights": (width,)} if choice.kind == "W" else {"activations": width}
+            found[choice.layer] = replace(found[choice.layer], **change)
+        return {name: str(bits) for name, bits in found.items()}
 
     def recipe_of(self, bits: Tensor | Sequence[int]) -> Recipe:
         """The recipe with an allocation's bits."""
@@ -89,7 +89,3 @@ class Space:
         # at the end, where no pattern before them has its way
         kept = {name: text for name, text in self.recipe.layers.items() if name not in found}
         return replace(self.recipe, layers=kept | found)
-
-
-def _text(kinds: Mapping[str, int | None]) -> str:
-    return "".join(f"{kind}{bits}" for kind, bits in kinds.items() if bits is not None)

@@ -25,11 +25,14 @@ def count_bitops(config: ViTConfig, scheme: ModelScheme) -> dict[str, int]:
 
     Per block, with N tokens, width C and I = heads * channels: 3 N C I b_w b_x of qkv, N^2 I b_q b_k and N^2 I b_p b_v
     of the attention products (b_p: softmax numerators), N I C b_w b_x of proj, N C H b_w b_x each of fc1 and fc2; patch
-    embedding and head likewise. With 4 bits, and 8 in the patch embedding and the head, DeiT-T has 21.455 G.
+    embedding and head likewise. With 4 bits, and 8 in the patch embedding and the head, DeiT-T has 21.455 G. Where the
+    weights of heads differ, b_w is their mean, since all have as many: an equal part of the rows of qkv, or of the
+    columns of proj.
     """
     linears, product = linear_macs(config), attention_macs(config)
     found = {
-        name: linears[name] * s.weight.bits * s.input.bits for name, s in scheme.linears.items()
+        name: linears[name] // len(s.weight.slices) * sum(s.weight.slices) * s.input.bits
+        for name, s in scheme.linears.items()
     }
     for name, attention in scheme.attentions.items():
         bits = attention.qkv.bits

@@ -204,6 +204,21 @@ NOT_EXECUTABLE = {
     "prefix of Q": lambda c: attention_of(c)["qkv"].update(prefix=1),
     "40 bits": lambda c: linear_named(c, "fc1")["input"].update(bits=40),
     "group that does not divide": lambda c: linear_named(c, "fc2")["input"].update(group=7),
+    "bits of heads of fc1": lambda c: linear_named(c, "fc1")["weight"].update(rows=[4, 3]),
+    "bits of three heads": lambda c: linear_named(c, "attn.proj")["weight"].update(
+        columns=[4, 3, 4]
+    ),
+    "9 bits of a head": lambda c: linear_named(c, "attn.proj")["weight"].update(
+        bits=9, columns=[4, 9]
+    ),
+    "words of heads": lambda c: linear_named(c, "attn.proj")["weight"].update(columns=["4", "3"]),
+    "rows of proj": lambda c: linear_named(c, "attn.proj")["weight"].update(rows=[4, 3]),
+    "bits of heads of an input": lambda c: linear_named(c, "attn.proj")["input"].update(
+        columns=[4, 3]
+    ),
+    "groups of two heads": lambda c: linear_named(c, "attn.proj")["weight"].update(
+        columns=[4, 3], group=64
+    ),
     "block that does not divide": lambda c: linear_named(c, "fc1").update(transform=7),
     "transformed proj": lambda c: linear_named(c, "proj").update(transform=16),
     "one softmax bit": lambda c: attention_of(c).update(softmax_bits=1),

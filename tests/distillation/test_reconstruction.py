@@ -20,9 +20,12 @@ from qvit.models.plan import plan_scheme
 from qvit.models.relaxed import Relaxed, relax
 from qvit.models.simulated import Simulated
 from qvit.models.static import Static, StaticDense
+from qvit.quant.slices import split_slices
 from qvit.recipe import Recipe, Reconstruction
 from qvit_kernels.reference import code_range
 from tests.distillation.students import static_student
+from tests.executions import both
+from tests.models.test_executions import HEADS
 from tests.support import SHAPES, float_vit, images_for
 
 QUICK = Reconstruction(steps=12, batch=4, lr=0.1, scale_lr=0.0)
@@ -231,3 +234,20 @@ def test_the_pressure_begins_late_and_grows():
 def test_impossible_settings(changes, told):
     with pytest.raises(UsageError, match=told):
         Reconstruction(**changes)
+
+
+@torch.no_grad()
+def test_heads_of_any_bits_learn_within_their_codes():
+    vit = float_vit("three heads", depth=1)
+    student, _ = both(vit, HEADS["wide"])
+    before = {name: dense.quantized_weight() for name, dense in dense_of(student).items()}
+    with torch.enable_grad():
+        reconstruct(vit, student, pool_for(vit, 6), QUICK, seed=0)
+    for name in ("blocks.0.attn.qkv", "blocks.0.attn.proj"):
+        dense = dense_of(student)[name]
+        scheme, weight = dense.scheme.weight, dense.quantized_weight()
+        torch.testing.assert_close(dense.weight, weight.values())
+        assert 0 < (weight.codes - before[name].codes).abs().max() <= 1
+        for part, bits in zip(split_slices(weight.codes, scheme), scheme.slices, strict=True):
+            low, high = code_range(bits)
+            assert low <= part.min() < 0 < part.max() <= high

@@ -3,13 +3,15 @@
 import pytest
 import torch
 
+from qvit.models.dense import Dense, IntegerDense
 from qvit.models.fake_quantized import FakeQuantized
 from qvit.models.floating import Float
 from qvit.models.integer import Integer
 from qvit.models.simulated import Simulated
+from qvit.quant.slices import split_slices
 from qvit.recipe import Recipe
 from qvit_kernels import ops
-from qvit_kernels.reference import Quantized
+from qvit_kernels.reference import Quantized, code_range
 from tests.executions import SideBySide, both
 from tests.support import SHAPES, float_vit, images_for
 
@@ -41,6 +43,49 @@ RECIPES = {
         ]
     ),
 }
+
+
+# Of three heads: packed weights with groups, weights of which some are too wide to be packed, and no groups in rows.
+HEADS = {
+    name: RECIPES["W4A4"].override([f"layers.blocks.*.attn.{s}" for s in settings])
+    for name, settings in {
+        "packed": ("qkv=W4,3,2,4,4,4,2,2,3", "proj=W4,2,3"),
+        "wide": ("qkv=W8,2,6,4,5,3,7,7,4A6", "proj=W5,8,2"),
+        "no groups": ("qkv=W8,5,8,6,5,7,8,8,8", "proj=W5,8,7A3"),
+    }.items()
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("recipe", HEADS)
+def test_weights_of_heads_may_differ_in_their_bits(recipe, backend):
+    simulated, integer = both(float_vit("three heads", depth=1), HEADS[recipe])
+    pair = SideBySide(simulated, integer)
+    with torch.inference_mode(), ops.use_backend(backend):
+        simulated(images_for(simulated), pair)
+    assert pair.compared == 1 + 9 + 2
+
+
+@pytest.mark.parametrize("recipe", HEADS)
+def test_codes_of_heads_stay_in_their_bits(recipe):
+    simulated, integer = both(float_vit("three heads", depth=1), HEADS[recipe])
+    for name in ("qkv", "proj"):
+        dense = integer.get_submodule(f"blocks.0.attn.{name}")
+        assert isinstance(dense, IntegerDense)
+        weight, codes = dense.scheme.weight, dense.codes_unpacked()
+        for part, bits in zip(split_slices(codes, weight), weight.slices, strict=True):
+            low, high = code_range(bits)
+            assert low <= part.min() < low / 2
+            assert high / 2 < part.max() <= high
+        source = simulated.get_submodule(f"blocks.0.attn.{name}")
+        assert isinstance(source, Dense)
+        expected = source.quantized_weight()
+        assert torch.equal(codes.float(), expected.codes)
+        torch.testing.assert_close(dense.values().float(), expected.values())
+        stored = dense.stored
+        if weight.bits > 4:  # no kernel multiplies int8 weights
+            assert stored.multiplier is None
+            assert torch.equal(stored.codes.float(), expected.integers())
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

@@ -7,7 +7,7 @@ from qvit.models.fake_quantized import FakeQuantized, HeadValues
 from qvit.models.simulated import Simulated
 from qvit_kernels.reference import TINY, Quantized, Weight, block_transform
 from tests.executions import both
-from tests.models.test_executions import RECIPES
+from tests.models.test_executions import HEADS, RECIPES
 from tests.support import SHAPES, float_vit, images_for
 
 
@@ -60,14 +60,14 @@ def _heads(x):
 
 
 def _compared(shape, recipe):
-    simulated, _ = both(float_vit(shape), RECIPES[recipe])
+    simulated, _ = both(float_vit(shape), {**RECIPES, **HEADS}[recipe])
     pair = Beside()
     with torch.no_grad():
         simulated(images_for(simulated), pair)
     return pair.compared
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [*RECIPES, *HEADS])
 def test_every_step_has_the_values_of_the_simulated_one(recipe):
     assert _compared("three heads", recipe) == 1 + 2 * 9 + 2
 

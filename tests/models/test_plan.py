@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -198,3 +200,70 @@ def test_groups_and_blocks_fit_every_width(heads, head_dim, hidden, group, weigh
     proj = plan.linears["blocks.0.attn.proj"].input.group
     assert proj % head_dim == 0
     assert ModelScheme.from_dict(plan.to_dict()) == plan
+
+
+def heads(*settings: str, preset: str = "qvit", bits: int = 4) -> ModelScheme:
+    recipe = Recipe.preset(preset, weight_bits=bits, activation_bits=4).override(
+        [f"layers.blocks.{setting}" for setting in settings]
+    )
+    return plan_scheme(read_config(timm_vit("three heads"), STATISTICS), recipe)
+
+
+def test_bits_of_heads_are_slices_of_rows_in_qkv_and_of_columns_in_proj():
+    plan = heads("*.attn.qkv=W4,4,3,4,4,3,2,4,4", "0.attn.proj=W4,3,2A6")
+    qkv, proj = (plan.linears[f"blocks.0.attn.{name}"] for name in ("qkv", "proj"))
+    assert (qkv.weight.bits, qkv.weight.rows) == (4, (4, 4, 3, 4, 4, 3, 2, 4, 4))
+    assert (proj.weight.bits, proj.weight.columns, proj.input.bits) == (4, (4, 3, 2), 6)
+    assert qkv.container_bits == proj.container_bits == 4
+    assert plan.linears["blocks.1.attn.proj"].weight.slices == (4,)
+    assert ModelScheme.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_heads_that_are_alike_leave_no_trace():
+    assert heads("*.attn.qkv=W3,3,3,3,3,3,3,3,3") == heads("*.attn.qkv=W3")
+    assert "rows" not in str(heads().to_dict())
+
+
+def test_groups_of_heads():
+    """Those of rows are as the slice alone has them; those of columns lie within a head, here of 32 channels."""
+    qkv, proj = "blocks.0.attn.qkv", "blocks.0.attn.proj"
+    wide = heads("*.attn.qkv=W8,8,8,8,8,8,8,8,3", "*.attn.proj=W8,8,3").linears
+    assert (wide[qkv].weight.group, wide[qkv].container_bits) == (32, 8)
+    assert (wide[proj].weight.group, wide[proj].container_bits) == (32, 8)
+    wider = heads("*.attn.qkv=W8,8,8,8,8,8,8,8,5", "*.attn.proj=W8,8,5").linears
+    assert (wider[qkv].weight.group, wider[proj].weight.group) == (0, 32)
+    plain = heads("0.attn.qkv=W4,4,4,4,4,4,4,4,3", "0.attn.proj=W4,4,3", preset="plain").linears
+    assert (plain[qkv].weight.group, plain[proj].weight.group) == (0, 32)
+    recipe = Recipe.preset("qvit", weight_bits=4, activation_bits=4)
+    recipe = recipe.override(["layers.blocks.0.attn.proj=W4,3", "weights.group=48"])
+    found = scheme(recipe, embed_dim=96, num_heads=2, attn_drop_rate=0.0)
+    assert found.linears[proj].weight.group == 48
+    recipe = recipe.override(["weights.group=32"])
+    found = scheme(recipe, embed_dim=160, num_heads=2)
+    assert found.linears[proj].weight.group == 16  # heads of 80
+
+
+def test_heads_count_in_the_name_by_their_mean():
+    config = read_config(timm_vit("three heads"), STATISTICS)
+    settings = "*.attn.proj=W4,4,2"
+    share = 2 * 96 * 96 / sum(n * k for n, k in config.linears().values())
+    found = name_scheme(config, heads(settings, preset="plain"))
+    assert found == f"W{4 - 2 / 3 * share:.1f}A4 mixed"
+    assert name_scheme(config, heads("*.*.*=W4", preset="plain")) == "W4A4"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "0.attn.qkv=W4,3,4",
+            "W4,3,4, of 3 heads' weights, and expected are 9, those of Q, K and V of 3 heads",
+        ),
+        ("*.attn.proj=W4,3A4", "W4,3A4, of 2 heads' weights, and expected are 3, those of 3 heads"),
+        ("0.mlp.fc1=W4,3,4", "heads are those of attn.qkv and attn.proj: give one number"),
+        ("0.attn=W4,3,4", "attention products have no weights"),
+    ],
+)
+def test_bits_of_heads_that_do_not_fit(setting, message):
+    with pytest.raises(UsageError, match=message):
+        heads(setting)

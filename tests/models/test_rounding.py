@@ -9,7 +9,11 @@ from qvit.models.folding import fold
 from qvit.models.plan import plan_scheme
 from qvit.models.rounding import round_weights
 from qvit.models.simulated import Simulated
+from qvit.quant.slices import split_slices
 from qvit.recipe import Recipe
+from qvit_kernels.reference import code_range
+from tests.executions import both
+from tests.models.test_executions import HEADS
 from tests.support import SHAPES, float_vit, images_for
 
 
@@ -70,3 +74,20 @@ def test_every_shape_can_be_rounded(shape):
     vit = float_vit(shape)
     found = round_weights(folded(vit), images_for(vit, count=2), 0.01)
     assert all(p.isfinite().all() for p in found.parameters())
+
+
+@torch.no_grad()
+def test_heads_stay_on_their_grids():
+    vit = float_vit("three heads", depth=1)
+    simulated, _ = both(vit, HEADS["wide"])
+    attn = simulated.get_submodule("blocks.0.attn")
+    before = [dense.quantized_weight() for dense in (attn.qkv, attn.proj)]  # pyright: ignore[reportAttributeAccessIssue]
+    round_weights(simulated, images_for(vit, count=4), 0.01)
+    after = [dense.quantized_weight() for dense in (attn.qkv, attn.proj)]  # pyright: ignore[reportAttributeAccessIssue]
+    for dense, old, new in zip((attn.qkv, attn.proj), before, after, strict=True):  # pyright: ignore[reportAttributeAccessIssue]
+        assert not torch.equal(new.codes, old.codes)
+        torch.testing.assert_close(dense.weight, new.values())
+        scheme = dense.scheme.weight
+        for part, bits in zip(split_slices(new.codes, scheme), scheme.slices, strict=True):
+            low, high = code_range(bits)
+            assert low <= part.min() < 0 < part.max() <= high

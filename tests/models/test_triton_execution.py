@@ -11,7 +11,7 @@ from qvit.models.timm_import import read_model
 from qvit.recipe import Recipe
 from tests.divergence import Nudged, divergence
 from tests.executions import SideBySide, both
-from tests.models.test_executions import RECIPES
+from tests.models.test_executions import HEADS, RECIPES
 from tests.support import float_vit, images_for
 
 SCHEMES = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A3": (3, 3)}
@@ -23,6 +23,15 @@ def test_integers_equal_simulation_step_by_step(recipe):
     pair = SideBySide(simulated, integer, "triton")
     with torch.inference_mode():
         simulated(images_for(simulated), pair)
+    assert pair.compared == 1 + 9 + 2
+
+
+@pytest.mark.parametrize("recipe", ["packed", pytest.param("wide", marks=pytest.mark.slow)])
+def test_weights_of_heads_may_differ_in_their_bits(recipe):
+    simulated, integer = both(float_vit("three heads", embed_dim=192, depth=1), HEADS[recipe])
+    pair = SideBySide(simulated, integer, "triton")
+    with torch.inference_mode():
+        simulated(images_for(simulated, 1), pair)
     assert pair.compared == 1 + 9 + 2
 
 

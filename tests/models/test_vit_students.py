@@ -8,9 +8,12 @@ from qvit.models.floating import Float
 from qvit.models.simulated import Simulated
 from qvit.models.static import StaticDense
 from qvit.models.student import Seen
+from qvit.models.vit_students import SimulatedStudent
 from qvit.models.watching import FloatTeacher
-from qvit.recipe import Distillation
+from qvit.recipe import Distillation, Recipe
 from tests.distillation.students import simulated_student, small_vit, static_student
+from tests.executions import both
+from tests.models.test_executions import HEADS
 from tests.support import SHAPES, float_vit, images_for
 
 QUIET = [shape for shape in SHAPES if "no head" not in shape]
@@ -121,3 +124,43 @@ def test_outputs_of_softmax_and_gelu_may_stay_as_they_are():
     assert torch.equal(
         static_student(vit, softmax="float").vit.blocks[0].attn.quantizers.softmax(x), x
     )
+
+
+def test_scales_of_heads_move_as_those_of_their_bits():
+    """A row's factor is that of a Linear whose rows all have its bits; columns share one."""
+
+    def factors(qkv, proj):
+        settings = [f"layers.blocks.0.attn.qkv=W{qkv}", f"layers.blocks.0.attn.proj=W{proj}"]
+        recipe = Recipe.preset("plain", weight_bits=4, activation_bits=4).override(settings)
+        simulated, _ = both(float_vit("three heads", depth=1), recipe)
+        SimulatedStudent(simulated)
+        attn = simulated.get_submodule("blocks.0.attn")
+        found = []
+        for scale in (attn.qkv.weight_scale, attn.proj.weight_scale):  # pyright: ignore[reportAttributeAccessIssue]
+            scale.sum().backward()  # a gradient of one, which the hook multiplies
+            found.append(scale.grad)
+        return found
+
+    mixed, (four, _), (two, _) = (
+        factors("4,2,4,2,4,2,4,2,4", "8,2,4"),
+        factors("4", "4"),
+        factors("2", "4"),
+    )
+    rows = mixed[0].view(9, 32)
+    assert torch.equal(rows[::2].flatten(), four[:160])
+    assert torch.equal(rows[1::2].flatten(), two[:128])
+    assert two[0] > four[0] > 0
+    assert len(mixed[1].unique()) == 1
+
+
+def test_a_student_whose_heads_differ_is_trained():
+    vit = float_vit("three heads", depth=1)
+    simulated, _ = both(vit, HEADS["wide"])
+    student, images = SimulatedStudent(simulated), images_for(vit, 4)
+    before = {name: p.detach().clone() for name, p in student.named_parameters()}
+    settings = Distillation.preset("mimiq", lr=1e-3, batch=4, classes=1.0, augment=False)
+    trainer = Trainer(FloatTeacher(vit), student, settings, 2)
+    trainer.step(images, torch.randint(7, (4,)))
+    for name, parameter in student.named_parameters():
+        if "attn" in name:
+            assert not torch.equal(parameter, before[name]), name

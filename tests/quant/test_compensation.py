@@ -45,14 +45,14 @@ def test_every_column_makes_good_what_those_before_it_spoiled(rows, columns):
     steps = torch.rand(rows, columns, generator=generator) * 0.2 + 0.2
     x = inputs(3 * columns, columns)
     moments = x.T @ x
-    found = compensate(weight, steps, moments, 4, 0.05)
+    found = compensate(weight, steps, moments, code_range(4), 0.05)
     torch.testing.assert_close(found, one_by_one(weight, steps, moments, 4, 0.05))
 
 
 def test_unrelated_inputs_are_rounded_to_nearest():
     weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
     steps = torch.full((6, 1), 0.3)
-    found = compensate(weight, steps, torch.diag(torch.rand(40) + 0.1), 4)
+    found = compensate(weight, steps, torch.diag(torch.rand(40) + 0.1), code_range(4))
     torch.testing.assert_close(found, nearest(weight, steps, 4))
 
 
@@ -63,7 +63,7 @@ def test_the_output_is_closer_than_after_rounding_to_nearest(bits, columns, seed
     weight = torch.randn(16, columns, generator=generator)
     steps = torch.full((16, 1), 3 / 2 ** (bits - 1))
     x = inputs(4 * columns, columns, seed)
-    found = compensate(weight, steps, x.T @ x, bits)
+    found = compensate(weight, steps, x.T @ x, code_range(bits))
     codes = found / steps
     assert torch.equal(codes, codes.round())
     low, high = code_range(bits)
@@ -79,7 +79,7 @@ def test_columns_that_are_never_seen_and_too_few_rows():
     x = inputs(5, 30)
     x[:, [0, 7, 29]] = 0
     steps = torch.full((4, 1), 0.4)
-    found = compensate(weight, steps, x.T @ x, 4)
+    found = compensate(weight, steps, x.T @ x, code_range(4))
     assert found.isfinite().all()
     unseen = [0, 7, 29]
     torch.testing.assert_close(found[:, unseen], nearest(weight, steps, 4)[:, unseen])
@@ -89,7 +89,7 @@ def test_steps_may_differ_within_a_row_and_be_negative():
     weight = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     steps = torch.tensor([0.5, -0.25]).repeat_interleave(4).expand(3, 8)
     x = inputs(40, 8)
-    codes = compensate(weight, steps, x.T @ x, 3) / steps
+    codes = compensate(weight, steps, x.T @ x, code_range(3)) / steps
     torch.testing.assert_close(codes, codes.round())
     assert codes.min() >= -4
     assert codes.max() <= 3

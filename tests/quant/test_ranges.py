@@ -4,7 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvit.quant.ranges import group_steps, steps_that_reach, weight_grid
+from qvit.quant.schemes import Granularity, Mode, Scheme
 from qvit_kernels import reference
+
+
+def scheme(bits, group=0, **slices):
+    """Of a weight."""
+    granularity = Granularity.GROUP if group else Granularity.CHANNEL
+    return Scheme(bits=bits, granularity=granularity, mode=Mode.STATIC, group=group, **slices)
 
 
 def squared_error(weight, scale, bits):
@@ -66,7 +73,7 @@ def test_search_follows_heavy_tails(bits):
 def test_groups_have_integer_multiples_of_one_scale(bits, method):
     weight = torch.randn(70, 64) * torch.rand(70, 4).repeat_interleave(16, 1)
     weight[3], weight[5, :16] = 0.0, 0.0
-    scale, multiplier = weight_grid(weight, bits, 16, method)
+    scale, multiplier = weight_grid(weight, scheme(bits, 16), method)
     assert scale.shape == (70,)
     assert (scale > 0).all()
     assert multiplier is not None
@@ -84,7 +91,7 @@ def test_groups_have_integer_multiples_of_one_scale(bits, method):
 
 def test_minmax_reaches_the_largest_weight_of_every_group():
     weight = torch.randn(8, 64) * torch.rand(8, 4).repeat_interleave(16, 1)
-    scale, multiplier = weight_grid(weight, 4, 16, "minmax")
+    scale, multiplier = weight_grid(weight, scheme(4, 16), "minmax")
     assert multiplier is not None
     reach = steps_that_reach(4) * scale.unsqueeze(-1) * multiplier
     assert (weight.unflatten(-1, (4, 16)).abs().amax(-1) <= reach * (1 + 1e-5)).all()

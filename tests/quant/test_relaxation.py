@@ -14,7 +14,7 @@ def relaxed(bits=4, groups=2, dtype=torch.float32):
     steps = torch.rand(5, groups, generator=generator) * 0.3 + 0.2
     steps[2] *= -1
     wide = steps.repeat_interleave(8 // groups, 1)
-    return Relaxation(weight.to(dtype), steps.to(dtype), bits), weight, wide
+    return Relaxation(weight.to(dtype), steps.to(dtype), code_range(bits)), weight, wide
 
 
 def slowly(weight, step, low, high, logit):

@@ -49,3 +49,12 @@ def test_nothing_to_find_is_refused():
     assert Space.of(VIT.config, settled).choices == (Choice("head", "A"),)
     with pytest.raises(UsageError, match="of all weights and activations"):
         Space.of(VIT.config, replace(settled, layers=settled.layers | {"head": "W4A4"}))
+
+
+def test_bits_of_heads_that_a_recipe_gives_stay():
+    proj = "blocks.0.attn.proj"
+    space = Space.of(VIT.config, replace(RECIPE, layers={proj: "W4,2"}))
+    assert [choice.kind for choice in space.choices if choice.layer == proj] == ["A"]
+    assert space.layers(space.uniform(3))[proj] == "W4,2A3"
+    linear = plan_scheme(VIT.config, space.recipe_of(space.uniform(3))).linears[proj]
+    assert (linear.weight.columns, linear.input.bits) == ((4, 2), 3)

@@ -68,7 +68,7 @@ def _cells(batch: int, kind: Mapping[str, Any]) -> tuple[str, ...]:
         kind["bound"],
         shortly(kind["bytes"] / 1e3),
         shortly(kind["operations"] / 1e6),
-        "-" if kind["bits"] is None else f"W{kind['bits']}",
+        "-" if kind["bits"] is None else f"W{kind['bits']:.3g}",
         kind["kernel"],
     )
 

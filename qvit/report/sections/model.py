@@ -17,7 +17,7 @@ def show_bits(folder: Folder) -> Section:
     cells = [
         (
             ", ".join(row["modules"]),
-            str(row["weight_bits"]),
+            _weight_bits(row),
             str(row.get("weight_group") or "-"),
             _input_bits(row),
             str(row.get("input_group") or "-"),
@@ -38,6 +38,12 @@ def show_bits(folder: Folder) -> Section:
         f"softmax and the residual stream ({folder.residual}) are float."
     )
     return Section("bits", "Bits", lead, blocks, {"bits": folder.bits})
+
+
+def _weight_bits(row: Mapping[str, Any]) -> str:
+    """ "4", or "3.7 (heads 4, 4, 3)": a mean, and what it is of."""
+    heads = ", ".join(map(str, row.get("head_bits", ())))
+    return f"{row['weight_bits']:.3g}" + (f" (heads {heads})" if heads else "")
 
 
 def _input_bits(row: Mapping[str, Any]) -> str:
