@@ -51,13 +51,13 @@ class ViTConfig:
         """Pixel values in a patch: columns of the patch embedding."""
         return self.in_chans * self.patch_size[0] * self.patch_size[1]
 
-    def head_slices(self, name: str) -> int:
-        """Equal slices of a Linear's weight that belong to heads: of the rows of qkv, those of Q of every head, then
-        those of K, then those of V; of the columns of proj, which takes what heads put out. 1: it has none.
+    def head_slices(self, name: str) -> tuple[int, int]:
+        """In how many equal slices of rows, and of columns, a Linear's weight belongs to heads: the rows of qkv are
+        those of Q of every head, then of K, then of V; the columns of proj take what heads put out. (1, 1): in none.
         """
         if name.endswith("attn.qkv"):
-            return 3 * self.num_heads
-        return self.num_heads if name.endswith("attn.proj") else 1
+            return 3 * self.num_heads, 1
+        return 1, self.num_heads if name.endswith("attn.proj") else 1
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Name -> (out_features, in_features) of every Linear, patch embedding and heads included, in order."""

@@ -32,7 +32,9 @@ from qvit.quant.slices import code_limits
 from qvit_kernels import reference
 from qvit_kernels.reference import BlockTransform
 
-Key = tuple[str, str]  # a layer and "W", its weights, or "A", its input or an attention's operands
+# A layer and "W", its weights, or "A", its input or an attention's operands; of weights, also "W" and the number of a
+# head's slice.
+Key = tuple[str, str] | tuple[str, str, int]
 
 
 class Curvature(Float):
@@ -116,6 +118,17 @@ class Curvature(Float):
             scheme = self._model.scheme(name, bits)
             error = _weight_error(dense.weight, self._model.grid(name, bits), scheme.weight)
             self._add((name, "W"), place, torch.linalg.vecdot(moments, error))
+            for head, part in enumerate(self._by_head(name, moments, error)):
+                self._add((name, "W", head), place, part)
+
+    def _by_head(self, name: str, moments: Tensor, error: Tensor) -> Sequence[Tensor]:
+        """g . e of each head's slice of a weight, row by row of what is in it."""
+        rows, columns = self._model.vit.config.head_slices(name)
+        if rows * columns == 1:
+            return ()
+        parts = [x.unflatten(-1, (columns, -1)).unflatten(-3, (rows, -1)) for x in (moments, error)]
+        found = torch.linalg.vecdot(*parts)  # [images, rows, N / rows, columns]
+        return found.movedim((1, 3), (0, 1)).flatten(0, 1).unbind()
 
     def _add_values(
         self, x: Tensor, key: Key, error: Callable[[Tensor, int], Tensor], gradient: Tensor

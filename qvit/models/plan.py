@@ -84,7 +84,7 @@ def _check_layers(config: ViTConfig, recipe: Recipe, attentions: Iterable[str]) 
 
 
 def _check_slices(config: ViTConfig, name: str, bits: Bits) -> None:
-    found, expected = len(bits.weights or (0,)), config.head_slices(name)
+    found, expected = len(bits.weights or (0,)), math.prod(config.head_slices(name))
     if found in (1, expected):
         return
     if expected == 1:
@@ -93,7 +93,7 @@ def _check_slices(config: ViTConfig, name: str, bits: Bits) -> None:
             " of bits, such as W4"
         )
     heads = f"{config.num_heads} heads"
-    which = f"Q, K and V of {heads}" if name.endswith("qkv") else heads
+    which = heads if expected == config.num_heads else f"Q, K and V of {heads}"
     raise UsageError(
         f"layers: {name} has {bits}, of {found} heads' weights, and expected are {expected}, those of {which}, or one"
         " number for all"
@@ -153,7 +153,8 @@ def _sliced(weight: Scheme, bits: tuple[int, ...], config: ViTConfig, name: str)
     """The weight with bits for each head's slice; it has groups as that with the fewest bits has them. A head's columns
     are whole groups, one where there are none.
     """
-    if name.endswith("attn.qkv"):
+    rows, _ = config.head_slices(name)
+    if rows > 1:
         return replace(weight, bits=max(bits), rows=bits)
     group = math.gcd(weight.group, config.head_dim)
     granularity = Granularity.GROUP

@@ -6,7 +6,7 @@ from qvit.models.calibration import center_pixels
 from qvit.models.dense import Dense
 from qvit.models.vit import Attention, ViT
 from qvit.quant.ranges import Grid, weight_grid
-from qvit.quant.schemes import LinearScheme, ModelScheme
+from qvit.quant.schemes import LinearScheme, ModelScheme, Scheme
 
 # What allocations are compared by may be 1 or 2 % coarser than what is written (see weight_grid).
 _STRIDE = 4
@@ -26,7 +26,7 @@ class SwitchableModel:
         self._method, self._stride = method, stride
         self._schemes = dict(schemes)
         self._linears = {n: m for n, m in vit.named_modules() if isinstance(m, Dense)}
-        self._grids: dict[tuple[str, int], Grid] = {}
+        self._grids: dict[tuple[str, Scheme], Grid] = {}
         self._bias = vit.patch_embed.proj.bias.data.clone()
 
     @property
@@ -40,16 +40,19 @@ class SwitchableModel:
 
     def grid(self, name: str, bits: int) -> Grid:
         """The steps of a Linear's weight at a width."""
-        if (name, bits) not in self._grids:
-            weight, scheme = self._linears[name].weight, self.scheme(name, bits).weight
-            self._grids[name, bits] = weight_grid(weight, scheme, self._method, self._stride)
-        return self._grids[name, bits]
+        return self._grid(name, self.scheme(name, bits).weight)
+
+    def _grid(self, name: str, scheme: Scheme) -> Grid:
+        if (name, scheme) not in self._grids:
+            weight = self._linears[name].weight
+            self._grids[name, scheme] = weight_grid(weight, scheme, self._method, self._stride)
+        return self._grids[name, scheme]
 
     def take(self, scheme: ModelScheme) -> None:
         """Go on with the bits of this scheme; groups and transforms have to be those it was made with."""
         for name, dense in self._linears.items():
             dense.scheme = scheme.linears[name]
-            grid = self.grid(name, dense.scheme.weight.bits)
+            grid = self._grid(name, dense.scheme.weight)
             assert dense.weight_scale is not None
             dense.weight_scale.data, dense.weight_multiplier = grid
         for name, module in self.vit.named_modules():

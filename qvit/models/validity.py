@@ -70,9 +70,9 @@ def _check_slices(name: str, weight: Scheme, config: ViTConfig) -> None:
         return
     for bits in weight.slices:
         _check_bits(f"{name}.weight", bits)
+    slices = (len(weight.rows) or 1, len(weight.columns) or 1)
     heads = config.head_slices(name)
-    fits = len(weight.slices) == heads and bool(weight.rows) == name.endswith("qkv")
-    _require(fits, f"{name}: bits of {len(weight.slices)} slices, and it has {heads} of heads")
+    _require(slices == heads, f"{name}: bits of {slices} slices, and its heads have {heads}")
     _require(
         not weight.columns or config.head_dim % weight.group == 0,
         f"{name}: weight groups of {weight.group} columns, which a head's {config.head_dim} are not whole ones of",

@@ -20,11 +20,17 @@ _BITS = re.compile(r"(?:W(\d+(?:,\d+)*))?\s*(?:A(\d+))?", re.IGNORECASE)
 class Bits:
     """What a recipe says of a layer. weights, activations: None where that is left to the rest of the recipe.
 
-    weights: Of the slices that belong to attention heads, in order; one number for all.
+    weights: Of the slices that belong to attention heads, in order; one number where all have the same.
     """
 
     weights: tuple[int, ...] | None = None
     activations: int | None = None
+
+    def __post_init__(self) -> None:
+        if (
+            self.weights and len(set(self.weights)) == 1
+        ):  # heads that are alike need no numbers of their own
+            object.__setattr__(self, "weights", self.weights[:1])
 
     def __str__(self) -> str:
         """As `read_bits` reads it: "W4A8", "W4,4,3A4", "A8"."""
@@ -53,8 +59,6 @@ def read_bits(pattern: str, text: object) -> Bits:
     weights, activations = ([int(d) for d in t.split(",")] if t else [] for t in found.groups())
     for bits in (*weights, *activations):
         check_bits(f"layers.{pattern}", bits)
-    # heads that are alike are none of their own
-    weights = weights[:1] if len(set(weights)) == 1 else weights
     return Bits(tuple(weights) or None, activations[0] if activations else None)
 
 

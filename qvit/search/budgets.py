@@ -107,12 +107,12 @@ def _approach(budgets: Sequence[Budget]) -> Tensor:
     fixed = torch.tensor([b.table.fixed / b.limit for b in budgets], dtype=torch.float64)
     layers = torch.arange(shares.shape[1])
     pressure = torch.zeros(len(budgets), dtype=torch.float64)
-    start = shares.mean(0).argmin(1)
+    start = table.cheapest(shares.mean(0).view_as(table.costs))
     nearest, excess, taken = start, torch.inf, fixed
     for round_ in range(1, _ROUNDS + 1):
         weighted = (pressure.softmax(0).view(-1, 1, 1) * shares).sum(0)
-        target = weighted.argmin(1)
-        for cells in _steps(start, target):
+        target = table.cheapest(weighted.view_as(table.costs))
+        for cells in _steps(start, target, table):
             taken = fixed + shares[:, layers, cells].sum(1)
             if float(taken.max()) < 1 + _ROUNDING and meets(budgets, table.bits_of(cells)):
                 return table.bits_of(cells)
@@ -123,14 +123,17 @@ def _approach(budgets: Sequence[Budget]) -> Tensor:
     return table.bits_of(nearest)
 
 
-def _steps(first: Tensor, last: Tensor) -> Iterator[Tensor]:
-    """From one choice of cells to another, both included, a layer after the other and a bit at a time."""
+def _steps(first: Tensor, last: Tensor, table: CostTable) -> Iterator[Tensor]:
+    """From one choice of cells to another, both included, a layer after the other and a bit at a time; layers that
+    share an input take its steps together.
+    """
     cells = first.clone()
     yield cells
     for layer in (first != last).nonzero().flatten().tolist():
-        for step in (_WIDTHS, 1):  # from row to row, then from column to column
+        together = table.places[:, 1] == table.places[layer, 1]
+        for step, moving in ((_WIDTHS, layer), (1, together)):  # by rows, then by columns
             while gap := int(last[layer]) // step % _WIDTHS - int(cells[layer]) // step % _WIDTHS:
-                cells[layer] += step if gap > 0 else -step
+                cells[moving] += step if gap > 0 else -step
                 yield cells
 
 
@@ -182,9 +185,7 @@ def _saving_move(bits: Tensor, wanted: Tensor, budgets: Sequence[Budget]) -> Ten
     if not price.isfinite().any():
         return None
     layer, cell = divmod(int(price.argmin()), saved[0].numel())
-    cells = table.cells_of(bits)
-    cells[layer] = cell
-    return table.bits_of(cells)
+    return table.moved(bits, layer, cell)
 
 
 # Of a limit: what saves less is rounding. Of a squared bit: moves towards what is wanted are as good as free.

@@ -4,8 +4,9 @@ Bytes are those of the file: an allocation's sum never lies below it, and above 
 are exact. Latency is a sum but for what one layer does for the next, and then a table tells the whole, too.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -29,7 +30,8 @@ class CostTable:
         name: "size", "bitops" or "latency"; unit: "B", "BitOps" or "s".
         fixed: What no choice changes. count: Of choices in an allocation.
         places: int64 [layers, 2], where in an allocation the bits of each layer's weights and input are; one behind its
-            end where they are settled.
+            end where they are settled. Where heads have bits of their own, each slice of the weights counts as a layer,
+            and they share an input.
         costs: fp64 [layers, 7, 7], by weight bits and input bits 2 to 8; rows alike where weights are settled, columns
             where inputs are.
         slopes_of: The same, of which slopes are taken: where costs jump between bits that have kernels, a line from one
@@ -77,14 +79,41 @@ class CostTable:
         layers, rows, columns = self._at(bits)
         now = self.costs[layers, rows, columns]
         found = torch.zeros(len(bits) + 1, dtype=torch.float64)
-        found[self.places[:, 0]] = self.costs[layers, (rows + by).clamp(0, _LAST), columns] - now
-        found[self.places[:, 1]] = self.costs[layers, rows, (columns + by).clamp(0, _LAST)] - now
+        more = self.costs[layers, (rows + by).clamp(0, _LAST), columns]
+        found.index_add_(0, self.places[:, 0], more - now)
+        more = self.costs[layers, rows, (columns + by).clamp(0, _LAST)]
+        found.index_add_(0, self.places[:, 1], more - now)
         return found[:-1]
 
     def moves(self, bits: Tensor | Sequence[int]) -> Tensor:
-        """What an allocation would cost more if one layer had other bits: fp64 [layers, 7, 7]."""
+        """What an allocation would cost more if one layer had other bits: fp64 [layers, 7, 7]. Layers with which it
+        shares its input have the other bits of that, too.
+        """
         layers, rows, columns = self._at(bits)
-        return self.costs - self.costs[layers, rows, columns].view(-1, 1, 1)
+        moved = self.costs - self.costs[layers, rows, columns].view(-1, 1, 1)
+        by_input = self.costs[layers, rows] - self.costs[layers, rows, columns].unsqueeze(1)
+        return moved + (self._of_input(by_input) - by_input).unsqueeze(1)
+
+    def _of_input(self, by_input: Tensor) -> Tensor:
+        """Sums over all layers that share an input, of what they have by its bits: fp64 [layers, 7]. One whose bits are
+        settled is shared with none.
+        """
+        summed = by_input.new_zeros(self.count + 1, by_input.shape[1])
+        summed.index_add_(0, self.places[:, 1], by_input)
+        open_ = (self.places[:, 1] < self.count).unsqueeze(1)
+        return torch.where(open_, summed[self.places[:, 1]], by_input)
+
+    def cheapest(self, costs: Tensor) -> Tensor:
+        """The cells of the least sum of some costs [layers, 7, 7], one of every layer: int64 [layers]."""
+        columns = self._of_input(costs.amin(1)).argmin(1)
+        rows = costs.gather(2, columns.view(-1, 1, 1).expand(-1, costs.shape[1], 1)).argmin(1)
+        return rows.squeeze(1) * len(WIDTHS) + columns
+
+    def moved(self, bits: Tensor, layer: int, cell: int) -> Tensor:
+        """An allocation in which a layer has the bits of a cell."""
+        found = torch.cat([bits, bits.new_zeros(1)])
+        found[self.places[layer]] = torch.tensor(divmod(cell, len(WIDTHS))) + WIDTHS[0]
+        return found[:-1]
 
     def cells_of(self, bits: Tensor | Sequence[int]) -> Tensor:
         """Where in the flat [7, 7] of each layer an allocation is: int64 [layers]."""
@@ -120,7 +149,7 @@ class CostTable:
     @property
     def smallest(self) -> float:
         """The least that an allocation costs, layer by layer and as a whole."""
-        cheapest = self.bits_of(self.costs.flatten(1).argmin(1))
+        cheapest = self.bits_of(self.cheapest(self.costs))
         return max(self.total(cheapest), self.whole(cheapest))
 
     @property
@@ -151,7 +180,17 @@ def size_table(config: ViTConfig, space: Space) -> CostTable:
         return parts.pop(""), dict(parts)
 
     # inputs are quantized when they come: no file holds anything of them
-    return make_table("size", "B", config, space, measure, lambda pair: (pair[0], WIDTHS[0]))
+    table = make_table("size", "B", config, space, measure, lambda pair: (pair[0], WIDTHS[0]))
+    if not space.heads:
+        return table
+
+    @functools.cache
+    def whole(bits: tuple[int, ...]) -> float:
+        rest, parts = measure(plan_scheme(config, space.recipe_of(bits)))
+        return rest + sum(parts.values())
+
+    # a layer has groups or not as a whole: the part of a slice is that of a layer whose slices are all like it
+    return replace(table, whole_of=lambda bits: whole(tuple(map(int, bits))))
 
 
 def bitops_table(config: ViTConfig, space: Space) -> CostTable:
@@ -176,9 +215,9 @@ def make_table(
 
     stand_in: The bits that cost as much as some bits do; the fewer there are, the less is measured.
     """
-    places: dict[str, list[int]] = {}
+    places: dict[str, dict[str, list[int]]] = {}
     for place, choice in enumerate(space.choices):
-        places.setdefault(choice.layer, [len(space.choices)] * 2)["WA".index(choice.kind)] = place
+        places.setdefault(choice.layer, {"W": [], "A": []})[choice.kind].append(place)
     known: dict[Pair, tuple[Tensor, float]] = {}
     for pair in dict.fromkeys(stand_in(pair) for pair in product(WIDTHS, WIDTHS)):
         bits = [pair["WA".index(choice.kind)] for choice in space.choices]
@@ -189,5 +228,14 @@ def make_table(
     cells = [known[stand_in(pair)] for pair in product(WIDTHS, WIDTHS)]
     costs = torch.stack([own for own, _ in cells], 1).view(-1, len(WIDTHS), len(WIDTHS))
     fixed = max(rest for _, rest in cells)
-    where = torch.tensor(list(places.values())).view(-1, 2)
-    return CostTable(name, unit, fixed, len(space.choices), where, costs, origin=origin)
+    count = len(space.choices)
+    slices = torch.tensor([len(kinds["W"]) or 1 for kinds in places.values()])
+    where = [
+        [weights, (kinds["A"] or [count])[0]]
+        for kinds in places.values()
+        for weights in kinds["W"] or [count]
+    ]
+    # all slices of a layer are as large
+    costs = (costs / slices.view(-1, 1, 1)).repeat_interleave(slices, 0)
+    places_of = torch.tensor(where).view(-1, 2)
+    return CostTable(name, unit, fixed, count, places_of, costs, origin=origin)

@@ -92,7 +92,7 @@ class Searcher:
             batch=self._settings.batch,
             generator=torch.Generator().manual_seed(self._seed),
         )
-        measured = torch.stack([found[choice.layer, choice.kind] for choice in self._space.choices])
+        measured = torch.stack([found[choice.key] for choice in self._space.choices])
         return _fill(measured)
 
     def _take(self, bits: Tensor | Sequence[int]) -> None:

@@ -60,7 +60,10 @@ def latency_table(config: ViTConfig, space: Space, place: Place) -> CostTable:
     table = make_table("latency", "s", config, space, measure, with_kernel, origin)
     table = dataclasses.replace(table, slopes_of=_between_kernels(table.costs))
     if place.name == HERE:
-        return table
+        if not space.heads:
+            return table
+        # a kernel reads a weight by the most bits of its slices
+        return dataclasses.replace(table, whole_of=lambda bits: table.total(space.widest(bits)))
 
     @functools.cache
     def whole(bits: tuple[int, ...]) -> float:

@@ -89,7 +89,22 @@ def test_every_choice_is_heard_at_every_width():
     linears = model.vit.config.linears()
     inputs = {(name, "A") for name in linears if name != "patch_embed.proj"}
     weights = {(name, "W") for name in linears}
-    assert found.keys() == inputs | weights | {("blocks.0.attn", "A")}
+    heads = {("blocks.0.attn.qkv", "W", i) for i in range(6)}  # of two heads
+    heads |= {("blocks.0.attn.proj", "W", i) for i in range(2)}
+    assert found.keys() == inputs | weights | heads | {("blocks.0.attn", "A")}
     for losses in found.values():
         assert losses.shape == (7,)
         assert losses[0] > losses[-1] >= 0
+
+
+def test_losses_of_heads_are_parts_of_those_of_their_layer():
+    """Exactly so in qkv, whose rows are the heads'; in the mean in proj, where a row's error is the sum of theirs."""
+    model = switchable()
+    generator = torch.Generator().manual_seed(0)
+    images = images_for(model.vit, 16).repeat(8, 1, 1, 1)
+    found = measure_curvature(model, images, (3,), batch=32, generator=generator)
+    for name, count, tolerance in (("qkv", 6, 1e-6), ("proj", 2, 0.25)):
+        key = f"blocks.0.attn.{name}", "W"
+        parts = [float(found[*key, head]) for head in range(count)]
+        assert min(parts) > 0
+        assert sum(parts) == pytest.approx(float(found[key]), rel=tolerance)

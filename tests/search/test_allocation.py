@@ -58,3 +58,41 @@ def test_bits_of_heads_that_a_recipe_gives_stay():
     assert space.layers(space.uniform(3))[proj] == "W4,2A3"
     linear = plan_scheme(VIT.config, space.recipe_of(space.uniform(3))).linears[proj]
     assert (linear.weight.columns, linear.input.bits) == ((4, 2), 3)
+
+
+def test_heads_are_choices_of_their_own():
+    """Of two heads: six slices of qkv, two of proj, and the same recipe where all are alike."""
+    space = Space.of(VIT.config, RECIPE, heads=True)
+    names = [choice.layer for choice in space.choices if choice.head is not None]
+    assert names == [f"blocks.{i}.attn.{n}" for i in (0, 1) for n in ["qkv"] * 6 + ["proj"] * 2]
+    plain = Space.of(VIT.config, RECIPE)
+    assert not plain.heads
+    assert space.recipe_of(space.uniform(3)) == plain.recipe_of(plain.uniform(3))
+    bits = [2 + place % 7 for place in range(len(space.choices))]
+    found = plan_scheme(VIT.config, space.recipe_of(bits))
+    for layer in {choice.layer for choice in space.choices}:
+        wanted = [
+            b for c, b in zip(space.choices, bits, strict=True) if (c.layer, c.kind) == (layer, "W")
+        ]
+        if wanted:
+            assert list(found.linears[layer].weight.slices) == wanted
+    assert found.linears["blocks.0.attn.qkv"].weight.rows
+    assert found.linears["blocks.0.attn.proj"].weight.columns
+
+
+def test_heads_that_a_recipe_settles_are_no_choices():
+    space = Space.of(VIT.config, replace(RECIPE, layers={"blocks.*.attn.qkv": "W4"}), heads=True)
+    assert {c.layer for c in space.choices if c.head is not None} == {
+        "blocks.0.attn.proj",
+        "blocks.1.attn.proj",
+    }
+
+
+def test_the_widest_head_decides_for_all():
+    space = Space.of(VIT.config, RECIPE, heads=True)
+    bits = space.uniform(4)
+    place = next(i for i, choice in enumerate(space.choices) if choice.head == 1)
+    bits[place] = 6
+    qkv = "blocks.0.attn.qkv"
+    expected = [6 if (c.layer, c.kind) == (qkv, "W") else 4 for c in space.choices]
+    assert space.widest(bits) == expected

@@ -5,10 +5,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qvit.deployment import storage
 from qvit.errors import UsageError
-from qvit.search.budgets import Budget, check_budgets, first_within, fit, meets
+from qvit.models.plan import plan_scheme
+from qvit.search.budgets import Budget, check_budgets, first_within, fit, hold, meets
 from qvit.search.costs import CostTable
-from tests.search.test_costs import BITOPS, COUNT, SIZE, SPACE
+from tests.search.test_costs import (
+    BITOPS,
+    COUNT,
+    HEAD_BITOPS,
+    HEAD_COUNT,
+    HEAD_SIZE,
+    HEADS,
+    SIZE,
+    SPACE,
+    VIT,
+    both_empty,
+)
 
 WANTED = st.lists(st.floats(0, 10), min_size=COUNT, max_size=COUNT).map(
     lambda values: torch.tensor(values, dtype=torch.float64)
@@ -97,3 +110,22 @@ def test_an_impossible_budget_names_the_smallest(table):
     assert torch.equal(
         fit(SPACE.uniform(4).double(), [budget(table, 0)]).clamp(max=2), SPACE.uniform(2)
     )
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.lists(st.floats(0, 10), min_size=HEAD_COUNT, max_size=HEAD_COUNT),
+    st.floats(0, 1),
+    st.one_of(st.none(), SHARES),
+)
+def test_budgets_hold_on_models_whose_heads_differ(wanted, size, bitops):
+    shares = [(HEAD_SIZE, size), (HEAD_BITOPS, bitops)]
+    budgets = []
+    for table, share in shares:
+        if share is not None:
+            least, most = table.smallest, table.whole(HEADS.uniform(8))
+            budgets.append(Budget(table, least + share * (most - least)))
+    bits = fit(torch.tensor(wanted, dtype=torch.float64), budgets)
+    assert hold(budgets, bits)
+    scheme = plan_scheme(VIT.config, HEADS.recipe_of(bits))
+    assert storage.file_bytes(both_empty(scheme)) <= budgets[0].limit

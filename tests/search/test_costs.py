@@ -1,5 +1,7 @@
 """Cost tables against what they stand for: real files and counted BitOps, for any allocation."""
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from qvit.models.vit import ViT
 from qvit.recipe import Recipe
 from qvit.search.allocation import Space
 from qvit.search.bitops import count_bitops
-from qvit.search.costs import bitops_table, size_table
+from qvit.search.costs import CostTable, bitops_table, size_table
 from tests.executions import both
 from tests.support import float_vit
 
@@ -104,3 +106,54 @@ def test_the_smallest_is_that_of_two_bits():
 def test_only_products_pay_for_activations():
     assert BITOPS.depends_on_inputs
     assert not SIZE.depends_on_inputs
+
+
+HEADS = Space.of(VIT.config, RECIPE, heads=True)
+HEAD_SIZE, HEAD_BITOPS = size_table(VIT.config, HEADS), bitops_table(VIT.config, HEADS)
+HEAD_COUNT = len(HEADS.choices)
+OF_HEADS = st.lists(st.integers(2, 8), min_size=HEAD_COUNT, max_size=HEAD_COUNT)
+
+
+@settings(max_examples=15, deadline=None)
+@given(OF_HEADS)
+def test_heads_cost_what_they_are_and_what_the_file_says(bits):
+    scheme = plan_scheme(VIT.config, HEADS.recipe_of(bits))
+    assert HEAD_BITOPS.total(bits) == sum(count_bitops(VIT.config, scheme).values())
+    model = both_empty(scheme)
+    size = storage.file_bytes(model)
+    assert size <= HEAD_SIZE.whole(bits) <= size + 16 * (len(storage.layout(model)) + 1)
+    assert abs(HEAD_SIZE.total(bits) - size) < 0.03 * size  # what budgets have to make up for
+
+
+@settings(max_examples=15, deadline=None)
+@given(OF_HEADS, st.integers(0, 10_000))
+def test_moves_and_steps_of_heads_take_their_input_along(bits, seed):
+    generator = torch.Generator().manual_seed(seed)
+    bits = torch.tensor(bits)
+    for table in (HEAD_SIZE, HEAD_BITOPS):
+        now, moves = table.total(bits), table.moves(bits).flatten(1)
+        for layer in torch.randint(len(table.places), (4,), generator=generator).tolist():
+            cell = int(torch.randint(49, (), generator=generator))
+            moved = table.total(table.moved(bits, layer, cell))
+            assert moved - now == pytest.approx(float(moves[layer, cell]), abs=1e-6 * now)
+        assert torch.equal(table.bits_of(table.cells_of(bits)), bits)
+        steps = table.steps(bits)
+        for place in torch.randint(HEAD_COUNT, (4,), generator=generator).tolist():
+            more = bits.clone()
+            more[place] = min(8, more[place] + 1)
+            assert table.total(more) - now == pytest.approx(float(steps[place]), abs=1e-6 * now)
+
+
+def test_the_cheapest_cells_share_their_input():
+    """Beside all allocations of two slices and their input."""
+    generator = torch.Generator().manual_seed(0)
+    places = torch.tensor([[0, 2], [1, 2], [3, 4]])
+    for _ in range(5):
+        costs = torch.rand(3, 7, 7, generator=generator, dtype=torch.float64)
+        costs[2] = costs[2, :, :1]  # its input is settled
+        table = CostTable("size", "B", 0.0, 4, places, costs)
+        found = table.total(table.bits_of(table.cheapest(costs)))
+        best = min(
+            float(costs[0, a, x] + costs[1, b, x]) for a, b, x in product(range(7), repeat=3)
+        )
+        assert found == pytest.approx(best + float(costs[2].min()))

@@ -113,3 +113,24 @@ def test_exhaustive_search_finds_little_better(count, penalty):
         best = min(loss(b) for b in every if meets(budgets, b))
         assert meets(budgets, bits)
         assert loss(bits) < 1.6 * best  # a bit is four times
+
+
+def test_bits_of_heads_go_where_they_matter():
+    """A model of which one head of two does not matter, under the size of four bits everywhere."""
+    vit = float_vit(depth=1)
+    with torch.no_grad():
+        vit.blocks[0].attn.proj.weight[:, 32:].mul_(1e-2)  # what the second puts out
+    torch.manual_seed(0)
+    space = Space.of(vit.config, RECIPE, activations=False, heads=True)
+    searcher = Searcher(vit, space, images_for(vit, 16), seed=0, settings=FEW)
+    size = size_table(vit.config, space)
+    budgets = [Budget(size, size.whole(space.uniform(4)))]
+    found = searcher.search(budgets)
+    assert size.whole(found.bits) <= budgets[0].limit
+    bits = {choice.key: int(b) for choice, b in zip(space.choices, found.bits, strict=True)}
+    value = "blocks.0.attn.qkv", "W"
+    assert bits[*value, 5] < bits[*value, 4]  # V of the second head, and of the first
+    losses = dict(zip((c.key for c in space.choices), searcher.losses[:, 2].tolist(), strict=True))
+    assert losses[*value, 5] < 0.01 * losses[*value, 4]
+    assert losses["blocks.0.attn.proj", "W", 1] < 0.01 * losses["blocks.0.attn.proj", "W", 0]
+    assert found.divergence == searcher.measure(found.bits) <= found.uniform
