@@ -40,31 +40,37 @@ class FakeQuantized(Simulated):
 
     def attend(self, q: Any, k: Any, v: Any, attn: Attention) -> Tensor:
         """See Simulated."""
-        with _without_autocast(q.values):
+        with without_autocast(q.values):
             shares = torch.softmax(q.values @ k.values.transpose(-1, -2) * attn.softmax_scale, -1)
-            shares = _OnSoftmaxGrid.apply(shares, v.scale, attn.scheme.softmax_bits)
+            shares = self.quantize_shares(shares, v.scale, attn)
             return (shares @ v.values).transpose(1, 2).flatten(-2)
 
     def product(self, x: Any, dense: Dense) -> Tensor:
         """See Simulated."""
-        with _without_autocast(x):
+        with without_autocast(x):
             return F.linear(x, self.weight_of(dense).values(), dense.bias)
 
-    def quantize_heads(self, x: Tensor, bits: int) -> Any:
+    def quantize_heads(self, x: Tensor, attn: Attention) -> Any:
         """See Simulated."""
-        return HeadValues(*_OnHeadGrid.apply(x, bits))
+        return HeadValues(*_OnHeadGrid.apply(x, attn.scheme.qkv.bits))
+
+    def quantize_shares(self, shares: Tensor, scale: Tensor, attn: Attention) -> Any:
+        """Shares of attention [B, H, T, T] on the grid of their row, whose steps are as many times smaller as the scale
+        of the token of V, [B, H, T, 1], is larger.
+        """
+        return _OnSoftmaxGrid.apply(shares, scale, attn.scheme.softmax_bits)
 
     def quantize(self, x: Tensor, to: Dense) -> Any:
         """See Simulated."""
-        return _OnInputGrid.apply(_transformed(x, to.transform), to.scheme.input)
+        return _OnInputGrid.apply(transformed(x, to.transform), to.scheme.input)
 
 
-def _without_autocast(x: Tensor) -> torch.autocast:
+def without_autocast(x: Tensor) -> torch.autocast:
     """It would round what is on a grid."""
     return torch.autocast(x.device.type, enabled=False)
 
 
-def _transformed(x: Tensor, transform: BlockTransform | None) -> Tensor:
+def transformed(x: Tensor, transform: BlockTransform | None) -> Tensor:
     """`reference.block_transform` as a product with its matrix."""
     if transform is None:
         return x
@@ -72,7 +78,7 @@ def _transformed(x: Tensor, transform: BlockTransform | None) -> Tensor:
     signs = transform.signs.new_ones(transform.block)
     matrix = reference.block_transform(unit, BlockTransform(signs, transform.block))
     blocks = (x * transform.signs).unflatten(-1, (-1, transform.block))
-    with _without_autocast(x):
+    with without_autocast(x):
         return (blocks @ matrix).flatten(-2)
 
 
@@ -102,14 +108,15 @@ class _OnHeadGrid(_StraightThrough):
 
 
 class _OnSoftmaxGrid(_StraightThrough):
-    """Shares of attention [B, H, T, T] on the grid of their row, whose steps are as many times smaller as the scale of
-    the token of V, [B, H, T, 1], is larger.
-    """
-
     @staticmethod
     def forward(ctx: Any, shares: Tensor, scale: Tensor, bits: int) -> Tensor:
-        scale = scale.transpose(-1, -2)
-        weighted = shares * scale
-        qmax = reference.softmax_qmax_of(bits)
-        step = reference.scale_of(weighted.amax(-1, keepdim=True), qmax)
-        return reference.quantize(weighted, step, 0, qmax) * step / scale
+        return on_softmax_grid(shares, scale, bits)
+
+
+def on_softmax_grid(shares: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """See FakeQuantized.quantize_shares."""
+    scale = scale.transpose(-1, -2)
+    weighted = shares * scale
+    qmax = reference.softmax_qmax_of(bits)
+    step = reference.scale_of(weighted.amax(-1, keepdim=True), qmax)
+    return reference.quantize(weighted, step, 0, qmax) * step / scale

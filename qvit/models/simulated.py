@@ -31,8 +31,7 @@ class Simulated:
         q, k, v = reference.split_heads(self.product(h, attn.qkv), attn.heads)
         if attn.norm is not None:
             q, k = reference.normalize_heads(q, k, attn.norm, attn.rotation)
-        bits = attn.scheme.qkv.bits
-        return tuple(self.quantize_heads(t, bits) for t in (q, k, v))  # pyright: ignore[reportReturnType]
+        return tuple(self.quantize_heads(t, attn) for t in (q, k, v))  # pyright: ignore[reportReturnType]
 
     def attention(self, q: Quantized, k: Quantized, v: Quantized, attn: Attention) -> Quantized:
         """See Execution."""
@@ -70,9 +69,9 @@ class Simulated:
         """The weight that a Linear multiplies with."""
         return dense.quantized_weight()
 
-    def quantize_heads(self, x: Tensor, bits: int) -> Quantized:
+    def quantize_heads(self, x: Tensor, attn: Attention) -> Quantized:
         """Q, K or V of every head, [B, H, T, d], in codes."""
-        return reference.quantize_heads(x, bits)
+        return reference.quantize_heads(x, attn.scheme.qkv.bits)
 
     def quantize(self, x: Tensor, to: Dense) -> Quantized:
         """The input of a Linear, [..., K], transformed and in the codes that it takes."""
