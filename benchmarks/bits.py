@@ -1,15 +1,16 @@
 """Found bits beside uniform, random and greedy ones of the same size and BitOps: python benchmarks/bits.py --bits 3.
 
-ViT-Tiny. Bits are found without data; all of imagenet/train judges. One JSON a cell, so that a run can stop anywhere
-and go on. Weights are at their nearest codes, but for the cells "rounded", which are what `qvit quantize` would write.
+Bits are found without data; all of imagenet/train judges a ViT-Tiny, rendered pictures judge demo_vit. One JSON a cell,
+so that a run can stop anywhere and go on. Weights are at their nearest codes, but for the cells "rounded", which are
+what `qvit quantize` would write.
 """
 
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,26 +25,29 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks import cells  # noqa: E402
-from benchmarks.development import BOTH, expected, predict  # noqa: E402
+from benchmarks.development import BOTH, IMAGES_FROM, expected, predict  # noqa: E402
 from benchmarks.searching.rivals import descend_greedily, draw_random, loss_of  # noqa: E402
 from benchmarks.searching.table import table  # noqa: E402
-from benchmarks.sources import VIT_TINY, float_vit, source  # noqa: E402
+from benchmarks.sources import DEMO, VIT_TINY, float_vit, source  # noqa: E402
 from qvit import evaluation, pipeline  # noqa: E402
 from qvit.deployment import QuantViT  # noqa: E402
 from qvit.recipe import Recipe  # noqa: E402
 from qvit.search.allocation import Space  # noqa: E402
 from qvit.search.budgets import Budget, fit  # noqa: E402
 from qvit.search.descent import Searcher, Settings, descend  # noqa: E402
+from qvit.search.qvit import Training, train_bits  # noqa: E402
 from qvit.search.run import IMAGES as SEARCHED  # noqa: E402
 from qvit.search.run import make_searcher  # noqa: E402
+from qvit.search.sample import draw_sample  # noqa: E402
 from qvit.search.start import begin, make_cost_table, preset_starts  # noqa: E402
 
-MODEL = VIT_TINY
-IMAGES = 1000  # that judge
+IMAGES = {VIT_TINY: 1000, DEMO: 400}  # that judge
+TRAINED = {"qvit": None, "qvit-penalty": 0.1}  # by HDX, and by the published penalty
 RANDOM, RANKED = 20, 10  # allocations, and the images that rank them; the best is judged by all
 
 
 @click.command()
+@click.option("--model", type=click.Choice(list(IMAGES)), default=VIT_TINY, show_default=True)
 @click.option("--bits", "widths", type=int, multiple=True, default=(3, 4), show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
 @click.option(
@@ -53,6 +57,7 @@ RANDOM, RANKED = 20, 10  # allocations, and the images that rank them; the best 
 @click.option("--seconds", default=0.0, help="Begin no cell after so long; 0: no limit.")
 @click.option("--stored", is_flag=True, help="Measure nothing; a table of what the folder holds.")
 def main(
+    model: str,
     widths: tuple[int, ...],
     seeds: tuple[int, ...],
     only: tuple[str, ...],
@@ -62,38 +67,39 @@ def main(
 ) -> None:
     """Measure what the output folder does not hold yet, and print a table of all of it."""
     folder = out or cells.ROOT / "benchmarks" / "results" / cells.machine_name() / "bits"
-    wanted = _planned(widths, seeds, only, folder, seconds)
+    trials = [Trial(model, bits, seed, folder) for seed in seeds for bits in widths]
+    wanted = _planned(trials, only, seconds)
     if stored:
         wanted = (cell for cell in wanted if (folder / f"{cell[0]}.json").is_file())
     print(table(cells.measure(wanted, folder)))
 
 
 def _planned(
-    widths: tuple[int, ...],
-    seeds: tuple[int, ...],
-    only: tuple[str, ...],
-    folder: Path,
-    seconds: float,
+    trials: Sequence["Trial"], only: tuple[str, ...], seconds: float
 ) -> Iterator[cells.Cell]:
     started = time.monotonic()
-    for seed in seeds:
-        for bits in widths:
-            label = f"bits-{MODEL}-w{bits}a{bits}-seed{seed}"
-            for name, run in Trial(bits, seed, folder / f"{label}-allocations.json").cells():
-                if seconds and time.monotonic() - started > seconds:
-                    return
-                if only and name not in ("allocations", *only):  # which all others are of
-                    continue
-                yield f"{label}-{name}", run
+    for trial in trials:
+        for name, run in trial.cells():
+            if seconds and time.monotonic() - started > seconds:
+                return
+            if only and name.removesuffix("-allocation") not in ("allocations", *only):
+                continue  # which all others are of
+            yield f"{trial.label}-{name}", run
 
 
 @dataclass
 class Trial:
-    """One width and seed. path: Of the cell with its allocations."""
+    """One model, width and seed. folder: Of the cells."""
 
+    model: str
     bits: int
     seed: int
-    path: Path
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        """What the names of its cells begin with."""
+        return f"bits-{self.model}-w{self.bits}a{self.bits}-seed{self.seed}"
 
     def cells(self) -> Iterator[cells.Cell]:
         """The allocations, what they are worth, and the models of two of them."""
@@ -104,6 +110,9 @@ class Trial:
         for name in ("found", "uniform"):
             yield f"{name}-rounded", lambda name=name: self.judge_rounded(name)
         yield "penalty", lambda: self.judge("penalty")
+        for name, penalty in TRAINED.items():
+            yield f"{name}-allocation", lambda name=name, penalty=penalty: self.train(name, penalty)
+            yield name, lambda name=name: self.judge(name)
 
     def allocate(self) -> dict[str, Any]:
         """Allocations of the size and BitOps of the uniform one, the preset's: eight bits at both ends and in the
@@ -143,11 +152,35 @@ class Trial:
             "losses": [[float(f"{loss:.4g}") for loss in row] for row in losses.tolist()],
         }
 
-    def judge(self, name: str, images: int = IMAGES) -> dict[str, Any]:
+    def train(self, name: str, penalty: float | None) -> dict[str, Any]:
+        """The allocation that Q-ViT trains within the same costs."""
+        space, budgets = self._begun
+        start = time.process_time()
+        vit, seed = float_vit(self.model), space.recipe.seed
+        sample = draw_sample(vit.config, space.recipe, source(self.model).pretrained_cfg)
+        training = Training(penalty=penalty)
+        wanted = train_bits(vit, space, sample, budgets, training, seed=seed)
+        bits = fit(wanted, budgets)
+        return {
+            **self._known,
+            "training": asdict(training),
+            "leaves": len(sample.images),
+            "processor_seconds": round(time.process_time() - start, 1),
+            "budgets": {budget.table.name: budget.limit for budget in budgets},
+            "trained_bits": [round(width, 2) for width in wanted.tolist()],
+            "allocations": {
+                name: {
+                    "bits": bits.tolist(),
+                    **{budget.table.name: budget.table.total(bits) for budget in budgets},
+                }
+            },
+        }
+
+    def judge(self, name: str, images: int | None = None) -> dict[str, Any]:
         """What development images say of an allocation."""
         bits = self._bits(name)
         known = {**self._known, "allocation": name}
-        return known | _compare(lambda some: self._searcher.answer(some, bits), images)
+        return known | self._compare(lambda some: self._searcher.answer(some, bits), images)
 
     def judge_random(self) -> dict[str, Any]:
         """The same of the random allocation that is best on fewer images."""
@@ -161,7 +194,7 @@ class Trial:
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "model"
             start = time.process_time()
-            written = pipeline.quantize(source(MODEL), recipe, out, progress=False)
+            written = pipeline.quantize(source(self.model), recipe, out, progress=False)
             seconds = time.process_time() - start
             model = QuantViT.from_pretrained(out)
             model.warmup()
@@ -171,12 +204,12 @@ class Trial:
                 "bytes": written["bytes"],
                 "processor_seconds": round(seconds, 1),
             }
-            return known | _compare(model, IMAGES)
+            return known | self._compare(model)
 
     @cached_property
     def _begun(self) -> tuple[Space, list[Budget]]:
         """What `qvit quantize --bits auto` begins with under the costs of the uniform preset."""
-        config = float_vit(MODEL).config
+        config = float_vit(self.model).config
         preset = Recipe.preset("qvit", weight_bits=self.bits, activation_bits=self.bits)
         uniform = Space.of(config, preset.with_open_ends())
         bits = uniform.usual(self.bits)
@@ -187,32 +220,37 @@ class Trial:
 
     @cached_property
     def _searcher(self) -> Searcher:
-        return make_searcher(source(MODEL), self._begun[0])
+        return make_searcher(source(self.model), self._begun[0])
 
     @property
     def _known(self) -> dict[str, Any]:
-        return {"model": MODEL, "scheme": f"W{self.bits}A{self.bits}", "seed": self.seed}
+        return {"model": self.model, "scheme": f"W{self.bits}A{self.bits}", "seed": self.seed}
 
     def _bits(self, name: str) -> Tensor:
-        known = json.loads(self.path.read_text(encoding="utf-8"))["allocations"]
+        cell = f"{name}-allocation" if name in TRAINED else "allocations"
+        path = self.folder / f"{self.label}-{cell}.json"
+        known = json.loads(path.read_text(encoding="utf-8"))["allocations"]
         return torch.tensor(known[name]["bits"])
 
-
-def _compare(model: Callable[[Tensor], Tensor], images: int) -> dict[str, Any]:
-    """KL in nats, of every image, too, agreement and top-1."""
-    theirs, found = expected(MODEL, images, BOTH), predict(model, MODEL, images, BOTH)
-    compared = evaluation.compare(found, theirs)
-    each = evaluation.divergences(theirs.logits, found.logits)
-    return {
-        "images": compared.images,
-        "images_from": "imagenet/train",
-        "kl": compared.kl,
-        "agreement": compared.agreement,
-        "top1": compared.top1,
-        "float_top1": compared.float_top1,
-        "kl_each": [round(float(kl), 5) for kl in each],
-        "right_each": (found.logits.argmax(1) == found.labels).int().tolist(),
-    }
+    def _compare(
+        self, model: Callable[[Tensor], Tensor], images: int | None = None
+    ) -> dict[str, Any]:
+        """KL in nats, of every image, too, agreement and top-1."""
+        images = images or IMAGES[self.model]
+        theirs = expected(self.model, images, BOTH)
+        found = predict(model, self.model, images, BOTH)
+        compared = evaluation.compare(found, theirs)
+        each = evaluation.divergences(theirs.logits, found.logits)
+        return {
+            "images": compared.images,
+            "images_from": "imagenet/train" if self.model == VIT_TINY else IMAGES_FROM[self.model],
+            "kl": compared.kl,
+            "agreement": compared.agreement,
+            "top1": compared.top1,
+            "float_top1": compared.float_top1,
+            "kl_each": [round(float(kl), 5) for kl in each],
+            "right_each": (found.logits.argmax(1) == found.labels).int().tolist(),
+        }
 
 
 if __name__ == "__main__":

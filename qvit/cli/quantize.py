@@ -64,6 +64,10 @@ from qvit.recipe import BUDGETS, Recipe, keep_wide, load_recipe, preset_names
     "--bits", type=click.Choice(["auto"]),
     help="auto: find the bits of every layer, within --max-size, --max-bitops and --max-latency.",
 )  # fmt: skip
+@click.option(
+    "--bit-search", type=click.Choice(["curvature", "qvit"]),
+    help="How --bits auto finds them: by curvature, in seconds, or as Q-ViT, by training bits and weights [curvature].",
+)  # fmt: skip
 @click.option("--max-size", metavar="SIZE", help="Of model.safetensors, for --bits auto: 8MB.")
 @click.option("--max-bitops", metavar="N", help="Of an image, for --bits auto: 76G.")
 @click.option("--max-latency", metavar="TIME", help="Of a pass, for --bits auto: 0.6ms.")
@@ -81,6 +85,9 @@ def command(session: Session, model: str, **options: Any) -> Result:
 
     With --bits auto, every layer gets the bits that keep the model closest to the float one within --max-size,
     --max-bitops and --max-latency, or several at once: those of activations too, unless size alone is limited.
+
+    --bit-search qvit trains the bits with the weights in place of that, in minutes, on dead leaves or on --calib-data:
+    to answer as the float model does or, with --set synthesis.labelled=true, as a folder of each class says.
 
     With --calib-data, weights are rounded for real images: any folder, .tar or hfds/NAME, no labels needed.
 
@@ -108,7 +115,7 @@ def command(session: Session, model: str, **options: Any) -> Result:
     scheme = "auto" if limits else recipes[0].scheme.lower().replace(" ", "-")
     out = options["out"] or Path("out") / f"{name_folder(model)}-{scheme}"
     begun = time.perf_counter()
-    recipe, found = _search(source, recipes, limits, out, options)
+    recipe, found = _search(source, recipes, limits, out, options, session.progress)
     if options["dry_run"]:
         plan = pipeline.plan(source, recipe, out, overwrite=options["overwrite"])
         if limits:  # bits are not found yet: these would be those that the search begins with
@@ -145,6 +152,8 @@ def _limits(options: Mapping[str, Any]) -> dict[str, float]:
         raise UsageError(
             "--bits auto needs a budget: --max-size 8MB, --max-bitops 76G, --max-latency 0.6ms, or several"
         )
+    if options["bit_search"] is not None and options["bits"] is None:
+        raise UsageError("--bit-search says how bits are searched; add --bits auto")
     for option in ("on", "batch"):
         if options[option] is not None and "latency" not in limits:
             raise UsageError(f"--{option} says where --max-latency counts, which is not given")
@@ -170,21 +179,23 @@ def _search(
     limits: Mapping[str, float],
     out: Path,
     options: Mapping[str, Any],
+    progress: bool,
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with the bits that are found within limits, if there are any, and what is to be said of the search."""
     if not limits:
         return recipes[0], {}
     from qvit import pipeline
     from qvit.search.latency import HERE, Place
-    from qvit.search.run import allocate, plan_search
+    from qvit.search.run import METHODS, allocate, plan_search
 
     place = Place(options["on"] or HERE, options["batch"] or 1)
+    method = options["bit_search"] or METHODS[0]
     if options["dry_run"]:
-        recipe, plan = plan_search(source, recipes, limits, place)
+        recipe, plan = plan_search(source, recipes, limits, place, method)
         return recipe, {"search": plan}
     # what refuses, refuses now
     pipeline.plan(source, recipes[0], out, overwrite=options["overwrite"])
-    found, known = allocate(source, recipes, limits, place)
+    found, known = allocate(source, recipes, limits, place, method, progress=progress)
     return found, {"search": known}
 
 

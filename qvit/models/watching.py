@@ -17,7 +17,7 @@ from qvit.models.vit import Attention, ViT
 from qvit_kernels.reference import Quantized
 
 
-class _Watching:
+class Watching:
     """Mixed into an execution with `attend`. One instance watches one pass."""
 
     def __init__(self) -> None:
@@ -44,28 +44,26 @@ class _Watching:
         return Seen(logits.float(), tuple(self.attended), tuple(self.streams[1::2]), prefix)
 
 
-class WatchedFloat(_Watching, Float):
+class WatchedFloat(Watching, Float):
     """Float, watched."""
 
 
-class WatchedSimulated(_Watching, Simulated):
+class WatchedSimulated(Watching, Simulated):
     """Simulated, watched."""
 
 
-class WatchedFakeQuantized(_Watching, FakeQuantized):
+class WatchedFakeQuantized(Watching, FakeQuantized):
     """FakeQuantized, watched."""
 
 
-class WatchedStatic(_Watching, Static):
+class WatchedStatic(Watching, Static):
     """Static, watched."""
 
 
-Watched = WatchedFloat | WatchedSimulated | WatchedFakeQuantized | WatchedStatic
-
-
-def watch(vit: ViT, images: Tensor, run: Watched) -> Seen:
+def watch(vit: ViT, images: Tensor, run: Watching) -> Seen:
     """One pass of images [B, C, H, W] through a model, under a fresh watched execution."""
-    return run.seen(vit(images, run), vit.config.num_prefix_tokens)
+    logits = vit(images, run)  # pyright: ignore[reportArgumentType] - it is mixed into an execution
+    return run.seen(logits, vit.config.num_prefix_tokens)
 
 
 class FloatTeacher:

@@ -26,7 +26,7 @@ from qvit.recipe import MAX_BITS, MIN_BITS
 from qvit.search.allocation import WIDTHS, Space
 from qvit.search.budgets import Budget, check_budgets, first_within, fit
 from qvit.search.exchange import exchange
-from qvit.search.hdx import HardConstraints
+from qvit.search.steering import Steering, shortened, unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,12 @@ class Searcher:
 
         Raises UsageError for a budget that nothing meets.
         """
-        bits = self.find(budgets)
+        return self.judge(self.find(budgets), budgets)
+
+    def judge(self, bits: Tensor, budgets: Sequence[Budget]) -> Found:
+        """What an allocation is worth that meets the budgets, and one that needs no search in its place if that is
+        worth more.
+        """
         divergence = self.measure(bits)
         plain = first_within(budgets, self._space.plain())
         if plain is None:
@@ -163,20 +168,15 @@ def descend(losses: Tensor, bits: Tensor, budgets: Sequence[Budget], settings: S
 
     losses: fp64 [choices, 7], positive, at 2 to 8 bits; bits: fp64 [choices], where to begin.
     """
-    constraints = HardConstraints(len(budgets), margin=settings.margin, growth=settings.growth)
+    steering = Steering(budgets, margin=settings.margin, growth=settings.growth)
     logs = losses.clamp(min=_LEAST).log()
     mean = torch.zeros_like(bits)
     for step in range(settings.steps):
-        gradient = _unit(_slopes(logs, bits))
-        rounded = bits.round()
-        violations = [budget.violation(rounded) for budget in budgets]
-        costs = torch.stack([_unit(budget.table.slopes(rounded)) for budget in budgets])
+        gradient, rounded = _slopes(logs, bits), bits.round()
         if settings.penalty is None:
-            direction = _steer(constraints, gradient, violations, costs)
+            direction = steering.direct(gradient, rounded)
         else:
-            excess = torch.tensor(violations, dtype=torch.float64).clamp(min=0)
-            direction = gradient + 2 * settings.penalty * (excess @ costs)
-        direction = direction / max(1.0, float(direction.norm()) / _LONGEST)
+            direction = shortened(unit(gradient) + _press(rounded, budgets, settings.penalty))
         length = settings.rate * len(bits) ** 0.5 * 0.01 ** (step / settings.steps)
         bits = (bits - length * direction).clamp(MIN_BITS, MAX_BITS)
         if 2 * step >= settings.steps:
@@ -184,21 +184,17 @@ def descend(losses: Tensor, bits: Tensor, budgets: Sequence[Budget], settings: S
     return mean
 
 
-def _steer(
-    constraints: HardConstraints, gradient: Tensor, violations: Sequence[float], costs: Tensor
-) -> Tensor:
-    """HDX's direction; where exceeded budgets oppose each other, that for the one exceeded most."""
-    try:
-        return constraints.steer(gradient, violations, costs)
-    except ValueError:
-        worst = max(violations)
-        return constraints.steer(gradient, [v if v == worst else 0.0 for v in violations], costs)
+def _press(bits: Tensor, budgets: Sequence[Budget], penalty: float) -> Tensor:
+    """The gradient of Q-ViT's penalty, in shares of the limits, costs with slopes of length 1."""
+    found = torch.zeros(len(bits), dtype=torch.float64)
+    for budget in budgets:
+        excess = max(budget.violation(bits), 0.0)
+        found += 2 * penalty * excess * unit(budget.table.slopes(bits))
+    return found
 
 
 # Images that are answered together: a ViT-Tiny takes 0.13 s an image by 8, 0.17 by 32.
 _PART = 8
-# Steps in units of a gradient's: where two budgets nearly oppose each other, a correction has no end.
-_LONGEST = 5.0
 _LEAST = 1e-12  # nats; nothing that costs less matters, and its logarithm would
 
 
@@ -208,8 +204,3 @@ def _slopes(logs: Tensor, bits: Tensor) -> Tensor:
     low, high = (logs.gather(1, place.unsqueeze(1)).squeeze(1) for place in (below, below + 1))
     share = bits - MIN_BITS - below
     return (low + share * (high - low)).exp() * (high - low)
-
-
-def _unit(gradient: Tensor) -> Tensor:
-    length = gradient.norm()
-    return gradient / length if length > 0 else gradient

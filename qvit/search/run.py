@@ -10,17 +10,22 @@ from qvit import zoo
 from qvit.models.config import ViTConfig
 from qvit.models.plan import name_scheme, plan_scheme
 from qvit.models.timm_import import read_config, read_model
+from qvit.models.vit import ViT
 from qvit.recipe import Recipe
 from qvit.search.allocation import Space
+from qvit.search.budgets import Budget
 from qvit.search.costs import CostTable
-from qvit.search.descent import Searcher, Settings
+from qvit.search.descent import Found, Searcher, Settings
 from qvit.search.frontier import COSTS, MEASUREMENTS, POINTS, Frontier, Point, estimate_seconds
 from qvit.search.latency import Place
+from qvit.search.qvit import Training, estimate_training, find_by_training
+from qvit.search.sample import draw_sample, plan_sample
 from qvit.search.start import begin, make_cost_table
 from qvit.synthesis.leaves import draw_pictures
 from qvit.zoo import Source
 
 IMAGES = 16  # dead leaves
+METHODS = ("curvature", "qvit")
 _MEASUREMENTS = 2  # of what is found, and of the largest allocation that needs no search
 
 
@@ -29,6 +34,7 @@ def plan_search(
     recipes: Sequence[Recipe],
     limits: Mapping[str, float],
     place: Place | None = None,
+    method: str = METHODS[0],
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe that a search would begin with, and what it would choose among, without weights: the number of
     choices, and of each budget the limit and the smallest and largest cost that is possible; and the seconds that it
@@ -36,10 +42,17 @@ def plan_search(
     """
     config = read_shape(source)
     space, budgets = begin(config, recipes, limits, place)
+    plan: dict[str, Any] = {"images": IMAGES}
+    seconds = estimate_seconds(config, IMAGES, _MEASUREMENTS)
+    if method == "qvit":
+        training = Training()
+        plan = {"steps": training.steps, **plan_sample(space.recipe)}
+        seconds += estimate_training(config, training)
     return space.recipe, {
+        "method": method,
         "choices": len(space.choices),
-        "images": IMAGES,
-        "estimated_seconds": round(estimate_seconds(config, IMAGES, _MEASUREMENTS)),
+        **plan,
+        "estimated_seconds": round(seconds),
         "budgets": {
             b.table.name: {
                 "limit": b.limit,
@@ -57,19 +70,29 @@ def allocate(
     recipes: Sequence[Recipe],
     limits: Mapping[str, float],
     place: Place | None = None,
+    method: str = METHODS[0],
+    *,
+    progress: bool = True,
 ) -> tuple[Recipe, dict[str, Any]]:
     """One of the recipes (see `begin`) with bits for every layer that it leaves open, and what is known of them.
 
     limits: By name, "size" in bytes of model.safetensors, "bitops" of an image, "latency" in seconds of a pass at
-    `place`. Bits of activations are searched where one of them depends on these, and are the recipe's elsewhere. Images
-    are dead leaves: nothing is read.
+    `place`. Bits of activations are searched where one of them depends on these, and are the recipe's elsewhere.
+    method: "curvature" (descent.py), whose images are dead leaves, so that nothing is read; or "qvit" (qvit.py), which
+    trains on the recipe's images where these are the user's. progress: Show a bar of its steps on stderr, if that is a
+    terminal.
 
     Raises UsageError for a limit that nothing meets, or limits that nothing meets together, before any weights are
-    read, and the errors of `zoo.load`.
+    read, and the errors of `zoo.load`; for the user's images those of `open_images`.
     """
-    space, budgets = begin(read_shape(source), recipes, limits, place)
-    found = make_searcher(source, space).search(budgets)
+    config = read_shape(source)
+    space, budgets = begin(config, recipes, limits, place)
+    if method == "qvit":
+        found = _train(source, space, budgets, progress)
+    else:
+        found = make_searcher(source, space).search(budgets)
     known = {
+        "method": method,
         "kl": round(found.divergence, 4),
         "kl_uniform": None if found.uniform is None else round(found.uniform, 4),
         **{
@@ -140,10 +163,29 @@ def trace_frontier(
     }, recipes
 
 
+def _train(source: Source, space: Space, budgets: Sequence[Budget], progress: bool) -> Found:
+    """By Q-ViT; the user's images are looked at before any weights."""
+    seed, training = space.recipe.seed, Training()
+    sample = draw_sample(read_shape(source), space.recipe, source.pretrained_cfg)
+    vit = read_model(zoo.load(source, seed=seed), source.pretrained_cfg)
+    with tqdm(total=training.steps, unit="step", disable=None if progress else True) as bar:
+
+        def note(loss: float) -> None:
+            bar.set_postfix({"loss": f"{loss:.3g}"}, refresh=False)
+            bar.update()
+
+        bits = find_by_training(vit, space, sample, budgets, training, seed=seed, note=note)
+    return _searcher(vit, space).judge(bits, budgets)
+
+
 def make_searcher(source: Source, space: Space) -> Searcher:
     """With the weights of a source and dead leaves, by the seed of the space's recipe."""
+    vit = read_model(zoo.load(source, seed=space.recipe.seed), source.pretrained_cfg)
+    return _searcher(vit, space)
+
+
+def _searcher(vit: ViT, space: Space) -> Searcher:
     seed = space.recipe.seed
-    vit = read_model(zoo.load(source, seed=seed), source.pretrained_cfg)
     images = draw_pictures(vit.config, IMAGES, torch.Generator().manual_seed(seed))
     return Searcher(vit, space, images, seed=seed, settings=Settings())
 

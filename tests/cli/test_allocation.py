@@ -1,6 +1,7 @@
 """`qvit quantize --bits auto`: budgets that hold on the file, and refusals before any work."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from qvit import zoo
 from qvit.cli import run
 from qvit.cli.quantities import read_quantity
 from qvit.errors import UsageError
+from qvit.search.qvit import Training
 
 SETTLED = [
     word
@@ -88,6 +90,40 @@ def test_an_impossible_budget_is_refused_before_the_weights_are_read(
     assert "a budget of 1,000 BitOps cannot be met" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("labelled", [False, True], ids=["float model", "labels"])
+def test_bits_that_are_trained(tiny_model, tiny_images, tmp_path, capsys, monkeypatch, labelled):
+    monkeypatch.setattr("qvit.search.run.Training", partial(Training, steps=3, batch=4))
+    monkeypatch.setattr("qvit.search.sample._LEAVES", 8)
+    command = ["quantize", str(tiny_model), "--bits", "auto", "--bit-search", "qvit", "-q"]
+    command += ["--json", "--max-bitops", "30M"]
+    if labelled:
+        command += ["--calib-data", str(tiny_images), "--set", "synthesis.labelled=true"]
+    else:
+        command += ["--set", "synthesis.images=8"]
+    assert run([*command, "--dry-run"]) == 0
+    plan = json.loads(capsys.readouterr().out)["search"]
+    assert (plan["method"], plan["steps"]) == ("qvit", 3)
+    assert plan["objective"] == ("labels" if labelled else "float model")
+    assert plan["images"] == (len(list(tiny_images.rglob("*.*"))) if labelled else 8)
+    out = tmp_path / "out"
+    assert run([*command, "-o", str(out)]) == 0
+    found = json.loads(capsys.readouterr().out)["search"]
+    assert found["method"] == "qvit"
+    assert 0.9 < found["bitops"]["found"] / 30e6 <= 1
+    assert run(["info", str(out), "--json"]) == 0
+    assert len({r.get("weight_bits") for r in json.loads(capsys.readouterr().out)["bits"]}) > 2
+
+
+def test_labels_of_other_classes_are_refused_before_the_weights_are_read(
+    tiny_model, capsys, monkeypatch
+):
+    monkeypatch.setattr(zoo, "load", lambda *_, **__: pytest.fail("loaded the weights first"))
+    command = ["quantize", str(tiny_model), "--bits", "auto", "--bit-search", "qvit", "-q"]
+    command += ["--max-bitops", "30M", "--calib-data", "demo:8"]
+    assert run([*command, "--set", "synthesis.labelled=true"]) != 0
+    assert "24 classes" in capsys.readouterr().err
+
+
 def test_latency_of_a_card_that_is_not_here(tiny_model, tmp_path, capsys):
     pytest.importorskip("triton")
     command = ["quantize", str(tiny_model), "--bits", "auto", "-q", "--json"]
@@ -111,6 +147,7 @@ def test_latency_of_a_card_that_is_not_here(tiny_model, tmp_path, capsys):
     [
         (["--bits", "auto"], "needs a budget"),
         (["--max-size", "8MB"], "add --bits auto"),
+        (["--bit-search", "qvit"], "--bit-search says how bits are searched; add --bits auto"),
         (["--bits", "auto", "--max-size", "much"], "--max-size much: expected a number of B"),
         (
             ["--bits", "auto", "--max-latency", "6"],

@@ -1,0 +1,154 @@
+"""A model whose bit-widths are trained with its weights, each width with a scale of its own (Q-ViT, Li et al. 2022)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qvit.models.dense import Dense
+from qvit.models.fake_quantized import (
+    FakeQuantized,
+    HeadValues,
+    on_softmax_grid,
+    transformed,
+    without_autocast,
+)
+from qvit.models.folding import per_column
+from qvit.models.student import Seen
+from qvit.models.switching import SwitchableModel
+from qvit.models.vit import Attention, PatchEmbed
+from qvit.models.watching import Watching, watch
+from qvit.quant import learned_bits
+from qvit.quant.schemes import ModelScheme
+from qvit.recipe import MAX_BITS, MIN_BITS
+from qvit_kernels import reference
+from qvit_kernels.reference import Weight
+
+Widths = Mapping[
+    nn.Module, Tensor
+]  # whole numbers, []; modules that are not there have their scheme's
+
+
+class LearnedBits(FakeQuantized):
+    """FakeQuantized, with a gradient of widths, and weights on the grid of the width that they have now.
+
+    weights, inputs: Of Linears; inputs: of attentions, too, those of Q, K, V and the softmax numerators.
+    """
+
+    def __init__(self, student: "BitsStudent", weights: Widths, inputs: Widths) -> None:
+        self._student, self._weights, self._inputs = student, weights, inputs
+
+    def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
+        """See Simulated. The offset of the pixels goes through the float weight, as after `center_pixels`."""
+        codes = reference.quantize_pixels(images, embed.gain, embed.offset)
+        patches = reference.unfold_patches(codes, embed.patch)
+        weight = self.weight_of(embed.proj).values()
+        moved = ((embed.proj.weight - weight) * per_column(embed.offset, embed)).sum(1)
+        with without_autocast(patches):
+            return F.linear(patches, weight, embed.proj.bias + moved)
+
+    def weight_of(self, dense: Dense) -> Weight:
+        """See Simulated."""
+        scale, multiplier = self._student.grid(dense)
+        steps = scale.unsqueeze(-1) if multiplier is None else scale.unsqueeze(-1) * multiplier
+        bits = self._weights.get(dense, scale.new_tensor(float(dense.bits)))
+        codes = learned_bits.weight_codes(dense.weight, steps, bits)
+        return Weight(codes, scale, multiplier)
+
+    def quantize(self, x: Tensor, to: Dense) -> Any:
+        """See Simulated."""
+        if to not in self._inputs:
+            return super().quantize(x, to)
+        x = transformed(x, to.transform)
+        return learned_bits.quantize_input(x, self._inputs[to], to.scheme.input)
+
+    def quantize_heads(self, x: Tensor, attn: Attention) -> Any:
+        """See Simulated."""
+        if attn not in self._inputs:
+            return super().quantize_heads(x, attn)
+        return HeadValues(*learned_bits.quantize_heads(x, self._inputs[attn]))
+
+    def quantize_shares(self, shares: Tensor, scale: Tensor, attn: Attention) -> Any:
+        """See FakeQuantized."""
+        if attn not in self._inputs:
+            return super().quantize_shares(shares, scale, attn)
+        with torch.no_grad():
+            found = on_softmax_grid(shares, scale, attn.scheme.softmax_bits)
+        return learned_bits.quantize_shares(shares, found, self._inputs[attn])
+
+
+class WatchedLearnedBits(Watching, LearnedBits):
+    """LearnedBits, watched."""
+
+    def __init__(self, student: "BitsStudent", weights: Widths, inputs: Widths) -> None:
+        Watching.__init__(self)
+        LearnedBits.__init__(self, student, weights, inputs)
+
+
+class BitsStudent(nn.Module):
+    """A folded ViT with its bit-widths among its parameters, which maps images to a Seen.
+
+    Attributes:
+        vit: Weights, biases, norms and tokens are trained, in place.
+        bits: fp32 [choices], from 2 to 8 where `clamp` was called since they moved.
+        growth: For every Linear [7, N]: the logarithm of what each width's scales have grown by, zeros at first. In
+            these units an optimiser that divides gradients by their size moves a scale by about the share by which it
+            moves a weight, as LSQ's factor on the gradient has it for one that does not.
+    """
+
+    def __init__(
+        self, model: SwitchableModel, choices: list[tuple[str, str]], bits: Tensor
+    ) -> None:
+        """choices: Of every entry of `bits`, a layer and "W", its weights, or "A", its input or its operands."""
+        super().__init__()
+        self.vit = model.vit.requires_grad_(True)
+        self.bits = nn.Parameter(bits.float())
+        self._model = model
+        named = dict(self.vit.named_modules())
+        self._chosen = [(named[layer], kind) for layer, kind in choices]
+        linears = {module: name for name, module in named.items() if isinstance(module, Dense)}
+        for dense in linears:
+            assert dense.weight_scale is not None
+            dense.weight_scale.requires_grad_(False)  # that of no width: see `grid`
+        widths = MAX_BITS - MIN_BITS + 1
+        self.growth = nn.ParameterList(torch.zeros(widths, len(dense.weight)) for dense in linears)
+        self._tables: dict[Any, tuple[str, nn.Parameter]] = {
+            dense: (name, growth)
+            for (dense, name), growth in zip(linears.items(), self.growth, strict=True)
+        }
+
+    def whole_bits(self) -> Tensor:
+        """The widths in use, int64 [choices]."""
+        return self.bits.detach().round().long()
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Put widths between 2 and 8; in the data, so that no gradient is lost."""
+        self.bits.clamp_(MIN_BITS, MAX_BITS)
+
+    def take(self, scheme: ModelScheme) -> None:
+        """Go on with groups and transforms of this scheme, which has the widths in use."""
+        for dense, (name, _) in self._tables.items():
+            dense.scheme = scheme.linears[name]
+        for name, module in self.vit.named_modules():
+            if isinstance(module, Attention):
+                module.scheme = scheme.attentions[name]
+
+    def grid(self, dense: Dense) -> tuple[Tensor, Tensor | None]:
+        """The learned scale, fp32 [N], and the multipliers of a Linear at its width. A width's scales begin where they
+        are best for the weights at its first use.
+        """
+        name, growth = self._tables[dense]
+        with torch.no_grad():
+            scale, multiplier = self._model.grid(name, dense.bits)
+        return scale * growth[dense.bits - MIN_BITS].exp(), multiplier
+
+    def forward(self, images: Tensor) -> Seen:
+        """images: normalised [B, C, H, W]."""
+        whole = reference.round_half_even(self.bits)
+        of: dict[str, dict[nn.Module, Tensor]] = {"W": {}, "A": {}}
+        for (module, kind), bits in zip(self._chosen, whole, strict=True):
+            of[kind][module] = bits
+        return watch(self.vit, images, WatchedLearnedBits(self, of["W"], of["A"]))

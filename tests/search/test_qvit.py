@@ -1,0 +1,168 @@
+"""Bits that are trained with the weights: gradients of the penalty, the schedule, budgets, and what is trained on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from qvit import zoo
+from qvit.distillation.divergence import soft_divergence
+from qvit.distillation.heads import head_distance
+from qvit.models.floating import Float
+from qvit.models.timm_import import read_model
+from qvit.models.watching import WatchedFloat, watch
+from qvit.recipe import Recipe
+from qvit.search import qvit
+from qvit.search.allocation import Space
+from qvit.search.budgets import Budget, hold, meets
+from qvit.search.costs import bitops_table, size_table
+from qvit.search.descent import Searcher, Settings
+from qvit.search.qvit import Training, find_by_training, press, train_bits
+from qvit.search.sample import Sample
+from qvit.search.start import begin, make_cost_table, preset_starts
+from qvit.synthesis.leaves import draw_pictures
+from tests.search.test_descent import linear_table
+from tests.support import float_vit, images_for
+
+RECIPE = Recipe.preset("qvit", weight_bits=4, activation_bits=4).without_images().with_open_ends()
+VIT = float_vit()
+SPACE = Space.of(VIT.config, RECIPE)
+SIZE, BITOPS = size_table(VIT.config, SPACE), bitops_table(VIT.config, SPACE)
+FEW = Training(steps=10, batch=4, penalty=0.1)
+
+
+def budgets_of(bits):
+    return [Budget(table, table.total(SPACE.uniform(bits))) for table in (SIZE, BITOPS)]
+
+
+def sample(labels=None):
+    torch.manual_seed(0)
+    return Sample(images_for(VIT, 8), labels)
+
+
+def trained(budgets=None, training=FEW, seed=0, sample=sample()):  # noqa: B008
+    return train_bits(VIT, SPACE, sample, budgets or budgets_of(4), training, seed=seed)
+
+
+def test_the_penalty_is_the_published_one():
+    """lam max(0, BitOps / 10^9 - budget)^2, of a budget of 21.455 G, by differences."""
+    table = linear_table("bitops", [0.7e9, 1.3e9, 2.1e9])
+    budget = Budget(table, 21.455e9)
+    bits = torch.tensor([5.0, 6.0, 7.0], dtype=torch.float64)
+
+    def penalty(bits):
+        prices = torch.tensor([0.7, 1.3, 2.1], dtype=torch.float64)
+        return 0.1 * float((prices * bits).sum() - 21.455) ** 2
+
+    expected = [
+        (penalty(bits + step) - penalty(bits - step)) / 2e-3
+        for step in 1e-3 * torch.eye(3, dtype=torch.float64)
+    ]
+    assert press(bits, [budget], 0.1).tolist() == pytest.approx(expected)
+    assert press(bits, [Budget(table, 1e12)], 0.1).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_share_too_much_of_any_budget_presses_alike():
+    bits = SPACE.uniform(5)
+    found = [
+        press(bits, [Budget(table, table.total(bits) / 1.1)], 0.1) @ bits.double()
+        for table in (
+            linear_table("size", [1.0] * len(bits)),
+            linear_table("size", [1e9] * len(bits)),
+        )
+    ]
+    assert found[0] == pytest.approx(float(found[1]))
+
+
+def test_widths_begin_one_above_and_stay_in_the_last_tenth(monkeypatch):
+    begun = qvit._begin(VIT, SPACE, budgets_of(4))
+    assert begun.bits.tolist() == [5.0] * len(SPACE.choices)
+    moves = []
+    monkeypatch.setattr(qvit._Widths, "move", lambda self, bits, share: moves.append(share))
+    assert trained().tolist() == [5.0] * len(SPACE.choices)
+    assert len(moves) == 9
+    assert moves == sorted(moves, reverse=True)
+    assert moves[0] == 1
+
+
+@pytest.mark.parametrize("penalty", [0.1, None], ids=["penalty", "hdx"])
+def test_budgets_are_met(penalty):
+    budgets = budgets_of(4)
+    found = find_by_training(VIT, SPACE, sample(), budgets, replace(FEW, penalty=penalty), seed=0)
+    assert found.dtype == torch.int64
+    assert meets(budgets, found)
+    assert hold(budgets, found)
+    assert len(found.unique()) > 1
+
+
+@pytest.mark.parametrize("penalty", [0.1, None], ids=["penalty", "hdx"])
+def test_budgets_pull_costs_down(penalty):
+    tight, loose = [Budget(BITOPS, BITOPS.total(SPACE.uniform(bits))) for bits in (4, 5)]
+    start = BITOPS.total(SPACE.uniform(5))
+    training = replace(FEW, penalty=penalty)
+    costs = [
+        BITOPS.total(trained([budget], training).round().long())
+        for budget in (tight, replace(loose, limit=10 * start))
+    ]
+    assert costs[0] < 0.95 * start < costs[1]
+
+
+def test_it_repeats_by_its_seed_and_leaves_the_float_model_alone():
+    before = {name: value.clone() for name, value in VIT.state_dict().items()}
+    losses = []
+    first = train_bits(VIT, SPACE, sample(), budgets_of(4), FEW, seed=1, note=losses.append)
+    assert len(losses) == FEW.steps
+    assert torch.equal(first, trained(seed=1))
+    assert not torch.equal(first, trained(seed=2))
+    assert all(torch.equal(value, before[name]) for name, value in VIT.state_dict().items())
+
+
+def test_labels_take_the_place_of_the_float_model():
+    student = qvit._begin(VIT, SPACE, budgets_of(4))
+    student.take(qvit.plan_scheme(VIT.config, SPACE.recipe_of(student.whole_bits())))
+    labels = torch.arange(8) % VIT.config.num_classes
+    known, places = sample(labels), [3, 1, 6]
+    with torch.no_grad():
+        seen = student(known.images[places])
+        theirs = watch(VIT, known.images[places], WatchedFloat())
+        assert torch.equal(theirs.logits, VIT(known.images[places], Float()))
+        teacher = qvit.FloatTeacher(VIT)
+        found = qvit._loss(teacher, student, known, places, FEW)
+        assert torch.equal(found, F.cross_entropy(seen.logits, labels[places]))
+        found = qvit._loss(teacher, student, sample(), places, replace(FEW, heads=3.0))
+        expected = soft_divergence(theirs.logits, seen.logits) + 3 * head_distance(theirs, seen)
+    assert float(found) == pytest.approx(float(expected))
+
+
+def test_weights_and_scales_learn():
+    """At widths that stay, the loss falls."""
+    losses = []
+    training = replace(FEW, steps=12, batch=8, frozen=1.0, rate=1e-3)
+    train_bits(VIT, SPACE, sample(), budgets_of(2), training, seed=0, note=losses.append)
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        pytest.param(Training(steps=15, penalty=0.1), id="penalty"),
+        pytest.param(Training(), id="hdx", marks=pytest.mark.slow),
+    ],
+)
+def test_on_a_real_model_bits_go_where_they_matter(training):
+    """KL of demo_vit at the size and BitOps of W3A3, on other pictures than those it was trained on."""
+    source = zoo.resolve("demo_vit")
+    vit = read_model(zoo.load(source), source.pretrained_cfg)
+    preset = Recipe.preset("qvit", weight_bits=3, activation_bits=3).with_open_ends()
+    space = Space.of(vit.config, preset)
+    limits = {
+        name: make_cost_table(name, vit.config, space, None).whole(space.usual(3))
+        for name in ("size", "bitops")
+    }
+    space, budgets = begin(vit.config, preset_starts("qvit", limits), limits)
+    images = draw_pictures(vit.config, 72, torch.Generator().manual_seed(0))
+    bits = find_by_training(vit, space, Sample(images[:64]), budgets, training, seed=0)
+    assert hold(budgets, bits)
+    searcher = Searcher(vit, space, images[64:], seed=0, settings=Settings())
+    assert searcher.measure(bits) < 0.8 * searcher.measure(space.usual(3))
