@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from qvit import zoo
+from qvit.demo.scenes import render
 from qvit.distillation.divergence import soft_divergence
 from qvit.distillation.heads import head_distance
 from qvit.models.floating import Float
@@ -146,7 +147,9 @@ def test_weights_and_scales_learn():
 
 @pytest.mark.slow
 def test_on_a_real_model_bits_go_where_they_matter():
-    """KL of demo_vit at the size and BitOps of W3A3, on other pictures than those it was trained on."""
+    """KL of demo_vit at the size and BitOps of W3A3, on pictures of what it was made for. On leaves, of which it is
+    trained, its bits need not be better.
+    """
     source = zoo.resolve("demo_vit")
     vit = read_model(zoo.load(source), source.pretrained_cfg)
     preset = Recipe.preset("qvit", weight_bits=3, activation_bits=3).with_open_ends()
@@ -156,8 +159,10 @@ def test_on_a_real_model_bits_go_where_they_matter():
         for name in ("size", "bitops")
     }
     space, budgets = begin(vit.config, preset_starts("qvit", limits), limits)
-    images = draw_pictures(vit.config, 72, torch.Generator().manual_seed(0))
-    bits = find_by_training(vit, space, Sample(images[:64]), budgets, Training(), seed=0)
+    leaves = draw_pictures(vit.config, 128, torch.Generator().manual_seed(0))
+    bits = find_by_training(vit, space, Sample(leaves), budgets, Training(), seed=0)
     assert hold(budgets, bits)
-    searcher = Searcher(vit, space, images[64:], seed=0, settings=Settings())
+    pictures = torch.stack([torch.from_numpy(render(7, i).image) for i in range(100)])
+    images = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+    searcher = Searcher(vit, space, images, seed=0, settings=Settings())
     assert searcher.measure(bits) < 0.8 * searcher.measure(space.usual(3))
