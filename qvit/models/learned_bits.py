@@ -53,7 +53,7 @@ class LearnedBits(FakeQuantized):
         """See Simulated."""
         scale, multiplier = self._student.grid(dense)
         steps = scale.unsqueeze(-1) if multiplier is None else scale.unsqueeze(-1) * multiplier
-        bits = self._weights.get(dense, scale.new_tensor(float(dense.bits)))
+        bits = self._weights.get(dense, scale.new_tensor(float(dense.scheme.weight.bits)))
         codes = learned_bits.weight_codes(dense.weight, steps, bits)
         return Weight(codes, scale, multiplier)
 
@@ -142,8 +142,8 @@ class BitsStudent(nn.Module):
         """
         name, growth = self._tables[dense]
         with torch.no_grad():
-            scale, multiplier = self._model.grid(name, dense.bits)
-        return scale * growth[dense.bits - MIN_BITS].exp(), multiplier
+            scale, multiplier = self._model.grid(name, dense.scheme.weight.bits)
+        return scale * growth[dense.scheme.weight.bits - MIN_BITS].exp(), multiplier
 
     def forward(self, images: Tensor) -> Seen:
         """images: normalised [B, C, H, W]."""
