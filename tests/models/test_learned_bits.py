@@ -105,7 +105,7 @@ def test_settled_widths_stay_and_the_rest_is_trained():
     student(images_for(vit)).logits.square().sum().backward()
     assert student.bits.grad.isfinite().all()
     head = student.vit.head
-    assert head.bits == 8
+    assert head.scheme.weight.bits == 8
     growth = student._tables[head][1]
     assert growth.grad is not None
     assert growth.grad[8 - 2].abs().sum() > 0
