@@ -216,10 +216,10 @@ def test_presets_take_changes_by_name_only():
 
 def test_heads_have_bits_of_their_own():
     recipe = Recipe().override(
-        ["layers.blocks.0.attn.proj=W4,3,2A5", "layers.blocks.1.*.proj = w4,4"]
+        ["layers.blocks.0.attn.proj=W4,3,2A5", "layers.blocks.1.*.proj = w4,4,4"]
     )
     assert recipe.layer_bits("blocks.0.attn.proj") == ((4, 3, 2), 5)
-    assert recipe.layer_bits("blocks.1.attn.proj") == ((4,), 8)  # all alike is one number
+    assert recipe.layer_bits("blocks.1.attn.proj") == ((4, 4, 4), 8)
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
     again = Recipe().override([f"layers.{name}={text}" for name, text in recipe.layers.items()])
     assert again == recipe

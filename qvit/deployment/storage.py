@@ -31,6 +31,7 @@ from qvit_kernels.reference import largest_multiplier
 WEIGHTS = "model.safetensors"
 AGAIN = "quantize the model again with `qvit quantize`, or fetch the folder anew"
 _METADATA = {"format": "pt"}
+_LARGEST = 127  # code
 _DTYPES = {"U8": torch.uint8, "F32": torch.float32}
 
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -152,6 +153,8 @@ def _fill(model: ViT, read: Callable[[str], Tensor], path: Path) -> None:
         weight, rows = dense.scheme.weight, dense.out_features
         shape = rows, dense.in_features
         codes = _unpack(read(f"{name}.weight_packed"), shape, weight, weight.slices)
+        if codes.amin() < -_LARGEST:  # none that is written, and its negative is no int8
+            raise InputError(f"{path}: {name} has codes beyond {_LARGEST}; {AGAIN}")
         multiplier = None
         if dense.weight_multiplier is not None:
             packed, shape = read(f"{name}.weight_multiplier_packed"), dense.weight_multiplier.shape

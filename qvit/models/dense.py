@@ -131,7 +131,7 @@ class IntegerDense(nn.Module):
         if self.scheme.container_bits == 4:
             self.codes.copy_(packing.pack_int4(codes))
         else:
-            self.codes.copy_(Weight(codes, self.weight_scale, self.weight_multiplier).integers())
+            self.codes.copy_(Weight(codes, self.weight_scale, multiplier).integers())
 
     @property
     def stored(self) -> Weight:

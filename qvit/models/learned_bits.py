@@ -22,13 +22,13 @@ from qvit.models.vit import Attention, PatchEmbed
 from qvit.models.watching import Watching, watch
 from qvit.quant import learned_bits
 from qvit.quant.schemes import ModelScheme
+from qvit.quant.slices import code_limits
 from qvit.recipe import MAX_BITS, MIN_BITS
 from qvit_kernels import reference
 from qvit_kernels.reference import Weight
 
-Widths = Mapping[
-    nn.Module, Tensor
-]  # whole numbers, []; modules that are not there have their scheme's
+# Whole numbers, []; modules that are not there keep what their scheme says.
+Widths = Mapping[nn.Module, Tensor]
 
 
 class LearnedBits(FakeQuantized):
@@ -53,8 +53,12 @@ class LearnedBits(FakeQuantized):
         """See Simulated."""
         scale, multiplier = self._student.grid(dense)
         steps = scale.unsqueeze(-1) if multiplier is None else scale.unsqueeze(-1) * multiplier
-        bits = self._weights.get(dense, scale.new_tensor(float(dense.scheme.weight.bits)))
-        codes = learned_bits.weight_codes(dense.weight, steps, bits)
+        if dense in self._weights:
+            codes = learned_bits.weight_codes(dense.weight, steps, self._weights[dense])
+        else:
+            limits = code_limits(dense.scheme.weight, steps)
+            grouped = dense.weight.unflatten(-1, (steps.shape[-1], -1))
+            codes = reference.quantize(grouped, steps.unsqueeze(-1), *limits).flatten(-2)
         return Weight(codes, scale, multiplier)
 
     def quantize(self, x: Tensor, to: Dense) -> Any:

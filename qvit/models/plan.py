@@ -113,7 +113,7 @@ def _attention(name: str, recipe: Recipe) -> AttentionScheme:
 def _linear(name: str, width: int, config: ViTConfig, recipe: Recipe) -> LinearScheme:
     weight_bits, bits = recipe.layer_bits(name)
     weight = _weight(width, min(weight_bits), recipe)
-    if len(weight_bits) > 1:
+    if len(set(weight_bits)) > 1:
         weight = _sliced(weight, weight_bits, config, name)
     transform, group = 0, 0
     if name == _PATCHES:
@@ -149,14 +149,17 @@ def _weight(width: int, bits: int, recipe: Recipe) -> Scheme:
     )
 
 
+_GROUP = 64  # columns
+
+
 def _sliced(weight: Scheme, bits: tuple[int, ...], config: ViTConfig, name: str) -> Scheme:
     """The weight with bits for each head's slice; it has groups as that with the fewest bits has them. A head's columns
-    are whole groups, one where there are none.
+    are whole groups: of the largest size up to 64 that divides them where the recipe has none, as kernels have tiles.
     """
     rows, _ = config.head_slices(name)
     if rows > 1:
         return replace(weight, bits=max(bits), rows=bits)
-    group = math.gcd(weight.group, config.head_dim)
+    group = math.gcd(weight.group or _GROUP, config.head_dim)
     granularity = Granularity.GROUP
     return replace(weight, bits=max(bits), columns=bits, group=group, granularity=granularity)
 

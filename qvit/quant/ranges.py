@@ -88,7 +88,7 @@ def _share_scale(grouped: Tensor, steps: Tensor, scheme: Scheme, trials: int) ->
     largest = (steps.abs() * (highest / limit)).amax(-1, keepdim=True)
     best_scale, best = largest / highest, torch.ones_like(steps)
     least = torch.full_like(largest, torch.inf)
-    for top in range(highest, highest - max(trials, 1), -1):
+    for top in range(highest, max(highest - max(trials, 1), 0), -1):
         scale = largest / top
         ratio = steps.abs() / scale
         above = _with_sign(ratio.ceil(), steps, limit)

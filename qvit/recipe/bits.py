@@ -20,17 +20,11 @@ _BITS = re.compile(r"(?:W(\d+(?:,\d+)*))?\s*(?:A(\d+))?", re.IGNORECASE)
 class Bits:
     """What a recipe says of a layer. weights, activations: None where that is left to the rest of the recipe.
 
-    weights: Of the slices that belong to attention heads, in order; one number where all have the same.
+    weights: Of the slices that belong to attention heads, in order, or one number for all.
     """
 
     weights: tuple[int, ...] | None = None
     activations: int | None = None
-
-    def __post_init__(self) -> None:
-        if (
-            self.weights and len(set(self.weights)) == 1
-        ):  # heads that are alike need no numbers of their own
-            object.__setattr__(self, "weights", self.weights[:1])
 
     def __str__(self) -> str:
         """As `read_bits` reads it: "W4A8", "W4,4,3A4", "A8"."""

@@ -52,8 +52,9 @@ class Space:
         heads: bool = False,
     ) -> "Space":
         """All choices of a model that its recipe's `layers` leave open; only those of weights, or of activations, where
-        the others are settled; of weights those of every attention head, or of whole layers. Raises UsageError where
-        none is left.
+        the others are settled; of weights those of every attention head, or of whole layers, as all searches here have
+        them: with bits of heads KL of three-bit models was larger (benchmarks/README.md). Raises UsageError where none
+        is left.
         """
         attentions = [f"blocks.{i}.attn" for i in range(config.depth)]
         choices = []
@@ -113,10 +114,10 @@ class Space:
         return {name: str(self._bits(name, kinds)) for name, kinds in found.items()}
 
     def _bits(self, name: str, kinds: Mapping[str, Sequence[int]]) -> Bits:
-        """Of a layer with these, by kind: of weights those of all or of every head."""
+        """Of a layer with these, by kind: of weights those of every head, or one number where all are alike."""
         settled = find_bits(self.recipe.layers, name)
         return Bits(
-            tuple(kinds["W"]) if "W" in kinds else settled.weights,
+            _alike(kinds["W"]) if "W" in kinds else settled.weights,
             kinds["A"][0] if "A" in kinds else settled.activations,
         )
 
@@ -126,3 +127,8 @@ class Space:
         # at the end, where no pattern before them has its way
         kept = {name: text for name, text in self.recipe.layers.items() if name not in found}
         return replace(self.recipe, layers=kept | found)
+
+
+def _alike(bits: Sequence[int]) -> tuple[int, ...]:
+    """One number for all of them, where it is."""
+    return tuple(bits) if len(set(bits)) > 1 else (bits[0],)

@@ -121,6 +121,8 @@ def train_bits(
 
 def _begin(vit: ViT, space: Space, budgets: Sequence[Budget]) -> BitsStudent:
     """All widths one above those of the largest allocation without a search that meets the budgets."""
+    if space.heads:
+        raise ValueError("bits of heads are not trained: give a space of whole layers")
     config = vit.config
     plain = first_within(budgets, space.plain())
     start = (space.uniform(MIN_BITS) if plain is None else plain) + 1

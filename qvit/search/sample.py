@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qvit.errors import UsageError
 from qvit.models.config import ViTConfig
 from qvit.recipe import Recipe
 from qvit.synthesis.folder import UserImages
@@ -26,12 +27,17 @@ class Sample:
 def draw_sample(config: ViTConfig, recipe: Recipe, cfg: Mapping[str, Any]) -> Sample:
     """Images for a model by its recipe; cfg: timm's, for the preprocessing of the user's.
 
-    Raises InputError for the user's images where they cannot be read, or their classes are not the model's.
+    Raises InputError for the user's images where they cannot be read, or their classes are not the model's, and
+    UsageError for labels where it has none.
     """
     settings = recipe.synthesis
     if settings is None or not settings.images_read:
         generator = torch.Generator().manual_seed(recipe.seed)
         return Sample(draw_pictures(config, _LEAVES, generator))
+    if settings.labelled and not config.num_classes:
+        raise UsageError(
+            "the model has no classes for labels to be of: leave out synthesis.labelled=true"
+        )
     images, labels = UserImages(settings, cfg, config.num_classes).read(range(settings.images_read))
     return Sample(images, labels if settings.labelled else None)
 

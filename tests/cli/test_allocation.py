@@ -10,7 +10,7 @@ from qvit import zoo
 from qvit.cli import run
 from qvit.cli.quantities import read_quantity
 from qvit.errors import UsageError
-from qvit.search.qvit import Training
+from qvit.search.qvit import Training, find_by_training
 
 SETTLED = [
     word
@@ -93,6 +93,11 @@ def test_an_impossible_budget_is_refused_before_the_weights_are_read(
 @pytest.mark.parametrize("labelled", [False, True], ids=["float model", "labels"])
 def test_bits_that_are_trained(tiny_model, tiny_images, tmp_path, capsys, monkeypatch, labelled):
     monkeypatch.setattr("qvit.search.run.Training", partial(Training, steps=3, batch=4))
+    samples = []
+    monkeypatch.setattr(
+        "qvit.search.run.find_by_training",
+        lambda *args, **options: samples.append(args[2]) or find_by_training(*args, **options),
+    )
     monkeypatch.setattr("qvit.search.sample._LEAVES", 8)
     command = ["quantize", str(tiny_model), "--bits", "auto", "--bit-search", "qvit", "-q"]
     command += ["--json", "--max-bitops", "30M"]
@@ -110,7 +115,7 @@ def test_bits_that_are_trained(tiny_model, tiny_images, tmp_path, capsys, monkey
     found = json.loads(capsys.readouterr().out)["search"]
     assert found["method"] == "qvit"
     assert found["bitops"]["found"] <= 30e6
-    assert found["kl"] <= found["kl_uniform"]  # three steps may find nothing better
+    assert [s.labels is not None for s in samples] == [labelled]  # trained once, on these
     assert run(["info", str(out), "--json"]) == 0
 
 

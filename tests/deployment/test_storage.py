@@ -156,3 +156,17 @@ def test_multipliers_that_the_bits_of_their_head_do_not_allow_are_refused(tmp_pa
     storage.save_weights(model, tmp_path)
     with pytest.raises(InputError, match=r"blocks\.0\.attn\.proj has multipliers beyond 1 to 63"):
         storage.load_weights(tmp_path, emptied(VIT, recipe))
+
+
+def test_a_code_without_a_negative_is_refused(tmp_path):
+    recipe = Recipe.preset("plain", weight_bits=8, activation_bits=8)
+    model = emptied(VIT, recipe)
+    any_codes(model)
+    storage.save_weights(model, tmp_path)
+    storage.load_weights(tmp_path, emptied(VIT, recipe))
+    fc1 = model.get_submodule("blocks.0.mlp.fc1")
+    assert isinstance(fc1, IntegerDense)
+    fc1.codes[3, 5] = -128
+    storage.save_weights(model, tmp_path)
+    with pytest.raises(InputError, match=r"blocks\.0\.mlp\.fc1 has codes beyond 127"):
+        storage.load_weights(tmp_path, emptied(VIT, recipe))

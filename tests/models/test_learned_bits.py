@@ -18,13 +18,14 @@ FC1 = "blocks.0.mlp.fc1"
 
 def switchable(vit, space):
     schemes = {b: plan_scheme(vit.config, space.recipe_of(space.uniform(b))) for b in WIDTHS}
-    return SwitchableModel(fold(vit, plan_scheme(vit.config, RECIPE), seed=0), schemes, "mse")
+    folded = fold(vit, plan_scheme(vit.config, space.recipe), seed=0)
+    return SwitchableModel(folded, schemes, "mse")
 
 
-def begun(shape="three heads"):
+def begun(shape="three heads", recipe=RECIPE):
     """A student at drawn widths, and what it was made of."""
     vit = float_vit(shape)
-    space = Space.of(vit.config, RECIPE)
+    space = Space.of(vit.config, recipe)
     torch.manual_seed(0)
     bits = torch.randint(2, 9, (len(space.choices),))
     choices = [(choice.layer, choice.kind) for choice in space.choices]
@@ -41,9 +42,20 @@ def move(student, space, place, width):
     student.take(scheme)
 
 
-@pytest.mark.parametrize("shape", ["three heads", "QK-norm", "registers", "no head"])
-def test_it_computes_what_an_allocation_does(shape):
-    student, vit, space, bits = begun(shape)
+HEADS = RECIPE.override(
+    ["layers.blocks.*.attn.proj=W8,2,3", "layers.blocks.*.attn.qkv=W2,4,3,4,2,4,3,4,2"]
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "recipe"),
+    [
+        *(("three heads", r) for r in (RECIPE, HEADS)),
+        *((shape, RECIPE) for shape in ("QK-norm", "registers", "no head")),
+    ],
+)
+def test_it_computes_what_an_allocation_does(shape, recipe):
+    student, vit, space, bits = begun(shape, recipe)
     model = switchable(vit, space)
     model.take(plan_scheme(vit.config, space.recipe_of(bits)))
     images = images_for(vit)

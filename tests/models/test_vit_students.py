@@ -139,9 +139,9 @@ def test_scales_of_heads_move_as_those_of_their_bits():
         for scale in (attn.qkv.weight_scale, attn.proj.weight_scale):  # pyright: ignore[reportAttributeAccessIssue]
             scale.sum().backward()  # a gradient of one, which the hook multiplies
             found.append(scale.grad)
-        return found
+        return [*found, attn.proj.weight_multiplier]  # pyright: ignore[reportAttributeAccessIssue]
 
-    mixed, (four, _), (two, _) = (
+    mixed, (four, *_), (two, *_) = (
         factors("4,2,4,2,4,2,4,2,4", "8,2,4"),
         factors("4", "4"),
         factors("2", "4"),
@@ -150,7 +150,10 @@ def test_scales_of_heads_move_as_those_of_their_bits():
     assert torch.equal(rows[::2].flatten(), four[:160])
     assert torch.equal(rows[1::2].flatten(), two[:128])
     assert two[0] > four[0] > 0
+    # 1 / sqrt(weights a scale * largest code, the mean of 127, 1 and 7), over the mean square of the multipliers
     assert len(mixed[1].unique()) == 1
+    assert mixed[1][0] < (96 * 45) ** -0.5
+    assert torch.allclose(mixed[1] * mixed[2].square().mean(), torch.tensor((96 * 45) ** -0.5))
 
 
 def test_a_student_whose_heads_differ_is_trained():

@@ -10,6 +10,7 @@ from qvit import zoo
 from qvit.demo.scenes import render
 from qvit.distillation.divergence import soft_divergence
 from qvit.distillation.heads import head_distance
+from qvit.errors import UsageError
 from qvit.models.floating import Float
 from qvit.models.timm_import import read_model
 from qvit.models.watching import WatchedFloat, watch
@@ -20,7 +21,7 @@ from qvit.search.budgets import Budget, hold, meets
 from qvit.search.costs import bitops_table, size_table
 from qvit.search.descent import Searcher, Settings
 from qvit.search.qvit import Training, find_by_training, press, train_bits
-from qvit.search.sample import Sample
+from qvit.search.sample import Sample, draw_sample
 from qvit.search.start import begin, make_cost_table, preset_starts
 from qvit.synthesis.leaves import draw_pictures
 from tests.search.test_descent import linear_table
@@ -166,3 +167,16 @@ def test_on_a_real_model_bits_go_where_they_matter():
     images = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
     searcher = Searcher(vit, space, images, seed=0, settings=Settings())
     assert searcher.measure(bits) < 0.8 * searcher.measure(space.usual(3))
+
+
+def test_heads_are_refused():
+    space = Space.of(VIT.config, RECIPE, heads=True)
+    with pytest.raises(ValueError, match="whole layers"):
+        train_bits(VIT, space, sample(), [Budget(size_table(VIT.config, space), 1e9)], FEW, seed=0)
+
+
+def test_labels_need_classes():
+    recipe = RECIPE.override(["synthesis=folder", "synthesis.data=nowhere", "synthesis.images=4"])
+    config = replace(VIT.config, num_classes=0)
+    with pytest.raises(UsageError, match="no classes"):
+        draw_sample(config, recipe, {})
