@@ -25,11 +25,12 @@ from benchmarks.searching.table import paired_difference  # noqa: E402
 from benchmarks.sources import DEMO, source  # noqa: E402
 from qvit import evaluation  # noqa: E402
 from qvit.models.plan import name_scheme, plan_scheme  # noqa: E402
+from qvit.models.timm_import import read_shape  # noqa: E402
 from qvit.recipe import Recipe  # noqa: E402
 from qvit.search.allocation import Space  # noqa: E402
 from qvit.search.budgets import Budget  # noqa: E402
 from qvit.search.descent import Searcher  # noqa: E402
-from qvit.search.run import make_searcher, read_shape  # noqa: E402
+from qvit.search.run import make_searcher  # noqa: E402
 from qvit.search.start import begin, make_cost_table, preset_starts  # noqa: E402
 
 IMAGES = 400

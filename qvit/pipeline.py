@@ -31,7 +31,7 @@ from qvit.models.dense import IntegerDense
 from qvit.models.folding import fold
 from qvit.models.plan import name_scheme, plan_scheme
 from qvit.models.rounding import round_weights
-from qvit.models.timm_import import read_config, read_model
+from qvit.models.timm_import import read_config, read_model, read_shape
 from qvit.models.vit import ViT
 from qvit.models.vit_students import SimulatedStudent
 from qvit.quant.schemes import ModelScheme
@@ -65,7 +65,7 @@ def quantize(
     check_target(out, overwrite=overwrite, is_ours=checkpoint.is_checkpoint)
     _check_recipe(recipe)
     optional = recipe.weights.rounding != "nearest", recipe.distillation is not None
-    plan_scheme(_read_shape(source), recipe)  # refuses before weights are fetched
+    plan_scheme(read_shape(source), recipe)  # refuses before weights are fetched
     stages = _Stages(progress, 5 + _makes_images(recipe) + sum(optional))
     with stages("load"):
         weights = zoo.fetch(source)
@@ -239,11 +239,6 @@ def plan(
         **({} if rounding is None else {"rounding": rounding}),
         **({} if training is None else {"training": training}),
     }
-
-
-def _read_shape(source: Source) -> ViTConfig:
-    with torch.device("meta"):
-        return read_config(zoo.build(source), source.pretrained_cfg)
 
 
 def _images_read(recipe: Recipe) -> int:

@@ -12,11 +12,13 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from qvit import zoo
 from qvit.errors import UsageError
 from qvit.models.config import ViTConfig
 from qvit.models.dense import Dense
 from qvit.models.validity import POOLS
 from qvit.models.vit import ViT
+from qvit.zoo import Source
 
 SUPPORTED = (
     "plain ViT and DeiT blocks of timm's VisionTransformer: deit*, deit3*, vit_* (augreg, clip, dinov2, "
@@ -30,6 +32,12 @@ def read_model(model: nn.Module, pretrained_cfg: Mapping[str, Any]) -> ViT:
     vit = ViT(config, None, Dense)
     vit.load_state_dict(_weights(model, vit), strict=True)
     return vit.eval()
+
+
+def read_shape(source: Source) -> ViTConfig:
+    """The shape of a source's model, without weights. Raises UsageError for one that is no plain ViT."""
+    with torch.device("meta"):
+        return read_config(zoo.build(source), source.pretrained_cfg)
 
 
 def read_config(model: nn.Module, pretrained_cfg: Mapping[str, Any]) -> ViTConfig:

@@ -7,9 +7,8 @@ import torch
 from tqdm import tqdm
 
 from qvit import zoo
-from qvit.models.config import ViTConfig
 from qvit.models.plan import name_scheme, plan_scheme
-from qvit.models.timm_import import read_config, read_model
+from qvit.models.timm_import import read_model, read_shape
 from qvit.models.vit import ViT
 from qvit.recipe import Recipe
 from qvit.search.allocation import Space
@@ -188,12 +187,6 @@ def _searcher(vit: ViT, space: Space) -> Searcher:
     seed = space.recipe.seed
     images = draw_pictures(vit.config, IMAGES, torch.Generator().manual_seed(seed))
     return Searcher(vit, space, images, seed=seed, settings=Settings())
-
-
-def read_shape(source: Source) -> ViTConfig:
-    """The shape of a source's model, without weights. Raises UsageError for one that is no plain ViT."""
-    with torch.device("meta"):
-        return read_config(zoo.build(source), source.pretrained_cfg)
 
 
 def _circumstances(table: CostTable, place: Place | None) -> dict[str, Any]:
