@@ -24,10 +24,8 @@ from qvit.evaluation import Predictions
 from qvit.recipe import Recipe
 
 IMAGES_FROM = {VIT_TINY: "imagenet/train, odd classes", DEMO: f"rendered, series {DEV_SEED}"}
-BOTH = (
-    EVEN,
-    ODD,
-)  # halves of the ViT-Tiny's classes: 1000 images, where nothing was calibrated with real ones
+# Halves of the ViT-Tiny's classes: 1000 images, where nothing was calibrated with real ones.
+BOTH = EVEN, ODD
 _PICTURES = 1000
 
 

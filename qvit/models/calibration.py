@@ -4,6 +4,7 @@ The one activation range that is not dynamic, that of the pixels, is known: 8 bi
 """
 
 import torch
+from torch import Tensor
 
 from qvit.models.dense import Dense
 from qvit.models.folding import per_column
@@ -32,6 +33,11 @@ def center_pixels(embed: PatchEmbed) -> None:
 
     In place, once: the bias is that of the float weight before.
     """
-    quantized = embed.proj.quantized_weight().values()
-    offsets = per_column(embed.offset, embed)
-    embed.proj.bias.add_(((embed.proj.weight - quantized) * offsets).sum(1))
+    embed.proj.bias.add_(pixel_shift(embed, embed.proj.quantized_weight().values()))
+
+
+def pixel_shift(embed: PatchEmbed, quantized: Tensor) -> Tensor:
+    """What a bias [N] lacks where the offset of the pixels goes through the quantized weight [N, K], and not the float
+    one.
+    """
+    return ((embed.proj.weight - quantized) * per_column(embed.offset, embed)).sum(1)

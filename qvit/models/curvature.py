@@ -22,15 +22,15 @@ import torch
 from torch import Tensor
 
 from qvit.models.dense import Dense
+from qvit.models.fake_quantized import transformed
 from qvit.models.floating import Float
 from qvit.models.folding import per_column
 from qvit.models.switching import SwitchableModel
 from qvit.models.vit import Attention, PatchEmbed
 from qvit.quant.ranges import Grid
 from qvit.quant.schemes import Scheme
-from qvit.quant.slices import code_limits
+from qvit.quant.slices import quantize_weight
 from qvit_kernels import reference
-from qvit_kernels.reference import BlockTransform
 
 # A layer and "W", its weights, or "A", its input or an attention's operands; of weights, also "W" and the number of a
 # head's slice.
@@ -40,13 +40,14 @@ Key = tuple[str, str] | tuple[str, str, int]
 class Curvature(Float):
     """Computes in float, and in the backward pass sums (g . e)^2 / 2 of every tensor and width, over rows and images.
 
-    bits: The widths. found: The sums, fp64 [widths], by layer and kind; every backward pass adds to them.
+    bits: The widths. heads: Whether weights of heads are summed by themselves, too. found: The sums, fp64 [widths], by
+    layer and kind; every backward pass adds to them.
     """
 
-    def __init__(self, model: SwitchableModel, bits: Sequence[int]) -> None:
+    def __init__(self, model: SwitchableModel, bits: Sequence[int], *, heads: bool = False) -> None:
         self._model = model
         self._names = {module: name for name, module in model.vit.named_modules()}
-        self._bits = tuple(bits)
+        self._bits, self._heads = tuple(bits), heads
         self.found: dict[Key, Tensor] = {}
 
     def embed(self, images: Tensor, embed: PatchEmbed) -> Tensor:
@@ -63,7 +64,7 @@ class Curvature(Float):
 
     def transform(self, x: Tensor, to: Dense) -> Tensor:
         """See Float."""
-        found = _turn(x, to.transform)
+        found = transformed(x, to.transform)
         name = self._names[to]
         schemes = [self._model.scheme(name, bits).input for bits in self._bits]
 
@@ -118,7 +119,8 @@ class Curvature(Float):
             scheme = self._model.scheme(name, bits)
             error = _weight_error(dense.weight, self._model.grid(name, bits), scheme.weight)
             self._add((name, "W"), place, torch.linalg.vecdot(moments, error))
-            for head, part in enumerate(self._by_head(name, moments, error)):
+            parts = self._by_head(name, moments, error) if self._heads else ()
+            for head, part in enumerate(parts):
                 self._add((name, "W", head), place, part)
 
     def _by_head(self, name: str, moments: Tensor, error: Tensor) -> Sequence[Tensor]:
@@ -163,22 +165,10 @@ class Curvature(Float):
         self.found[key][place] += 0.5 * float(rows.square().sum(dtype=torch.float64))
 
 
-def _turn(x: Tensor, transform: BlockTransform | None) -> Tensor:
-    """As reference.block_transform, by a matrix product, in whose sums no order is kept: a fifth of the time."""
-    if transform is None:
-        return x
-    signs, block = transform
-    matrix = reference.block_transform(torch.eye(block), BlockTransform(torch.ones(block), block))
-    return ((x * signs).unflatten(-1, (-1, block)) @ matrix.to(x)).flatten(-2)
-
-
 def _weight_error(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
-    steps = grid.scale.unsqueeze(-1)
-    steps = steps if grid.multiplier is None else steps * grid.multiplier
-    grouped = weight.unflatten(-1, (steps.shape[1], -1))
-    limits, steps = code_limits(scheme, steps), steps.unsqueeze(-1)
-    codes = reference.quantize(grouped, steps, *limits)
-    return (codes * steps - grouped).flatten(1)
+    steps = grid.steps()
+    codes = quantize_weight(weight, steps, scheme).unflatten(-1, (steps.shape[1], -1))
+    return (codes * steps.unsqueeze(-1)).flatten(1) - weight
 
 
 def measure_curvature(
@@ -188,12 +178,13 @@ def measure_curvature(
     *,
     batch: int,
     generator: torch.Generator,
+    heads: bool = False,
 ) -> dict[Key, Tensor]:
     """The divergence that each width of each tensor causes alone, fp64 [widths], nats, a mean over images [N, C, H, W].
 
-    batch: Of the images at a time. generator: Of the signs, one of every image and class.
+    batch: Of the images at a time. generator: Of the signs, one of every image and class. heads: As Curvature's.
     """
-    run = Curvature(model, bits)
+    run = Curvature(model, bits, heads=heads)
     for some in images.split(batch):
         logits = model.vit(some, run)
         roots = logits.detach().softmax(-1).sqrt()

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qvit.quant.ranges import Grid
 from qvit.quant.schemes import LinearScheme
-from qvit.quant.slices import Limits, code_limits
+from qvit.quant.slices import Limits, code_limits, quantize_weight
 from qvit_kernels import packing
-from qvit_kernels.reference import BlockTransform, Weight, quantize
+from qvit_kernels.reference import BlockTransform, Weight
 
 
 class Dense(nn.Module):
@@ -49,8 +50,7 @@ class Dense(nn.Module):
     def steps(self) -> Tensor:
         """The step of every group of columns, fp32 [N, G]; G is 1 without groups."""
         assert self.weight_scale is not None
-        steps = self.weight_scale.unsqueeze(-1)
-        return steps if self.weight_multiplier is None else steps * self.weight_multiplier
+        return Grid(self.weight_scale, self.weight_multiplier).steps()
 
     def limits(self) -> Limits:
         """The smallest and the largest code: numbers, or what broadcasts to the weight by groups, [N, G, K / G]."""
@@ -68,9 +68,8 @@ class Dense(nn.Module):
 
     def codes_of(self, weight: Tensor) -> Tensor:
         """Codes that weights [..., N, K] have on this grid, as whole-numbered floats, differentiable."""
-        steps = self.steps()
-        grouped = weight.unflatten(-1, (steps.shape[-1], -1))
-        return quantize(grouped, steps.unsqueeze(-1), *self.limits()).flatten(-2)
+        assert self.scheme is not None
+        return quantize_weight(weight, self.steps(), self.scheme.weight)
 
 
 class IntegerDense(nn.Module):

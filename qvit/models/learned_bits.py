@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qvit.models.calibration import pixel_shift
 from qvit.models.dense import Dense
 from qvit.models.fake_quantized import (
     FakeQuantized,
@@ -15,14 +16,14 @@ from qvit.models.fake_quantized import (
     transformed,
     without_autocast,
 )
-from qvit.models.folding import per_column
 from qvit.models.student import Seen
 from qvit.models.switching import SwitchableModel
 from qvit.models.vit import Attention, PatchEmbed
 from qvit.models.watching import Watching, watch
 from qvit.quant import learned_bits
+from qvit.quant.ranges import Grid
 from qvit.quant.schemes import ModelScheme
-from qvit.quant.slices import code_limits
+from qvit.quant.slices import quantize_weight
 from qvit.recipe import MAX_BITS, MIN_BITS
 from qvit_kernels import reference
 from qvit_kernels.reference import Weight
@@ -45,21 +46,18 @@ class LearnedBits(FakeQuantized):
         codes = reference.quantize_pixels(images, embed.gain, embed.offset)
         patches = reference.unfold_patches(codes, embed.patch)
         weight = self.weight_of(embed.proj).values()
-        moved = ((embed.proj.weight - weight) * per_column(embed.offset, embed)).sum(1)
+        bias = embed.proj.bias + pixel_shift(embed, weight)
         with without_autocast(patches):
-            return F.linear(patches, weight, embed.proj.bias + moved)
+            return F.linear(patches, weight, bias)
 
     def weight_of(self, dense: Dense) -> Weight:
         """See Simulated."""
-        scale, multiplier = self._student.grid(dense)
-        steps = scale.unsqueeze(-1) if multiplier is None else scale.unsqueeze(-1) * multiplier
+        grid = self._student.grid(dense)
         if dense in self._weights:
-            codes = learned_bits.weight_codes(dense.weight, steps, self._weights[dense])
+            codes = learned_bits.weight_codes(dense.weight, grid.steps(), self._weights[dense])
         else:
-            limits = code_limits(dense.scheme.weight, steps)
-            grouped = dense.weight.unflatten(-1, (steps.shape[-1], -1))
-            codes = reference.quantize(grouped, steps.unsqueeze(-1), *limits).flatten(-2)
-        return Weight(codes, scale, multiplier)
+            codes = quantize_weight(dense.weight, grid.steps(), dense.scheme.weight)
+        return Weight(codes, *grid)
 
     def quantize(self, x: Tensor, to: Dense) -> Any:
         """See Simulated."""
@@ -134,20 +132,17 @@ class BitsStudent(nn.Module):
 
     def take(self, scheme: ModelScheme) -> None:
         """Go on with groups and transforms of this scheme, which has the widths in use."""
-        for dense, (name, _) in self._tables.items():
-            dense.scheme = scheme.linears[name]
-        for name, module in self.vit.named_modules():
-            if isinstance(module, Attention):
-                module.scheme = scheme.attentions[name]
+        self._model.follow(scheme)
 
-    def grid(self, dense: Dense) -> tuple[Tensor, Tensor | None]:
-        """The learned scale, fp32 [N], and the multipliers of a Linear at its width. A width's scales begin where they
-        are best for the weights at its first use.
+    def grid(self, dense: Dense) -> Grid:
+        """The learned scales and the multipliers of a Linear at its width. A width's scales begin where they are best
+        for the weights at its first use.
         """
         name, growth = self._tables[dense]
+        bits = dense.scheme.weight.bits
         with torch.no_grad():
-            scale, multiplier = self._model.grid(name, dense.scheme.weight.bits)
-        return scale * growth[dense.scheme.weight.bits - MIN_BITS].exp(), multiplier
+            scale, multiplier = self._model.grid(name, bits)
+        return Grid(scale * growth[bits - MIN_BITS].exp(), multiplier)
 
     def forward(self, images: Tensor) -> Seen:
         """images: normalised [B, C, H, W]."""

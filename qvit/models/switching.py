@@ -48,16 +48,21 @@ class SwitchableModel:
             self._grids[name, scheme] = weight_grid(weight, scheme, self._method, self._stride)
         return self._grids[name, scheme]
 
-    def take(self, scheme: ModelScheme) -> None:
-        """Go on with the bits of this scheme; groups and transforms have to be those it was made with."""
+    def follow(self, scheme: ModelScheme) -> None:
+        """Give this scheme to all layers, and leave their grids as they are."""
         for name, dense in self._linears.items():
             dense.scheme = scheme.linears[name]
-            grid = self._grid(name, dense.scheme.weight)
-            assert dense.weight_scale is not None
-            dense.weight_scale.data, dense.weight_multiplier = grid
         for name, module in self.vit.named_modules():
             if isinstance(module, Attention):
                 module.scheme = scheme.attentions[name]
+
+    def take(self, scheme: ModelScheme) -> None:
+        """Go on with the bits of this scheme; groups and transforms have to be those it was made with."""
+        self.follow(scheme)
+        for name, dense in self._linears.items():
+            assert dense.weight_scale is not None
+            grid = self._grid(name, dense.scheme.weight)
+            dense.weight_scale.data, dense.weight_multiplier = grid
         embed = self.vit.patch_embed
         embed.proj.bias.data = self._bias.clone()
         center_pixels(embed)

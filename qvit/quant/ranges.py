@@ -36,6 +36,11 @@ class Grid(NamedTuple):
     scale: Tensor
     multiplier: Tensor | None
 
+    def steps(self) -> Tensor:
+        """The step of every group of columns, [N, G]; G is 1 without groups."""
+        steps = self.scale.unsqueeze(-1)
+        return steps if self.multiplier is None else steps * self.multiplier
+
 
 def weight_grid(weight: Tensor, scheme: Scheme, method: str = "mse", stride: int = 1) -> Grid:
     """Scale of each row and, with groups, the multiplier of each group of its columns. weight: fp32 [N, K].

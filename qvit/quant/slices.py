@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qvit.quant.schemes import Granularity, Scheme
 from qvit.recipe import MAX_GROUPED_BITS
-from qvit_kernels.reference import code_range, largest_multiplier
+from qvit_kernels.reference import code_range, largest_multiplier, quantize
 
 Limits = tuple[int | Tensor, int | Tensor]
 
@@ -55,6 +55,14 @@ def code_limits(scheme: Scheme, groups: Tensor) -> Limits:
     """
     low, high = (_by_slice(lambda bits, i=i: code_range(bits)[i], scheme, groups) for i in (0, 1))
     return low, high
+
+
+def quantize_weight(weight: Tensor, steps: Tensor, scheme: Scheme) -> Tensor:
+    """Codes [..., N, K] of weights on the grid of these steps of their groups, [N, G]: whole-numbered floats,
+    differentiable.
+    """
+    grouped = weight.unflatten(-1, (steps.shape[-1], -1))
+    return quantize(grouped, steps.unsqueeze(-1), *code_limits(scheme, steps)).flatten(-2)
 
 
 def multiplier_limits(scheme: Scheme, groups: Tensor) -> Tensor:

@@ -20,6 +20,11 @@ def attention_macs(config: ViTConfig) -> int:
     return tokens**2 * config.num_heads * config.head_dim
 
 
+def count_macs(config: ViTConfig) -> int:
+    """Of a model, for one image."""
+    return sum(linear_macs(config).values()) + 2 * config.depth * attention_macs(config)
+
+
 def count_bitops(config: ViTConfig, scheme: ModelScheme) -> dict[str, int]:
     """BitOps of every Linear and attention for one image, by name.
 

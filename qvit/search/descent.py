@@ -91,6 +91,7 @@ class Searcher:
             _MEASURED,
             batch=self._settings.batch,
             generator=torch.Generator().manual_seed(self._seed),
+            heads=self._space.heads,
         )
         measured = torch.stack([found[choice.key] for choice in self._space.choices])
         return _fill(measured)

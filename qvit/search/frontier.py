@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qvit.models.config import ViTConfig
 from qvit.search.allocation import Space
-from qvit.search.bitops import attention_macs, linear_macs
+from qvit.search.bitops import count_macs
 from qvit.search.budgets import Budget
 from qvit.search.costs import CostTable
 from qvit.search.descent import Searcher
@@ -98,7 +98,8 @@ class Frontier:
 def estimate_seconds(config: ViTConfig, images: int, measurements: int) -> float:
     """How long a search takes that measures so many allocations, at the worst: on one core without AVX-512."""
     shapes = config.linears()
-    macs = sum(linear_macs(config).values()) + 2 * config.depth * attention_macs(config)
     weights = sum(n * k for n, k in shapes.values())
     passes = images * measurements * _PASS_SECONDS
-    return (passes + images * _CURVATURE_SECONDS) * macs / 1e9 + _GRID_SECONDS * weights / 1e6
+    return (passes + images * _CURVATURE_SECONDS) * count_macs(
+        config
+    ) / 1e9 + _GRID_SECONDS * weights / 1e6

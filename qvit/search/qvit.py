@@ -34,8 +34,8 @@ from qvit.models.vit import ViT
 from qvit.models.watching import FloatTeacher
 from qvit.recipe import MAX_BITS, MIN_BITS, Distillation
 from qvit.search.allocation import WIDTHS, Space
-from qvit.search.bitops import attention_macs, linear_macs
-from qvit.search.budgets import Budget, check_budgets, first_within, fit
+from qvit.search.bitops import count_macs
+from qvit.search.budgets import Budget, check_budgets, first_within
 from qvit.search.sample import Sample
 from qvit.search.steering import Steering
 
@@ -64,24 +64,6 @@ class Training:
     frozen: float = 0.1
 
 
-def find_by_training(
-    vit: ViT,
-    space: Space,
-    sample: Sample,
-    budgets: Sequence[Budget],
-    training: Training,
-    *,
-    seed: int,
-    note: Note = lambda loss: None,
-) -> Tensor:
-    """An allocation that meets all budgets, int64 [choices], for a float ViT, which stays as it is.
-
-    seed: Of the order of images. note: Told the loss after each step. Raises UsageError for budgets that nothing meets.
-    """
-    check_budgets(budgets)
-    return fit(train_bits(vit, space, sample, budgets, training, seed=seed, note=note), budgets)
-
-
 def train_bits(
     vit: ViT,
     space: Space,
@@ -92,7 +74,12 @@ def train_bits(
     seed: int,
     note: Note = lambda loss: None,
 ) -> Tensor:
-    """The real-valued widths that training ends with, fp64 [choices]; the rest as in `find_by_training`."""
+    """The real-valued widths that training ends with, fp64 [choices], for a float ViT, which stays as it is.
+    `fit` makes them an allocation that meets all budgets.
+
+    seed: Of the order of images. note: Told the loss after each step. Raises UsageError for budgets that nothing meets.
+    """
+    check_budgets(budgets)
     student = _begin(vit, space, budgets)
     weights = torch.optim.AdamW(_groups(student, training))
     widths = _Widths(student.bits, budgets, training)
@@ -222,5 +209,4 @@ _STEP_SECONDS = 0.9
 
 def estimate_training(config: ViTConfig, training: Training) -> float:
     """How long it takes, in seconds, at the worst: on one core without AVX-512."""
-    macs = sum(linear_macs(config).values()) + 2 * config.depth * attention_macs(config)
-    return training.steps * training.batch * _STEP_SECONDS * macs / 1e9
+    return training.steps * training.batch * _STEP_SECONDS * count_macs(config) / 1e9

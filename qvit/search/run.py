@@ -12,12 +12,12 @@ from qvit.models.timm_import import read_model, read_shape
 from qvit.models.vit import ViT
 from qvit.recipe import Recipe
 from qvit.search.allocation import Space
-from qvit.search.budgets import Budget
+from qvit.search.budgets import Budget, fit
 from qvit.search.costs import CostTable
 from qvit.search.descent import Found, Searcher, Settings
 from qvit.search.frontier import COSTS, MEASUREMENTS, POINTS, Frontier, Point, estimate_seconds
 from qvit.search.latency import Place
-from qvit.search.qvit import Training, estimate_training, find_by_training
+from qvit.search.qvit import Training, estimate_training, train_bits
 from qvit.search.sample import draw_sample, plan_sample
 from qvit.search.start import begin, make_cost_table
 from qvit.synthesis.leaves import draw_pictures
@@ -173,8 +173,8 @@ def _train(source: Source, space: Space, budgets: Sequence[Budget], progress: bo
             bar.set_postfix({"loss": f"{loss:.3g}"}, refresh=False)
             bar.update()
 
-        bits = find_by_training(vit, space, sample, budgets, training, seed=seed, note=note)
-    return _searcher(vit, space).judge(bits, budgets)
+        bits = train_bits(vit, space, sample, budgets, training, seed=seed, note=note)
+    return _searcher(vit, space).judge(fit(bits, budgets), budgets)
 
 
 def make_searcher(source: Source, space: Space) -> Searcher:

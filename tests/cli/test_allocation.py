@@ -10,7 +10,7 @@ from qvit import zoo
 from qvit.cli import run
 from qvit.cli.quantities import read_quantity
 from qvit.errors import UsageError
-from qvit.search.qvit import Training, find_by_training
+from qvit.search.qvit import Training, train_bits
 
 SETTLED = [
     word
@@ -95,8 +95,8 @@ def test_bits_that_are_trained(tiny_model, tiny_images, tmp_path, capsys, monkey
     monkeypatch.setattr("qvit.search.run.Training", partial(Training, steps=3, batch=4))
     samples = []
     monkeypatch.setattr(
-        "qvit.search.run.find_by_training",
-        lambda *args, **options: samples.append(args[2]) or find_by_training(*args, **options),
+        "qvit.search.run.train_bits",
+        lambda *args, **options: samples.append(args[2]) or train_bits(*args, **options),
     )
     monkeypatch.setattr("qvit.search.sample._LEAVES", 8)
     command = ["quantize", str(tiny_model), "--bits", "auto", "--bit-search", "qvit", "-q"]

@@ -85,7 +85,7 @@ def test_every_choice_is_heard_at_every_width():
     model = switchable()
     generator = torch.Generator().manual_seed(0)
     images = images_for(model.vit)
-    found = measure_curvature(model, images, range(2, 9), batch=3, generator=generator)
+    found = measure_curvature(model, images, range(2, 9), batch=3, generator=generator, heads=True)
     linears = model.vit.config.linears()
     inputs = {(name, "A") for name in linears if name != "patch_embed.proj"}
     weights = {(name, "W") for name in linears}
@@ -102,7 +102,7 @@ def test_losses_of_heads_are_parts_of_those_of_their_layer():
     model = switchable()
     generator = torch.Generator().manual_seed(0)
     images = images_for(model.vit, 16).repeat(8, 1, 1, 1)
-    found = measure_curvature(model, images, (3,), batch=32, generator=generator)
+    found = measure_curvature(model, images, (3,), batch=32, generator=generator, heads=True)
     for name, count, tolerance in (("qkv", 6, 1e-6), ("proj", 2, 0.25)):
         key = f"blocks.0.attn.{name}", "W"
         parts = [float(found[*key, head]) for head in range(count)]

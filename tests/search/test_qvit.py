@@ -17,10 +17,10 @@ from qvit.models.watching import WatchedFloat, watch
 from qvit.recipe import Recipe
 from qvit.search import qvit
 from qvit.search.allocation import Space
-from qvit.search.budgets import Budget, hold, meets
+from qvit.search.budgets import Budget, fit, hold, meets
 from qvit.search.costs import bitops_table, size_table
 from qvit.search.descent import Searcher, Settings
-from qvit.search.qvit import Training, find_by_training, press, train_bits
+from qvit.search.qvit import Training, press, train_bits
 from qvit.search.sample import Sample, draw_sample
 from qvit.search.start import begin, make_cost_table, preset_starts
 from qvit.synthesis.leaves import draw_pictures
@@ -91,7 +91,7 @@ def test_widths_begin_one_above_and_stay_in_the_last_tenth(monkeypatch):
 @pytest.mark.parametrize("penalty", [0.1, None], ids=["penalty", "hdx"])
 def test_budgets_are_met(penalty):
     budgets = budgets_of(4)
-    found = find_by_training(VIT, SPACE, sample(), budgets, replace(FEW, penalty=penalty), seed=0)
+    found = fit(trained(budgets, replace(FEW, penalty=penalty), sample=sample()), budgets)
     assert found.dtype == torch.int64
     assert meets(budgets, found)
     assert hold(budgets, found)
@@ -161,7 +161,7 @@ def test_on_a_real_model_bits_go_where_they_matter():
     }
     space, budgets = begin(vit.config, preset_starts("qvit", limits), limits)
     leaves = draw_pictures(vit.config, 128, torch.Generator().manual_seed(0))
-    bits = find_by_training(vit, space, Sample(leaves), budgets, Training(), seed=0)
+    bits = fit(train_bits(vit, space, Sample(leaves), budgets, Training(), seed=0), budgets)
     assert hold(budgets, bits)
     pictures = torch.stack([torch.from_numpy(render(7, i).image) for i in range(100)])
     images = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
