@@ -11,8 +11,10 @@ from qvit_kernels import compiled
 from qvit_kernels import compiled_program as program
 from qvit_kernels.compiled_program import ACTIVATIONS, Members
 
-# What the steps of a block are called, in order.
+# What the steps are called, in order: before the blocks, of each block, behind them.
+EMBEDDING_STEPS = ("pixels", "patch_embed")
 BLOCK_STEPS = ("norm1", "qkv", "attention", "quantize", "proj", "norm2", "fc1", "fc2")
+HEAD_STEPS = ("norm", "head")
 
 _Rows = tuple[Tensor, Tensor]  # codes and scales
 

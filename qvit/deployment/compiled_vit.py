@@ -6,7 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvit.deployment.compiled_memory import BLOCK_STEPS, ImageMemory
+from qvit.deployment.compiled_memory import (
+    BLOCK_STEPS,
+    EMBEDDING_STEPS,
+    HEAD_STEPS,
+    ImageMemory,
+)
 from qvit.models.vit import ViT
 from qvit_kernels.compiled_program import Program
 
@@ -14,6 +19,7 @@ from qvit_kernels.compiled_program import Program
 _MODULES = {
     "pixels": "patch_embed.proj", "patch_embed": "patch_embed.proj", "norm1": "norm1", "qkv": "attn.qkv",
     "attention": "attn", "quantize": "attn", "proj": "attn.proj", "norm2": "norm2", "fc1": "mlp.fc1", "fc2": "mlp.fc2",
+    "norm": "norm", "head": "head",
 }  # fmt: skip
 
 
@@ -59,7 +65,7 @@ class CompiledViT:
 
     def features(self, images: Tensor) -> Tensor:
         """images: fp32 [B, C, H, W], contiguous. Returns what the last block leaves, fp32 [B, T, D]."""
-        out = self._point(images)
+        out = self._point(self._features, images)
         self._features.run(images.shape[0])
         return out
 
@@ -69,23 +75,25 @@ class CompiledViT:
         """
         if self._logits is None:
             return None
-        out = torch.empty((images.shape[0], self._classes), dtype=torch.float32, device="cpu")
-        self._logits.point(0, x=images)
-        self._logits.point(-1, out=out)
+        out = self._point(self._logits, images)
         self._logits.run(images.shape[0])
         return out
 
     def time(self, images: Tensor) -> list[tuple[str, float]]:
-        """The steps of a pass over images up to the last block, in order: what each is, and its seconds an image."""
-        _kept = self._point(images)
-        names = ["pixels", "patch_embed", *BLOCK_STEPS * self._depth]
-        return list(zip(names, self._features.time(images.shape[0]), strict=True))
+        """The steps of a pass over images, in order: what each is, and its seconds an image. They end with the last
+        block where `logits` does.
+        """
+        program = self._logits or self._features
+        _kept = self._point(program, images)
+        names = [*EMBEDDING_STEPS, *BLOCK_STEPS * self._depth, *self._head_steps]
+        return list(zip(names, program.time(images.shape[0]), strict=True))
 
     def time_layers(self, images: Tensor) -> list[tuple[str, float]]:
         """The same by the names of modules: "blocks.0.attn.qkv"; softmax attention is "blocks.0.attn"."""
-        names = [_MODULES[step] for step in ("pixels", "patch_embed")]
+        names = [_MODULES[step] for step in EMBEDDING_STEPS]
         for index in range(self._depth):
             names += [f"blocks.{index}.{_MODULES[step]}" for step in BLOCK_STEPS]
+        names += [_MODULES[step] for step in self._head_steps]
         return [(name, taken) for name, (_, taken) in zip(names, self.time(images), strict=True)]
 
     @property
@@ -93,10 +101,16 @@ class CompiledViT:
         """How many threads may take images of a batch alone."""
         return self._features.threads
 
-    def _point(self, images: Tensor) -> Tensor:
-        out = torch.empty((images.shape[0], *self._shape), dtype=torch.float32, device="cpu")
-        self._features.point(0, x=images)
-        self._features.point(-1, out=out)
+    @property
+    def _head_steps(self) -> tuple[str, ...]:
+        return () if self._logits is None else HEAD_STEPS
+
+    def _point(self, program: Program, images: Tensor) -> Tensor:
+        """Let a program read images, and write to memory of its own, which is returned."""
+        shape = self._shape if program is self._features else (self._classes,)
+        out = torch.empty((images.shape[0], *shape), dtype=torch.float32, device="cpu")
+        program.point(0, x=images)
+        program.point(-1, out=out)
         return out
 
 

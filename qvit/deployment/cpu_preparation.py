@@ -62,8 +62,8 @@ def features(vit: ViT, images: Tensor) -> Tensor | None:
 
 
 def layer_seconds(vit: ViT, images: Tensor) -> dict[str, float] | None:
-    """What each layer up to the last block has of the time that a pass over images fp32 [B, C, H, W] takes, in seconds;
-    None where no program does it.
+    """What each layer has of the time that a pass over images fp32 [B, C, H, W] takes, in seconds, up to the last block
+    where `logits` gives none; None where no program does it.
 
     A program's clock gives the seconds an image of one thread, and images of a batch are shared among threads: a pass
     takes them as often as the thread with the most images.

@@ -76,13 +76,15 @@ class QuantViT(nn.Module):
             UsageError: An image size or number of classes that cannot be.
         """
         require_device(device if isinstance(device, str) else str(torch.device(device)))
-        vit, config = checkpoint.load(checkpoint.locate(path))
-        model = cls(vit, config, backend=backend)
-        if img_size is not None:
-            model.set_input_size(img_size)
-        if num_classes is not None:
-            model.reset_classifier(num_classes)
-        return model.to(device)
+        # even under a caller's: writes to weights made in it go unnoticed, so the compiled CPU path refuses them
+        with torch.inference_mode(False):
+            vit, config = checkpoint.load(checkpoint.locate(path))
+            model = cls(vit, config, backend=backend)
+            if img_size is not None:
+                model.set_input_size(img_size)
+            if num_classes is not None:
+                model.reset_classifier(num_classes)
+            return model.to(device)
 
     @property
     def data_config(self) -> DataConfig:
@@ -241,8 +243,9 @@ class QuantViT(nn.Module):
     def time_layers(self, images: Tensor) -> dict[str, float]:
         """Seconds that the parts of one pass over images [B, C, H, W] take: a name of `explain()`'s layers -> its time.
 
-        Where the compiled path of a CPU takes the model as one program, the program's own clock is read, up to the last
-        block; what comes behind is not in it. Elsewhere the operations of the model are taken, and timed, one by one.
+        Where the compiled path of a CPU takes the model as one program, the program's own clock is read; a head that is
+        more than a norm and a Linear of the first token is not in it. Elsewhere the operations of the model are taken,
+        and timed, one by one.
         The first pass pays what first passes pay.
         """
         self._check(images)

@@ -101,6 +101,7 @@ def _bench(
             for backend in backends:
                 own = _open(subject, request, backend, bar)
                 entries[own.name] = _as_entry(own, request.batches)
+                warnings += own.remarks
             if not entries:
                 reasons = "; ".join(f"{item['variant']}: {item['reason']}" for item in left_out)
                 raise RequirementError(f"nothing that was asked for can run here: {reasons}")

@@ -1,6 +1,7 @@
 """The folder itself as a variant: one a backend."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ GRAPH = "cudagraph"  # a mode: the whole pass as one recorded graph
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A loaded folder on one backend, warmed up."""
+    """A loaded folder on one backend, warmed up. remarks: sentences about what it goes without."""
 
     name: str
     model: QuantViT
     runner: Runner
+    remarks: tuple[str, ...] = ()
 
     @property
     def storage_bits(self) -> float:
@@ -43,7 +45,9 @@ class Quantized:
 def open_folder(folder: Path, backend: str, device: str, batches: Sequence[int]) -> Quantized:
     """Load a folder and warm it up for these batch sizes."""
     model = QuantViT.from_pretrained(folder, device=device, backend=backend)
-    model.warmup(batches)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        model.warmup(batches)
     runner = Runner(
         prepare=lambda images: images,
         run=model,
@@ -51,7 +55,8 @@ def open_folder(folder: Path, backend: str, device: str, batches: Sequence[int])
         weight_bytes=(folder / storage.WEIGHTS).stat().st_size,
         model=model,
     )
-    return Quantized(name_own(model.scheme, backend), model, runner)
+    name = name_own(model.scheme, backend)
+    return Quantized(name, model, runner, tuple(f"{name}: {each.message}" for each in caught))
 
 
 def stored_bits(vit: ViT) -> float:

@@ -44,7 +44,7 @@ def measure_seconds(
         for name, seconds in _time_layers(config, scheme, batch, device).items():
             if name in keys:
                 times[keys[name]].append(seconds)
-        # what no clock sees (the compiled path's ends with the last block) is in every allocation alike
+        # what no clock sees (behind the last block, where the compiled path's may end) is in every allocation alike
         known |= {key: fmean(times[key]) if key in times else 0.0 for key in keys.values()}
         _keep(path, known)
     return {name: known[key] for name, key in keys.items()}

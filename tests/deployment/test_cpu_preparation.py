@@ -87,9 +87,7 @@ def by_operations(vit, x):
 def test_a_program_computes_what_the_operations_do(shape, scheme, compiled_path):
     vit = both(float_vit(shape), SCHEMES[scheme])[1]
     x = images_for(vit, 3)
-    if shape in REFUSED and not (
-        shape == "three heads" and scheme == "W8A8"
-    ):  # which has no transforms
+    if shape in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[shape]):
             CompiledViT(vit, 1)
         return
@@ -301,7 +299,7 @@ def test_a_nan_in_a_parameter_shows(model):
 
 def test_weights_of_inference_mode_are_left_to_the_operations(tiny_quantized, compiled_path):
     with torch.inference_mode():
-        model = QuantViT.from_pretrained(tiny_quantized)
+        model = copy.deepcopy(QuantViT.from_pretrained(tiny_quantized))
         with pytest.raises(ValueError, match="inference_mode"):
             CompiledViT(model.vit, 1)
         x = images(model, 1)
@@ -333,5 +331,19 @@ def test_another_backend_is_not_compiled(model, made):
 def test_each_step_can_be_timed(model):
     steps = CompiledViT(model.vit, 1).time(images(model, 2))
     assert [name for name, _ in steps[:4]] == ["pixels", "patch_embed", "norm1", "qkv"]
-    assert len(steps) == 2 + 8 * len(model.vit.blocks)
+    assert [name for name, _ in steps[-3:]] == ["fc2", "norm", "head"]
+    assert len(steps) == 2 + 8 * len(model.vit.blocks) + 2
     assert all(seconds > 0 for _, seconds in steps)
+
+
+def test_a_head_of_more_parts_is_not_timed(compiled_path):
+    vit = both(float_vit("distilled"), SCHEMES["W8A8"])[1]
+    steps = CompiledViT(vit, 1).time(images_for(vit, 2))
+    assert steps[-1][0] == "fc2"
+
+
+def test_a_model_loaded_under_inference_mode_has_a_program(tiny_quantized, compiled_path):
+    with torch.inference_mode():
+        model = QuantViT.from_pretrained(tiny_quantized)
+        model.warmup((1,))
+        assert model.explain().one_program

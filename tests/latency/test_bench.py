@@ -17,6 +17,7 @@ from qvit.latency import Request, Subject, bench, rates, steps, variants
 from qvit.latency import bench as bench_function
 from qvit.latency.footprint import take
 from qvit.latency.variants import FLOAT, RIVALS
+from qvit_kernels import compiled_library
 
 BENCH = sys.modules[bench_function.__module__]
 QUICK = {"rounds": 2, "footprint": False, "agreement": 0}
@@ -227,6 +228,17 @@ def test_an_unknown_backend_is_refused_before_anything_is_built(tiny_quantized, 
         measure(tiny_quantized, backends=("cpu", "nonsense"))
 
 
+def test_a_folder_runs_as_one_program_where_it_can(tiny_quantized, compiled_path):
+    """Loaded within the report's inference_mode it did not, and nothing said so."""
+    found = measure(tiny_quantized, baselines=("none",), batches=(1, 3))
+    assert [row["mode"] for row in found["rows"]] == ["program", "program"]
+    assert not any("compiled CPU path" in sentence for sentence in found["warnings"])
+
+
+def without_compiler(*_):
+    raise compiled_library.CompiledLibraryError("it needs a C++ compiler")
+
+
 def test_warnings_and_failures_of_footprints_are_told(tiny_quantized, monkeypatch):
     class Failing(BENCH.Nursery):
         def __enter__(self):
@@ -238,9 +250,11 @@ def test_warnings_and_failures_of_footprints_are_told(tiny_quantized, monkeypatc
     monkeypatch.setattr(BENCH, "Nursery", Failing)
     monkeypatch.setattr(BENCH, "find_warnings", lambda device: ["the machine was busy"])
     monkeypatch.setattr(BENCH, "warn_of_variation", lambda rows: ["the times vary"])
+    monkeypatch.setattr(compiled_library, "load", without_compiler)
     found = measure(tiny_quantized, baselines=("none",), batches=(1,), footprint=True)
     assert found["warnings"] == [
         "the machine was busy",
+        "qvit-w4a4-cpu: this model runs without the compiled CPU path: it needs a C++ compiler",
         "memory, loading and first call of qvit-w4a4-cpu at batch 1 were not measured: KilledError: 9",
         "the times vary",
     ]

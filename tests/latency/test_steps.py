@@ -39,7 +39,13 @@ class LayerClock:
 
 
 @pytest.fixture
-def own(tiny_quantized):
+def by_operations(monkeypatch):
+    """No compiled path on any machine: it is one step to all that follows operations."""
+    monkeypatch.setattr(cpu_preparation, "prepare", lambda vit: None)
+
+
+@pytest.fixture
+def own(tiny_quantized, by_operations):
     with torch.inference_mode():
         yield open_folder(tiny_quantized, "cpu", "cpu", (2,))
 
@@ -81,7 +87,7 @@ def test_a_planted_slowdown_of_a_fifth_is_named(own, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_planted_slowdown_is_named_on_the_real_clock(tmp_path, monkeypatch):
+def test_a_planted_slowdown_is_named_on_the_real_clock(tmp_path, by_operations, monkeypatch):
     """fc1 of the demo model made to take a fifth longer by waiting: on a machine that is not overrun."""
     from qvit.cli import run
     from qvit_kernels import cpu
@@ -105,21 +111,20 @@ def test_a_planted_slowdown_is_named_on_the_real_clock(tmp_path, monkeypatch):
             layers = time_steps(model, torch.randn(8, 3, 64, 64), RATES)
         return report([row(model.name, 8, 1.0)], layers)
 
+    before = measure()
     with monkeypatch.context() as patch:
-        patch.setattr(cpu_preparation.compiled_library, "loaded", lambda: None)
-        before = measure()
         patch.setattr(cpu, "linear_gelu_quantize", slower)
         assert compare_reports(measure(), before)["slower_layers"][0] == "blocks.*.mlp.fc1"
 
 
 def test_program_steps_go_to_their_layers(tiny_quantized, monkeypatch):
     """The clock of the compiled path, which a machine without VNNI has none of."""
-    from qvit.deployment.compiled_memory import BLOCK_STEPS
+    from qvit.deployment.compiled_memory import BLOCK_STEPS, EMBEDDING_STEPS, HEAD_STEPS
     from qvit.deployment.compiled_vit import CompiledViT
 
     program = CompiledViT.__new__(CompiledViT)
-    program._depth = 2
-    steps = ["pixels", "patch_embed", *BLOCK_STEPS * 2]
+    program._depth, program._logits = 2, object()
+    steps = [*EMBEDDING_STEPS, *BLOCK_STEPS * 2, *HEAD_STEPS]
     monkeypatch.setattr(CompiledViT, "time", lambda self, images: [(s, 0.001) for s in steps])
     monkeypatch.setattr(CompiledViT, "threads", 2)
     monkeypatch.setattr(
@@ -128,7 +133,7 @@ def test_program_steps_go_to_their_layers(tiny_quantized, monkeypatch):
     model = QuantViT.from_pretrained(tiny_quantized, backend="cpu")
     found = model.time_layers(torch.randn(3, 3, 32, 32))
     explained = {layer.name for layer in model.explain().layers}
-    assert set(found) == explained - {"norm", "head"}
+    assert set(found) == explained
     # three images on two threads: the one with two of them decides; attention is two steps
     assert found["blocks.1.attn"] == pytest.approx(0.004)
     assert found["blocks.1.mlp.fc2"] == pytest.approx(0.002)
