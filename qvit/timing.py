@@ -7,6 +7,7 @@ compares calls of the same round.
 
 import gc
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,11 @@ COLD_SHARE = 1 / 3
 MEASURE_SECONDS = 40.0
 FEWEST_ROUNDS, MOST_ROUNDS = 12, 400
 WARMUP = 3  # calls of each that are not counted, before the first round
+# Before a turn on a CPU this process has to have been idle for so long, or the latter to have passed: threads wait for more
+# work by spinning, OnnxRuntime's for 50 ms and torch's for 20, and take a core from whoever comes next. The compiled path
+# took 31, 30 and 21 ms for its first calls after OnnxRuntime, and 19.5 otherwise.
+_QUIET_SECONDS, _PATIENCE = 0.01, 0.2
+_IDLE_SHARE = 0.2  # of a core
 
 
 # A ratio is steady where another run may be expected within `STEADY` of it. Its interval may then be half as wide: it
@@ -185,8 +191,9 @@ def measure(
     """Times the callables in alternating rounds.
 
     In every round each callable has one turn: calls that are not counted (they fetch the weights that the others have
-    pushed out of the cache; `COLD_SHARE`), then as many counted calls as fit `TURN_SECONDS`, at least one. The order
-    rotates from round to round, so no callable always follows the same other one.
+    pushed out of the cache; `COLD_SHARE`), then as many counted calls as fit `TURN_SECONDS`, at least one. The order is
+    drawn anew for every round (and alike in every run), so no callable always follows the same other one; on a CPU a turn
+    begins when the threads of the one before have stopped waiting for work.
 
     Args:
         callables: name -> what to time; called without arguments.
@@ -211,9 +218,11 @@ def measure(
     if (rounds is not None and rounds < 1) or warmup < 0:
         raise ValueError(f"rounds must be at least 1 and warmup 0, got {rounds} and {warmup}")
     time_turn = _time_turn_cpu
-    if device.startswith("cuda"):
+    on_card = device.startswith("cuda")
+    if on_card:
         time_turn = _time_turn_waiting if waiting else _time_turn_cuda
     names = list(callables)
+    settles = len(names) > 1 and not on_card
     turn = TURN_SECONDS if turn_seconds is None else turn_seconds
     calls: dict[str, int] = {}
     round_seconds = 0.0
@@ -223,14 +232,17 @@ def measure(
         call_ms = time_turn(callables[name], 1)[0]
         calls[name] = _calls_a_turn(call_ms, turn)
         round_seconds += (calls[name] + _cold_calls(calls[name])) * call_ms / 1000
+        round_seconds += _QUIET_SECONDS if settles else 0.0
     if rounds is None:
         fitting = int(MEASURE_SECONDS / max(round_seconds, 1e-9))
         rounds = max(FEWEST_ROUNDS, min(fitting, MOST_ROUNDS))
     turns: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
     with _without_garbage_collection():
         for index in range(rounds):
-            shift = index % len(names)
-            for name in names[shift:] + names[:shift]:
+            # seeded: what it draws is an order, and the same one in every run
+            for name in random.Random(index).sample(names, len(names)):  # noqa: S311
+                if settles:
+                    _wait_for_threads()
                 turns[name].append(tuple(time_turn(callables[name], calls[name])))
             if after_round is not None:
                 after_round(rounds)
@@ -244,6 +256,16 @@ def _calls_a_turn(call_ms: float, turn_seconds: float) -> int:
 
 def _cold_calls(count: int) -> int:
     return math.ceil(count * COLD_SHARE)
+
+
+def _wait_for_threads() -> None:
+    """Return when no thread of this process works, or spins, any more."""
+    until = time.monotonic() + _PATIENCE
+    while time.monotonic() < until:
+        begun, worked = time.monotonic(), time.process_time()
+        time.sleep(_QUIET_SECONDS)
+        if time.process_time() - worked < _IDLE_SHARE * (time.monotonic() - begun):
+            return
 
 
 def _time_turn_cpu(call: Callable[[], object], count: int) -> list[float]:

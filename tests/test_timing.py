@@ -4,6 +4,7 @@ machine.
 
 import gc
 import itertools
+import threading
 import time
 
 import pytest
@@ -14,19 +15,43 @@ from qvit import timing
 from qvit.timing import Ratio, Timing, measure, median_ratio, ratio_between
 
 
-def test_callables_alternate_and_the_order_rotates(monkeypatch):
+def test_callables_alternate_in_an_order_drawn_anew(monkeypatch):
     monkeypatch.setattr(timing, "TURN_SECONDS", 1e-9)  # one counted call a turn
     calls = []
     result = measure(
-        {name: lambda name=name: calls.append(name) for name in "abc"}, rounds=3, warmup=2
+        {name: lambda name=name: calls.append(name) for name in "abc"}, rounds=12, warmup=2
     )
-    turns = [name for name, _ in itertools.groupby(calls)]
-    # warm-up of each, then rounds that begin with a, b and c; where two turns meet they merge
-    assert turns == list("abcabcbcacab")
-    assert [len(timing.samples) for timing in result.values()] == [3, 3, 3]
+    # warm-up 2, then one trial (with its settling call) and twelve turns (likewise)
+    assert calls.count("a") == 2 + 2 * 13
+    turns = calls[3 * 4 :: 2]
+    rounds = [tuple(turns[i : i + 3]) for i in range(0, 36, 3)]
+    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
+    assert len(set(rounds)) > 3  # rotated, there would be three, and b would always follow a
+    assert [len(timing.samples) for timing in result.values()] == [12, 12, 12]
     assert list(result) == ["a", "b", "c"]
-    # warm-up 2, then one trial (with its settling call) and three turns (likewise)
-    assert calls.count("a") == 2 + 2 * 4
+
+
+def test_a_turn_begins_when_the_threads_of_another_rest():
+    """They spin for work that may come, and whoever is timed next has a core less."""
+    rests = 0.0
+
+    def spin():
+        while time.perf_counter() < rests:
+            pass
+
+    def leaves_a_thread():
+        nonlocal rests
+        rests = time.perf_counter() + 0.05
+        threading.Thread(target=spin, daemon=True).start()
+
+    seen = []
+    measure(
+        {"spins": leaves_a_thread, "next": lambda: seen.append(time.perf_counter() - rests)},
+        rounds=4,
+        warmup=0,
+        turn_seconds=1e-9,
+    )
+    assert min(seen[2:]) > -0.02  # the trial comes first, and does not wait
 
 
 @pytest.mark.parametrize(
