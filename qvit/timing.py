@@ -26,9 +26,9 @@ COLD_SHARE = 1 / 3
 MEASURE_SECONDS = 40.0
 FEWEST_ROUNDS, MOST_ROUNDS = 12, 400
 WARMUP = 3  # calls of each that are not counted, before the first round
-# Before a turn on a CPU this process has to have been idle for so long, or the latter to have passed: threads wait for more
-# work by spinning, OnnxRuntime's for 50 ms and torch's for 20, and take a core from whoever comes next. The compiled path
-# took 31, 30 and 21 ms for its first calls after OnnxRuntime, and 19.5 otherwise.
+# Before a turn on a CPU this process has to have been idle for so long, or the latter to have passed: threads wait for
+# more work by spinning, OnnxRuntime's for 50 ms and torch's for 20, and take a core from whoever comes next: the compiled
+# path took 31, 30 and 21 ms for its first calls after OnnxRuntime, and 19.5 otherwise.
 _QUIET_SECONDS, _PATIENCE = 0.01, 0.2
 _IDLE_SHARE = 0.2  # of a core
 
@@ -192,8 +192,8 @@ def measure(
 
     In every round each callable has one turn: calls that are not counted (they fetch the weights that the others have
     pushed out of the cache; `COLD_SHARE`), then as many counted calls as fit `TURN_SECONDS`, at least one. The order is
-    drawn anew for every round (and alike in every run), so no callable always follows the same other one; on a CPU a turn
-    begins when the threads of the one before have stopped waiting for work.
+    drawn anew for every round (and alike in every run), so no callable always follows the same other one; on a CPU a
+    turn begins when the threads of the one before have stopped waiting for work.
 
     Args:
         callables: name -> what to time; called without arguments.
@@ -240,7 +240,7 @@ def measure(
     with _without_garbage_collection():
         for index in range(rounds):
             # seeded: what it draws is an order, and the same one in every run
-            for name in random.Random(index).sample(names, len(names)):  # noqa: S311
+            for name in random.Random(index).sample(names, len(names)):
                 if settles:
                     _wait_for_threads()
                 turns[name].append(tuple(time_turn(callables[name], calls[name])))
