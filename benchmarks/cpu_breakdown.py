@@ -1,8 +1,9 @@
 """Where the time of an image goes on one core: each step of the compiled path beside its floor.
 
 The floor of a product is its int8 operations at the rate of torch's product of two 1536 x 1536 matrices, measured in
-the same process; of what reads and writes rows, its bytes at the rate of a copy that stays in the second cache; of the
-pixels, at that of a copy of the image. Values do not change the time, so weights are random.
+the same process, of the head, which meets one row, its bytes; of what reads and writes rows, its bytes at the rate of
+a copy that stays in the second cache; of the pixels, at that of a copy of the image. Values do not change the time, so
+weights are random.
 """
 
 import statistics
@@ -117,6 +118,8 @@ def _floors(vit: Any, rates: dict[str, float]) -> dict[str, float]:
     }
     depth = len(vit.blocks)
     floors = {"pixels": 5 * pixels / rates["image_bytes"]}
+    floors["norm"] = 5 * dim / rates["cache_bytes"]
+    floors["head"] = dim * config.num_classes / rates["image_bytes"]
     floors["patch_embed"] = (
         2 * patches * vit.patch_embed.proj.in_features * dim / rates["operations"]
     )

@@ -27,8 +27,8 @@ MEASURE_SECONDS = 40.0
 FEWEST_ROUNDS, MOST_ROUNDS = 12, 400
 WARMUP = 3  # calls of each that are not counted, before the first round
 # Before a turn on a CPU this process has to have been idle for so long, or the latter to have passed: threads wait for
-# more work by spinning, OnnxRuntime's for 50 ms and torch's for 20, and take a core from whoever comes next: the compiled
-# path took 31, 30 and 21 ms for its first calls after OnnxRuntime, and 19.5 otherwise.
+# more work by spinning, OnnxRuntime's for 50 ms and torch's for 20, and take a core from whoever comes next: the
+# compiled path took 31, 30 and 21 ms for its first calls after OnnxRuntime, and 19.5 otherwise.
 _QUIET_SECONDS, _PATIENCE = 0.01, 0.2
 _IDLE_SHARE = 0.2  # of a core
 
