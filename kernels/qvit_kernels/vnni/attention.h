@@ -122,7 +122,7 @@ inline void softmax(const Step& s, int64_t rows, float* logits, int64_t l_pitch,
     for (int64_t m = 0; m < rows; ++m)
         by_lanes(s.tokens, [&](int64_t t, __mmask16 there) {
             const Floats weighted = _mm512_maskz_loadu_ps(there, logits + m * l_pitch + t);
-            const __m128i q = _mm512_cvtepi32_epi8(codes_of(weighted, inverse[m], grid));
+            const __m128i q = _mm512_cvtepi32_epi8(codes_of<false>(weighted, inverse[m], grid));
             _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + m * pitch + t), q);
         });
 }

@@ -15,6 +15,9 @@ struct Transform {
     const float* signs;
     int64_t block;
     float norm;  // 1 / sqrt(block)
+
+    // Of the columns from `first` on.
+    Transform from(int64_t first) const { return {signs + first, block, norm}; }
 };
 
 // The sum of width / 16 vectors, four at a time: one alone would wait for the addition before it.
@@ -28,45 +31,91 @@ inline float sum_of(int64_t width, Value&& value) {
     return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
 }
 
-// y may be x. Returns the largest magnitude of y. Of a row with a NaN, whose values then are all NaN, that is NaN, because
-// max_ps returns its second operand where one is: the logits say that something is wrong.
-inline float layer_norm(const float* x, int64_t width, const Norm& norm, float* y) {
-    const float sum = sum_of(width, [&](int64_t k) INLINE { return _mm512_loadu_ps(x + k); });
-    const float mean = sum / static_cast<float>(width);
-    const float squares = sum_of(width, [&](int64_t k) INLINE {
-        const Floats d = _mm512_sub_ps(_mm512_loadu_ps(x + k), all(mean));
-        return _mm512_mul_ps(d, d);
-    });
-    const Floats inverse = all(1.0f / std::sqrt(squares / static_cast<float>(width) + norm.eps));
-    Floats top = _mm512_setzero_ps();
-    for (int64_t k = 0; k < width; k += LANES) {
-        const Floats d = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + k), all(mean)), inverse);
-        const Floats scaled = _mm512_mul_ps(d, _mm512_loadu_ps(norm.weight + k));
-        const Floats shifted = _mm512_add_ps(scaled, _mm512_loadu_ps(norm.bias + k));
-        top = _mm512_max_ps(top, magnitude(shifted));
-        _mm512_storeu_ps(y + k, shifted);
+// LayerNorm of a row, once its mean and deviation are known: `at(k)` are the values from k on.
+struct Normed {
+    const float *x, *weight, *bias;
+    Floats mean, inverse;
+
+    INLINE Floats at(int64_t k) const {
+        const Floats d = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + k), mean), inverse);
+        return _mm512_add_ps(_mm512_mul_ps(d, _mm512_loadu_ps(weight + k)), _mm512_loadu_ps(bias + k));
     }
-    return _mm512_reduce_max_ps(top);
+};
+
+// Of `rows` rows, which go through each stage together: none waits for another's sums and division.
+inline void normed(int64_t rows, const float* x, int64_t width, const Norm& norm, Normed* found) {
+    for (int64_t m = 0; m < rows; ++m) {
+        const float* const row = x + m * width;
+        const float sum = sum_of(width, [&](int64_t k) INLINE { return _mm512_loadu_ps(row + k); });
+        const Floats mean = all(sum / static_cast<float>(width));
+        found[m] = Normed{row, norm.weight, norm.bias, mean, mean};
+    }
+    for (int64_t m = 0; m < rows; ++m) {
+        const float squares = sum_of(width, [&](int64_t k) INLINE {
+            const Floats d = _mm512_sub_ps(_mm512_loadu_ps(found[m].x + k), found[m].mean);
+            return _mm512_mul_ps(d, d);
+        });
+        found[m].inverse = all(1.0f / std::sqrt(squares / static_cast<float>(width) + norm.eps));
+    }
 }
 
-// One butterfly among the 16 lanes: lane i meets lane i ^ STEP. The upper of two is subtracted from the lower, which
-// is the lower plus the upper with its sign changed.
+// y may be what was normed.
+inline void layer_norm(const Normed& values, int64_t width, float* y) {
+    for (int64_t k = 0; k < width; k += LANES) _mm512_storeu_ps(y + k, values.at(k));
+}
+
+// One butterfly among the 16 lanes: lane i meets lane i ^ STEP. The upper of two is subtracted from the lower: the
+// partner plus x with a sign, an exact product, so that one instruction makes sums and differences.
 template <int STEP>
-inline Floats butterfly(Floats x) {
+inline INLINE Floats butterfly(Floats x) {
     Floats partner;
     if constexpr (STEP == 1) partner = _mm512_permute_ps(x, 0xB1);
     if constexpr (STEP == 2) partner = _mm512_permute_ps(x, 0x4E);
     if constexpr (STEP == 4) partner = _mm512_shuffle_f32x4(x, x, 0xB1);
     if constexpr (STEP == 8) partner = _mm512_shuffle_f32x4(x, x, 0x4E);
     constexpr __mmask16 upper = STEP == 1 ? 0xAAAA : STEP == 2 ? 0xCCCC : STEP == 4 ? 0xF0F0 : 0xFF00;
-    return _mm512_mask_sub_ps(_mm512_add_ps(x, partner), upper, partner, x);
+    return _mm512_fmadd_ps(x, _mm512_mask_blend_ps(upper, all(1.0f), all(-1.0f)), partner);
 }
 
-inline void block_transform(const float* x, int64_t width, const Transform& transform, float* y) {
+// A transform of VECTORS * 16 values (a power of two) that stay in registers.
+template <int VECTORS>
+inline INLINE void transform_vectors(Floats* v, const float* signs, Floats norm) {
+    each<VECTORS>([&](auto i) INLINE {
+        v[i] = _mm512_mul_ps(v[i], _mm512_loadu_ps(signs + i * LANES));
+        v[i] = butterfly<8>(butterfly<4>(butterfly<2>(butterfly<1>(v[i]))));
+    });
+    each<VECTORS / 2>([&](auto i) INLINE {
+        const Floats low = v[2 * i], high = v[2 * i + 1];
+        v[2 * i] = _mm512_add_ps(low, high), v[2 * i + 1] = _mm512_sub_ps(low, high);
+    });
+    static_assert(VECTORS == 2 || VECTORS == 4);
+    if constexpr (VECTORS == 4) each<2>([&](auto i) INLINE {
+        const Floats low = v[i], high = v[i + 2];
+        v[i] = _mm512_add_ps(low, high), v[i + 2] = _mm512_sub_ps(low, high);
+    });
+    each<VECTORS>([&](auto i) INLINE { v[i] = _mm512_mul_ps(v[i], norm); });
+}
+
+// y[width] = transformed value(k), .., in blocks that stay in registers.
+template <int VECTORS, class Value>
+inline void transform_row(int64_t width, const Transform& transform, Value&& value, float* y) {
+    for (int64_t k = 0; k < width; k += VECTORS * LANES) {
+        Floats v[VECTORS];
+        each<VECTORS>([&](auto i) INLINE { v[i] = value(k + i * LANES); });
+        transform_vectors<VECTORS>(v, transform.signs + k, all(transform.norm));
+        each<VECTORS>([&](auto i) INLINE { _mm512_storeu_ps(y + k + i * LANES, v[i]); });
+    }
+}
+
+// y[width] = transformed value(k), ..; whatever `value` reads may be y, from k on.
+template <class Value>
+inline void transform_row(int64_t width, const Transform& transform, Value&& value, float* y) {
     const int64_t block = transform.block;
+    if (block == 2 * LANES) return transform_row<2>(width, transform, value, y);
+    if (block == 4 * LANES) return transform_row<4>(width, transform, value, y);
     const Floats norm = all(transform.norm), one = all(block > LANES ? 1.0f : transform.norm);
     for (int64_t k = 0; k < width; k += LANES) {
-        Floats v = _mm512_mul_ps(_mm512_loadu_ps(x + k), _mm512_loadu_ps(transform.signs + k));
+        Floats v = _mm512_mul_ps(value(k), _mm512_loadu_ps(transform.signs + k));
         if (block > 1) v = butterfly<1>(v);
         if (block > 2) v = butterfly<2>(v);
         if (block > 4) v = butterfly<4>(v);
@@ -84,50 +133,76 @@ inline void block_transform(const float* x, int64_t width, const Transform& tran
     }
 }
 
+inline void block_transform(const float* x, int64_t width, const Transform& transform, float* y) {
+    transform_row(width, transform, [&](int64_t k) INLINE { return _mm512_loadu_ps(x + k); }, y);
+}
+
+template <class Activation>
+inline void activate(float* x, int64_t width, Activation&& of) {
+    for (int64_t k = 0; k < width; k += LANES) _mm512_storeu_ps(x + k, of(_mm512_loadu_ps(x + k)));
+}
+
+// Of a row with a NaN, whose values then are all NaN after a norm, that is NaN, because max_ps returns its second operand
+// where one is: the logits say that something is wrong.
 inline float largest_magnitude(const float* x, int64_t width) {
     Floats top = _mm512_setzero_ps();
     for (int64_t k = 0; k < width; k += LANES) top = _mm512_max_ps(top, magnitude(_mm512_loadu_ps(x + k)));
     return _mm512_reduce_max_ps(top);
 }
 
-// `reference.signed_scale_of` of a row: below 8 bits its extreme gets the code that is alone at its end of the grid.
-inline float signed_scale_of(const float* x, int64_t width, const Grid& grid) {
-    if (!grid.clamps) return scale_of(largest_magnitude(x, width), grid.steps);
+// What a row's scale is made of: its largest magnitude, below zero where the scale is. Below 8 bits (`reference.
+// signed_scale_of`) the row's extreme gets the code that is alone at its end of the grid.
+inline float extreme_of(const float* x, int64_t width, const Grid& grid) {
+    if (!grid.has_sign()) return largest_magnitude(x, width);
     Floats high = _mm512_loadu_ps(x), low = high;
     for (int64_t k = LANES; k < width; k += LANES) {
         const Floats v = _mm512_loadu_ps(x + k);
         high = _mm512_max_ps(high, v), low = _mm512_min_ps(low, v);
     }
     const float top = _mm512_reduce_max_ps(high), bottom = -_mm512_reduce_min_ps(low);
-    const float scale = scale_of(top > bottom ? top : bottom, grid.steps);
-    return top > bottom ? -scale : scale;
+    return top > bottom ? -top : bottom;
+}
+
+// Extremes become scales, up to 15 more than `count`; one by one each would wait for its division.
+inline void turn_into_scales(float* extreme, int64_t count, float steps) {
+    const Floats tiny = all(TINY), zero = _mm512_setzero_ps();
+    for (int64_t i = 0; i < count; i += LANES) {
+        const Floats e = _mm512_loadu_ps(extreme + i);
+        const Floats size = _mm512_max_ps(tiny, _mm512_div_ps(magnitude(e), all(steps)));  // NaN if e is
+        _mm512_storeu_ps(extreme + i, _mm512_mask_sub_ps(size, _mm512_cmplt_ps_mask(e, zero), zero, size));
+    }
+}
+
+// What values are multiplied with, in place of scales, up to 15 more than `count`.
+inline void turn_into_inverses(float* scale, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES)
+        _mm512_storeu_ps(scale + i, _mm512_div_ps(all(1.0f), _mm512_loadu_ps(scale + i)));
 }
 
 // Codes go out by 64 where there are as many: two steps that narrow and saturate quarter by quarter of a register, and one
-// that puts fours in order, for 64 values; the instruction that narrows 16 is two and a store of its own.
-inline void write_codes(const float* x, int64_t width, float scale, const Grid& grid, int8_t* codes) {
-    const Floats inverse = all(1.0f / scale);
-    const auto code = [&](int64_t k) INLINE { return codes_of(_mm512_loadu_ps(x + k), inverse, grid); };
+// that puts fours in order, for 64 values; the instruction that narrows 16 is two and a store of its own. With a dynamic
+// scale they are clamped last, as bytes: that is for the one code that rounding may reach beyond the grid's.
+template <bool CLAMPS>
+inline void write_codes(const float* x, int64_t width, float inverse, const Grid grid, int8_t* codes) {
+    const auto code = [&](int64_t k) INLINE {
+        return codes_of<CLAMPS>(_mm512_loadu_ps(x + k), all(inverse), grid);
+    };
     const Ints order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const Ints high = _mm512_set1_epi8(static_cast<char>(grid.high));
     int64_t k = 0;
     for (; k + 4 * LANES <= width; k += 4 * LANES) {
-        const Ints low = _mm512_packs_epi32(code(k), code(k + LANES));
-        const Ints high = _mm512_packs_epi32(code(k + 2 * LANES), code(k + 3 * LANES));
-        _mm512_storeu_si512(codes + k, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high)));
+        const Ints lower = _mm512_packs_epi32(code(k), code(k + LANES));
+        const Ints upper = _mm512_packs_epi32(code(k + 2 * LANES), code(k + 3 * LANES));
+        const Ints all_four = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(lower, upper));
+        _mm512_storeu_si512(codes + k, _mm512_min_epi8(all_four, high));
     }
     for (; k < width; k += LANES)
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + k), _mm512_cvtsepi32_epi8(code(k)));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + k),
+                         _mm_min_epi8(_mm512_cvtsepi32_epi8(code(k)), _mm512_castsi512_si128(high)));
 }
 
-// Codes and scales of a row in groups of `group` values; `given` scales are taken where there are any.
-inline void quantize_row(
-    const float* x, int64_t width, int64_t group, const Grid& grid, const float* given, int8_t* codes, float* scales) {
-    for (int64_t g = 0; g * group < width; ++g) {
-        const float* const part = x + g * group;
-        const float scale = given ? given[g] : signed_scale_of(part, group, grid);
-        if (!given) scales[g] = scale;
-        write_codes(part, group, scale, grid, codes + g * group);
-    }
+inline void write_codes(const float* x, int64_t width, float inverse, const Grid& grid, int8_t* codes) {
+    grid.given ? write_codes<true>(x, width, inverse, grid, codes) : write_codes<false>(x, width, inverse, grid, codes);
 }
 
 }  // namespace qvit

@@ -53,6 +53,8 @@ struct Step {
 
     // PIXELS
     int64_t channels, image_height, image_width, patch_height, patch_width, patch_columns;
+
+    int64_t unit() const { return kind == QKV ? width : group; }  // columns of the result that have a scale; 0: it is fp32
 };
 
 }  // namespace qvit
