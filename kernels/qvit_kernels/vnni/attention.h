@@ -28,20 +28,52 @@ struct Head {
     }
 };
 
+// 16 rows of 16 numbers of four bytes become columns.
+inline void transpose(Ints* x) {
+    Ints y[LANES];
+    each<8>([&](auto i) INLINE {
+        y[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+        y[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+    });
+    each<4>([&](auto i) INLINE {
+        each<2>([&](auto j) INLINE {
+            x[4 * i + 2 * j] = _mm512_unpacklo_epi64(y[4 * i + j], y[4 * i + j + 2]);
+            x[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(y[4 * i + j], y[4 * i + j + 2]);
+        });
+    });
+    each<2>([&](auto i) INLINE {
+        each<4>([&](auto j) INLINE {
+            y[8 * i + j] = _mm512_shuffle_i32x4(x[8 * i + j], x[8 * i + j + 4], 0x88);
+            y[8 * i + j + 4] = _mm512_shuffle_i32x4(x[8 * i + j], x[8 * i + j + 4], 0xDD);
+        });
+    });
+    each<8>([&](auto j) INLINE {
+        x[j] = _mm512_shuffle_i32x4(y[j], y[j + 8], 0x88);
+        x[j + 8] = _mm512_shuffle_i32x4(y[j], y[j + 8], 0xDD);
+    });
+}
+
+// Sixteen tokens and 64 channels at a time; the sum of a token's codes is a product with ones.
 inline void pack_keys(const Step& s, const int8_t* key, Head& head) {
     const int64_t fours = s.width / 4;
-    for (int64_t t = 0; t < head.padded; ++t) {
+    for (int64_t t = 0; t < head.padded; t += LANES) {
         int32_t* const panel = reinterpret_cast<int32_t*>(head.keys) + t / PANEL * fours * PANEL + t % PANEL;
-        if (t >= s.tokens) {
-            for (int64_t c = 0; c < fours; ++c) panel[c * PANEL] = 0;
-            head.starts[t] = 0;
-            continue;
+        Ints sum = _mm512_setzero_si512();
+        for (int64_t c = 0; c < fours; c += LANES) {
+            const __mmask16 there = first(fours - c);
+            Ints x[LANES];
+            each<LANES>([&](auto i) INLINE {
+                x[i] = t + i < s.tokens ? _mm512_maskz_loadu_epi32(there, key + (t + i) * s.width + 4 * c)
+                                        : _mm512_setzero_si512();
+            });
+            transpose(x);
+            each<LANES>([&](auto i) INLINE {
+                if (c + i >= fours) return;
+                _mm512_storeu_si512(panel + (c + i) * PANEL, x[i]);
+                add_products(sum, _mm512_set1_epi8(1), x[i]);
+            });
         }
-        int32_t sum = 0;
-        const int8_t* const row = key + t * s.width;
-        for (int64_t c = 0; c < s.width; ++c) sum += row[c];
-        head.starts[t] = -128 * sum;
-        for (int64_t c = 0; c < fours; ++c) __builtin_memcpy(panel + c * PANEL, row + 4 * c, 4);
+        _mm512_storeu_si512(head.starts + t, _mm512_mullo_epi32(sum, _mm512_set1_epi32(-128)));
     }
 }
 

@@ -159,7 +159,13 @@ inline float extreme_of(const float* x, int64_t width, const Grid& grid) {
         const Floats v = _mm512_loadu_ps(x + k);
         high = _mm512_max_ps(high, v), low = _mm512_min_ps(low, v);
     }
-    const float top = _mm512_reduce_max_ps(high), bottom = -_mm512_reduce_min_ps(low);
+    // both at once: eight lanes of each, then four, two and one
+    const Floats minus = _mm512_sub_ps(_mm512_setzero_ps(), low);
+    Floats most = _mm512_max_ps(_mm512_shuffle_f32x4(high, minus, 0x44), _mm512_shuffle_f32x4(high, minus, 0xEE));
+    most = _mm512_max_ps(most, _mm512_shuffle_f32x4(most, most, 0xB1));
+    most = _mm512_max_ps(most, _mm512_permute_ps(most, 0x4E));
+    most = _mm512_max_ps(most, _mm512_permute_ps(most, 0xB1));
+    const float top = _mm512_cvtss_f32(most), bottom = _mm_cvtss_f32(_mm512_extractf32x4_ps(most, 2));
     return top > bottom ? -top : bottom;
 }
 
