@@ -174,6 +174,37 @@ def test_linear_gelu_quantize(m, approximate):
     assert_one_step_at_most(lambda: ops.linear_gelu_quantize(x, w, bias, approximate, turn, 4, 64))
 
 
+@pytest.mark.parametrize("m", range(1, 14))
+def test_every_rest_of_rows(m):
+    """The compiled path takes six rows at a time, and has tiles of three and of one for what is left."""
+    x, w, grouped = rows(1, m, 48), weight(144, 48), rows(m, 384, groups=3)
+    assert_equal(lambda: ops.linear(x, w, None))
+    assert_equal(lambda: ops.linear_qkv(x, w, None, 3, 8))
+    w = weight(80, 384)
+    assert_equal(lambda: ops.linear_residual(grouped, w, None, torch.ones(m, 80)))
+    w, turn = weight(320, 48), transform(320, 64)
+    for group in (0, 64, 80, 160):
+        assert_one_step_at_most(
+            lambda group=group: ops.linear_gelu_quantize(x, w, None, "none", turn, 4, group)
+        )
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_is_exact_to_a_few_1e_7(approximate):
+    """The scale of 16 equal values says what each of them is."""
+    values = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([1e-30, 0.0, -1e-6, 3e4])])
+    ones = torch.ones(16, 16, dtype=torch.int8)
+    x = Quantized(ones[:1].expand(len(values), 16).contiguous() * 0, values[:, None])
+    x.codes[:, 0] = 1
+    with use_backend("cpu"):
+        found = ops.linear_gelu_quantize(
+            x, Weight(ones, torch.ones(16)), None, approximate, None, 8
+        )
+    expected = torch.nn.functional.gelu(values.double(), approximate=approximate)
+    error = (127 * found.scale[:, 0].double() - expected.abs()).abs()
+    assert bool((error <= 3e-7 + 2e-7 * values.abs()).all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(0, 48), (1, 48), (2, 197, 384), (1700, 260)])
 def test_layernorm_quantize(shape, dtype):
