@@ -48,7 +48,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "mimiq": ("mimiq", _QUICK),
     "psaq": ("psaq", _QUICK),
     "psaq-leaves": ("psaq", {**_QUICK, "start": "leaves"}),
+    # as published, 2000 and 1000 steps
+    "mimiq-finished": ("mimiq", {}),
+    "psaq-finished": ("psaq", {}),
 }
+# Images of several kinds in equal parts, as many as of one.
+MIXTURES = {"leaves-mimiq": ("leaves", "mimiq"), "leaves-psaq": ("leaves", "psaq")}
 NONE = "none"  # of all: weights at their nearest codes, where damping says nothing
 # Weight bits, activation bits, damping: GPTQ's usual, and the default's
 ROUNDINGS = ((4, 4, 0.01), (4, 4, 0.3), (3, 3, 0.3))
@@ -57,10 +62,10 @@ STATISTICS = ("range", "patch_norm", "class_norm", "attention_entropy", "class_s
 
 
 def cells() -> Iterator[Cell]:
-    """One a kind of images and seed; each takes up to ten minutes of a core."""
+    """One a kind of images and seed; each takes up to ten minutes of a core, finished ones hours."""
     for seed in SEEDS:
         yield f"image-worth-vit_t-{NONE}-seed{seed}", partial(_measure_nearest, seed)
-        for kind in KINDS:
+        for kind in (*MIXTURES, *KINDS):
             yield f"image-worth-vit_t-{kind}-seed{seed}", partial(_measure, kind, seed)
 
 
@@ -90,6 +95,9 @@ def _measure(kind: str, seed: int) -> dict[str, Any]:
 
 
 def _draw(kind: str, seed: int) -> Tensor:
+    if kind in MIXTURES:
+        share = IMAGES // len(MIXTURES[kind])
+        return torch.cat([_draw(part, seed)[:share] for part in MIXTURES[kind]])
     method, changes = KINDS[kind]
     if method == "real":
         return _real(EVEN, IMAGES, seed)
@@ -189,7 +197,7 @@ def table(found: list[dict[str, Any]]) -> str:
     heads = ["images", "confidence", "TV", *(name.replace("_", " ") for name in STATISTICS)]
     heads += [f"{what}, {name}" for name in roundings for what in ("error", "KL")]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    for kind in (NONE, *KINDS):
+    for kind in (NONE, *KINDS, *MIXTURES):
         group = [cell for cell in found if cell["kind"] == kind]
         if not group:
             continue
