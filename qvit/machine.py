@@ -1,9 +1,11 @@
 """What this machine is: the facts that a time or a bug report means nothing without."""
 
+import ctypes
 import os
 import platform
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,15 @@ def usable_memory(
         limits += [_read_limit(top / part / name) for part in (inner, *inner.parents)]
     known = [limit for limit in limits if limit is not None]
     return min(known, default=None)
+
+
+def release_memory() -> None:
+    """Give memory that was freed back to the system now: glibc's allocator keeps it, for as large pieces as it has once
+    seen. Takes a third of a millisecond; other allocators are left alone.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _read_limit(path: Path) -> int | None:

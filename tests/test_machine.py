@@ -1,6 +1,9 @@
 """What this machine is: processor, memory, packages, and its name."""
 
+import platform
 import subprocess
+
+import pytest
 
 from qvit import machine
 
@@ -93,3 +96,19 @@ def test_the_commit_is_that_of_the_checkout(monkeypatch, tmp_path):
 def test_the_cache_is_the_users(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert machine.cache_folder() == tmp_path / "qvit"
+
+
+def resident_bytes():
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
+def test_freed_memory_goes_back():
+    """Every other of 400 pieces, none of which is large enough for a mapping of its own."""
+    pieces = [bytearray(b"x" * 100_000) for _ in range(400)]
+    pieces = pieces[::2]
+    before = resident_bytes()
+    machine.release_memory()
+    assert before - resident_bytes() > 15e6
+    assert len(pieces) == 200

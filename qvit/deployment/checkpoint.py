@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from qvit import machine
 from qvit.data import DataConfig
 from qvit.deployment.layer_names import shorten
 from qvit.deployment.storage import AGAIN, WEIGHTS, check_header, load_weights
@@ -105,6 +106,7 @@ def load(folder: Path) -> tuple[ViT, dict[str, Any]]:
     check_header(folder, _build(config, folder, device="meta"))
     model = _build(config, folder)
     load_weights(folder, model)
+    machine.release_memory()  # of the file and of what unpacking took
     return model.eval().requires_grad_(False), config
 
 

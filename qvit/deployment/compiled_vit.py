@@ -11,6 +11,8 @@ from qvit.deployment.compiled_memory import (
     EMBEDDING_STEPS,
     HEAD_STEPS,
     ImageMemory,
+    pack_weights,
+    place_nothing,
 )
 from qvit.models.vit import ViT
 from qvit_kernels.compiled_program import Program
@@ -32,15 +34,16 @@ class CompiledViT:
 
     def __init__(self, vit: ViT, threads: int) -> None:
         _check(vit)
-        memories = [ImageMemory(vit) for _ in range(threads)]
+        pack_weights(vit)
+        memories, empty = [ImageMemory(vit) for _ in range(threads)], place_nothing(vit)
         self._shape = (memories[0].tokens, vit.config.embed_dim)
         self._classes = vit.config.num_classes
         self._depth = len(vit.blocks)
-        self._features = Program(*(m.embedding() + m.blocks() for m in memories))
+        self._features = Program(*(m.embedding(empty) + m.blocks() for m in memories))
         self._features.stride(-1, out_image=self._shape[0] * self._shape[1] * 4)
         self._logits = None
         if _ends_simply(vit):
-            self._logits = Program(*(m.embedding() + m.blocks() + m.head() for m in memories))
+            self._logits = Program(*(m.embedding(empty) + m.blocks() + m.head() for m in memories))
         self._config = vit.config  # not the model: it is what these programs are kept by
         self._modules = list(_modules(vit))
         self._tensors = list(_tensors(vit))
