@@ -26,7 +26,12 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks import cells  # noqa: E402
 from benchmarks.development import BOTH, IMAGES_FROM, expected, predict  # noqa: E402
-from benchmarks.searching.rivals import descend_greedily, draw_random, loss_of  # noqa: E402
+from benchmarks.searching.rivals import (  # noqa: E402
+    descend_greedily,
+    draw_random,
+    loss_of,
+    measure_alone,
+)
 from benchmarks.searching.table import table  # noqa: E402
 from benchmarks.sources import DEMO, VIT_TINY, float_vit, source  # noqa: E402
 from qvit import evaluation, pipeline  # noqa: E402
@@ -43,6 +48,7 @@ from qvit.search.start import begin, make_cost_table, preset_starts  # noqa: E40
 
 IMAGES = {VIT_TINY: 1000, DEMO: 400}  # that judge
 TRAINED = {"qvit": None, "qvit-penalty": 0.1}  # by HDX, and by the published penalty
+SENSITIVITY = "sensitivity"  # greedy, by what each tensor's bits cost alone, measured
 RANDOM, RANKED = 20, 10  # allocations, and the images that rank them; the best is judged by all
 
 
@@ -110,6 +116,8 @@ class Trial:
         for name in ("found", "uniform"):
             yield f"{name}-rounded", lambda name=name: self.judge_rounded(name)
         yield "penalty", lambda: self.judge("penalty")
+        yield f"{SENSITIVITY}-allocation", self.measure_sensitivities
+        yield SENSITIVITY, lambda: self.judge(SENSITIVITY)
         for name, penalty in TRAINED.items():
             yield f"{name}-allocation", lambda name=name, penalty=penalty: self.train(name, penalty)
             yield name, lambda name=name: self.judge(name)
@@ -143,12 +151,28 @@ class Trial:
             "choices": [f"{choice.layer} {choice.kind}" for choice in space.choices],
             "allocations": {
                 name: {
-                    "bits": bits.tolist(),
+                    **self._costs(bits),
                     "sum_of_losses": float(loss_of(losses, bits).sum()),
-                    **{budget.table.name: budget.table.total(bits) for budget in budgets},
                 }
                 for name, bits in found.items()
             },
+            "losses": [[float(f"{loss:.4g}") for loss in row] for row in losses.tolist()],
+        }
+
+    def measure_sensitivities(self) -> dict[str, Any]:
+        """The greedy allocation by the KL that each choice causes alone in a model of eight bits, on the images that
+        the search has.
+        """
+        space, budgets = self._begun
+        start = time.process_time()
+        losses = measure_alone(self._searcher.measure, len(space.choices))
+        bits = descend_greedily(losses, budgets)
+        return {
+            **self._known,
+            "leaves": SEARCHED,
+            "processor_seconds": round(time.process_time() - start, 1),
+            "budgets": {budget.table.name: budget.limit for budget in budgets},
+            "allocations": {SENSITIVITY: self._costs(bits)},
             "losses": [[float(f"{loss:.4g}") for loss in row] for row in losses.tolist()],
         }
 
@@ -168,12 +192,7 @@ class Trial:
             "processor_seconds": round(time.process_time() - start, 1),
             "budgets": {budget.table.name: budget.limit for budget in budgets},
             "trained_bits": [round(width, 2) for width in wanted.tolist()],
-            "allocations": {
-                name: {
-                    "bits": bits.tolist(),
-                    **{budget.table.name: budget.table.total(bits) for budget in budgets},
-                }
-            },
+            "allocations": {name: self._costs(bits)},
         }
 
     def judge(self, name: str, images: int | None = None) -> dict[str, Any]:
@@ -226,8 +245,12 @@ class Trial:
     def _known(self) -> dict[str, Any]:
         return {"model": self.model, "scheme": f"W{self.bits}A{self.bits}", "seed": self.seed}
 
+    def _costs(self, bits: Tensor) -> dict[str, Any]:
+        totals = {budget.table.name: budget.table.total(bits) for budget in self._begun[1]}
+        return {"bits": bits.tolist(), **totals}
+
     def _bits(self, name: str) -> Tensor:
-        cell = f"{name}-allocation" if name in TRAINED else "allocations"
+        cell = f"{name}-allocation" if name in (*TRAINED, SENSITIVITY) else "allocations"
         path = self.folder / f"{self.label}-{cell}.json"
         known = json.loads(path.read_text(encoding="utf-8"))["allocations"]
         return torch.tensor(known[name]["bits"])
