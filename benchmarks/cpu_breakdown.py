@@ -1,9 +1,9 @@
 """Where the time of an image goes on one core: each step of the compiled path beside its floor.
 
 The floor of a product is its int8 operations at the rate of torch's product of two 1536 x 1536 matrices, measured in
-the same process, of the head, which meets one row, its bytes; of what reads and writes rows, its bytes at the rate of
-a copy that stays in the second cache; of the pixels, at that of a copy of the image. Values do not change the time, so
-weights are random.
+the same process; of what reads and writes rows, its bytes at the rate of a copy that stays in the second cache; of the
+pixels, and of the head's weights, which meet one row, at the rate of a copy of the image. Values do not change the
+time, so weights are random.
 """
 
 import statistics

@@ -48,7 +48,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "mimiq": ("mimiq", _QUICK),
     "psaq": ("psaq", _QUICK),
     "psaq-leaves": ("psaq", {**_QUICK, "start": "leaves"}),
-    # as published, 2000 and 1000 steps
+    # as many steps as published, 2000 and 1000: hours of a core
     "mimiq-finished": ("mimiq", {}),
     "psaq-finished": ("psaq", {}),
 }
@@ -94,14 +94,14 @@ def _measure(kind: str, seed: int) -> dict[str, Any]:
     }
 
 
-def _draw(kind: str, seed: int) -> Tensor:
+def _draw(kind: str, seed: int, count: int = IMAGES) -> Tensor:
     if kind in MIXTURES:
         share = IMAGES // len(MIXTURES[kind])
-        return torch.cat([_draw(part, seed)[:share] for part in MIXTURES[kind]])
+        return torch.cat([_draw(part, seed, share) for part in MIXTURES[kind]])
     method, changes = KINDS[kind]
     if method == "real":
-        return _real(EVEN, IMAGES, seed)
-    settings = Synthesis.preset(method, **{"images": IMAGES, "batch": IMAGES, **changes})
+        return _real(EVEN, count, seed)
+    settings = Synthesis.preset(method, **{"images": count, "batch": count, **changes})
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "images"
         synthesis.synthesize(source(), settings, out, seed=seed, progress=False)

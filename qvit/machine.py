@@ -113,7 +113,7 @@ def usable_memory(
 
 def release_memory() -> None:
     """Give memory that was freed back to the system now: glibc's allocator keeps it, for as large pieces as it has once
-    seen. Takes a third of a millisecond; other allocators are left alone.
+    seen. Takes less than a millisecond, more where there is much to give; other allocators are left alone.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

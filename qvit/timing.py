@@ -26,9 +26,9 @@ COLD_SHARE = 1 / 3
 MEASURE_SECONDS = 40.0
 FEWEST_ROUNDS, MOST_ROUNDS = 12, 400
 WARMUP = 3  # calls of each that are not counted, before the first round
-# Before a turn on a CPU this process has to have been idle for so long, or the latter to have passed: threads wait for
-# more work by spinning, OnnxRuntime's for 50 ms and torch's for 20, and take a core from whoever comes next: the
-# compiled path took 31, 30 and 21 ms for its first calls after OnnxRuntime, and 19.5 otherwise.
+# Before a turn on a CPU this process has to have been idle for `_QUIET_SECONDS`, or `_PATIENCE` to have passed: threads
+# wait for more work by spinning, OnnxRuntime's for 50 ms and torch's for 20, and take a core from whoever comes next:
+# the compiled path took 31, 30 and 21 ms for its first calls after OnnxRuntime, and 19.5 otherwise.
 _QUIET_SECONDS, _PATIENCE = 0.01, 0.2
 _IDLE_SHARE = 0.2  # of a core
 
@@ -227,12 +227,13 @@ def measure(
     calls: dict[str, int] = {}
     round_seconds = 0.0
     for name in names:
+        if settles:
+            round_seconds += _wait_for_threads()
         for _ in range(warmup):
             callables[name]()
         call_ms = time_turn(callables[name], 1)[0]
         calls[name] = _calls_a_turn(call_ms, turn)
         round_seconds += (calls[name] + _cold_calls(calls[name])) * call_ms / 1000
-        round_seconds += _QUIET_SECONDS if settles else 0.0
     if rounds is None:
         fitting = int(MEASURE_SECONDS / max(round_seconds, 1e-9))
         rounds = max(FEWEST_ROUNDS, min(fitting, MOST_ROUNDS))
@@ -258,14 +259,18 @@ def _cold_calls(count: int) -> int:
     return math.ceil(count * COLD_SHARE)
 
 
-def _wait_for_threads() -> None:
-    """Return when no thread of this process works, or spins, any more."""
-    until = time.monotonic() + _PATIENCE
-    while time.monotonic() < until:
-        begun, worked = time.monotonic(), time.process_time()
+def _wait_for_threads() -> float:
+    """Return when no thread of this process works, or spins, any more; the seconds that it took."""
+    first = begun = time.monotonic()
+    while begun - first < _PATIENCE:
+        worked = time.process_time()
         time.sleep(_QUIET_SECONDS)
-        if time.process_time() - worked < _IDLE_SHARE * (time.monotonic() - begun):
-            return
+        now = time.monotonic()
+        idle = time.process_time() - worked < _IDLE_SHARE * (now - begun)
+        begun = now
+        if idle:
+            break
+    return begun - first
 
 
 def _time_turn_cpu(call: Callable[[], object], count: int) -> list[float]:

@@ -32,7 +32,7 @@ def descend_greedily(losses: Tensor, budgets: Sequence[Budget]) -> Tensor:
 
 def measure_alone(measure: Callable[[Tensor], float], count: int) -> Tensor:
     """The sensitivities that greedy searches mostly go by: what `measure` says of a model of eight bits in which one of
-    `count` choices has fewer, fp64 [choices, 7]; of no choice more than of the same with a bit more.
+    `count` choices has fewer, fp64 [choices, 7]; never less than with a bit more.
     """
     most = torch.full((count,), MAX_BITS, dtype=torch.int64)
     losses = torch.full((count, MAX_BITS - MIN_BITS + 1), measure(most), dtype=torch.float64)

@@ -73,22 +73,22 @@ def _fits_gelu(x: Tensor, x_scale: Tensor, w: Tensor, *rest: Any) -> bool:
 
 def _fits_qkv(x: Tensor, x_scale: Tensor, w: Tensor, *rest: Any) -> bool:
     heads, block = rest[3], rest[-1]
-    return _fits_product(x, x_scale) and _fits_heads(heads, w.shape[0] // (3 * heads), block)
+    return _fits_product(x, x_scale) and _fits_heads(w.shape[0] // (3 * heads), block)
 
 
 def _fits_attention(q: Tensor, *rest: Any) -> bool:
     bias, mask, group = rest[5], rest[6], rest[10]
     heads, width = q.shape[1], q.shape[3]
     plain = bias is None and mask is None and q.numel() > 0
-    return plain and _fits_heads(heads, width, 0) and _fits_width(heads * width, group, 0)
+    return plain and _fits_heads(width, 0) and _fits_width(heads * width, group, 0)
 
 
 def _fits_width(width: int, group: int, block: int) -> bool:
     return width % 16 == 0 and group % 16 == 0 and block & (block - 1) == 0
 
 
-def _fits_heads(heads: int, width: int, block: int) -> bool:
-    return width % 16 == 0 and width <= 256 and 3 * heads <= 256 and block & (block - 1) == 0
+def _fits_heads(width: int, block: int) -> bool:
+    return width % 16 == 0 and width <= 256 and block & (block - 1) == 0
 
 
 def _columns(x: Tensor) -> int:

@@ -8,6 +8,7 @@ Inductor makes of rescaling, GELU and quantization, of which the product is 242 
 """
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -69,6 +70,13 @@ def load(compiler: str | None, cache: Path | None = None) -> ctypes.CDLL:
         return _State.library
 
 
+@functools.cache
+def fingerprint() -> str:
+    """Of the source: another version may take another time."""
+    digest = hashlib.sha256(b"\0".join(file.read_bytes() for file in _source_files()))
+    return digest.hexdigest()[:8]
+
+
 def unload() -> None:
     """Compute without the library again: for comparisons."""
     _State.library = None
@@ -89,7 +97,7 @@ def _opened(compiler: str, cache: Path | None) -> ctypes.CDLL:
 
 def _built(compiler: str, cache: Path) -> Path:
     _require_own(cache)
-    files = sorted(file for file in SOURCES.iterdir() if file.suffix in (".cpp", ".h"))
+    files = _source_files()
     version = _run(compiler, "--version").stdout.encode()
     parts = [version, " ".join(FLAGS).encode(), _cpu_flags().encode()]
     digest = hashlib.sha256(b"\0".join(parts + [file.read_bytes() for file in files])).hexdigest()
@@ -111,6 +119,10 @@ def _built(compiler: str, cache: Path) -> Path:
     finally:
         made.unlink(missing_ok=True)
     return target
+
+
+def _source_files() -> list[Path]:
+    return sorted(file for file in SOURCES.iterdir() if file.suffix in (".cpp", ".h"))
 
 
 def _require_own(cache: Path) -> None:

@@ -141,8 +141,6 @@ def _check(vit: ViT) -> None:
         raise ValueError(
             f"its heads have {config.head_dim} channels: no multiple of 16, or too many"
         )
-    if 3 * config.num_heads > 256:
-        raise ValueError(f"it has {config.num_heads} heads, and 85 at most are scaled together")
     blocks: Any = vit.blocks
     heads = [] if vit.head is None else [vit.head]
     for dense in [dense for block in blocks for dense in block.linears()] + heads:

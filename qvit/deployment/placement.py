@@ -4,7 +4,7 @@ import torch
 
 from qvit import machine
 from qvit.errors import RequirementError, UsageError
-from qvit_kernels import backends
+from qvit_kernels import backends, compiled_library
 
 
 def require_device(device: str) -> None:
@@ -36,10 +36,11 @@ def resolve_backend(backend: str, device: str) -> str:
 
 
 def name_backend(device: str) -> str:
-    """What computes there now, for times that are kept: a CPU with a compiler has programs of its own.
+    """What computes there now, for times that are kept: a CPU with a compiler has programs of its own, and those of
+    another version other times.
 
     Raises what `resolve_backend` raises.
     """
     name = resolve_backend("auto", device)
     compiled = name == "cpu" and machine.find_compiler() is not None
-    return f"{name}, compiled" if compiled else name
+    return f"{name}, compiled {compiled_library.fingerprint()}" if compiled else name

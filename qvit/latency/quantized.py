@@ -48,6 +48,10 @@ def open_folder(folder: Path, backend: str, device: str, batches: Sequence[int])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         model.warmup(batches)
+    remarks = [each for each in caught if issubclass(each.category, RuntimeWarning)]
+    for other in caught:
+        if other not in remarks:
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
     runner = Runner(
         prepare=lambda images: images,
         run=model,
@@ -56,7 +60,7 @@ def open_folder(folder: Path, backend: str, device: str, batches: Sequence[int])
         model=model,
     )
     name = name_own(model.scheme, backend)
-    return Quantized(name, model, runner, tuple(f"{name}: {each.message}" for each in caught))
+    return Quantized(name, model, runner, tuple(f"{name}: {each.message}" for each in remarks))
 
 
 def stored_bits(vit: ViT) -> float:

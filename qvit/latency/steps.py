@@ -34,8 +34,8 @@ def time_steps(
     `variant`, `batch`, `name` ("blocks.0.mlp.fc1"), `kind` (the operation), `ms` (median of several passes),
     `fastest_ms`, `share` of the layers' time, `pass_ms` (a whole pass, timed in turns with those of the layers),
     `kernel`, `bits` of its weights and `input_bits`, `computes_in`, `bytes`, `operations`, `floor_ms` and what it is
-    the floor of (`bound`), `fallback_reason`. What
-    comes behind the last block has no time where the compiled path's clock ends there.
+    the floor of (`bound`), `fallback_reason`. What comes behind the last block has no time where the compiled path's
+    clock ends there.
     """
     say(f"layers of {own.name}, batch {len(images)}")
     passes, wholes = _time_passes(own, images)

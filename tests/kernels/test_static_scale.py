@@ -8,7 +8,7 @@ from qvit_kernels.reference import code_range
 from tests.kernels.operands import heads, rows, transform, weight
 from tests.kernels.products import share_off
 
-BACKENDS = ("cpu", "triton")
+BACKENDS = ("cpu", "compiled", "triton")
 # group 0: one scale for the tensor; 24 and 48 are no powers of two, which a maximum over a tile would need
 GROUPS = (0, 64, 128)
 
@@ -25,6 +25,14 @@ def no_fall_backs(monkeypatch):
         raise AssertionError(f"{name} was computed by the reference: {reason}")
 
     monkeypatch.setattr(fused, "_compose", refuse)
+
+
+@pytest.fixture
+def backend(request):
+    """A backend by its name; the compiled path is one of its own."""
+    if request.param == "compiled":
+        request.getfixturevalue("compiled_path")
+    return "triton" if request.param == "triton" else "cpu"
 
 
 def compare(call, backend, most=0.0):
@@ -46,7 +54,7 @@ def test_the_reference_rounds_and_saturates(bits):
     assert codes.tolist() == [[low, -2, 0, 0, 2, 6, high, 0]]  # -1.5 and -0.5, 0.5: to even
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize(("bits", "packed"), [(8, False), (4, False), (4, True)])
 @pytest.mark.parametrize("block", [0, 32, 64])
@@ -61,7 +69,7 @@ def test_rows(backend, group, bits, packed, block):
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 def test_norm(backend):
     x, weights, given = torch.randn(2, 9, 192), torch.rand(192), scales(192, 64)
     turn = transform(192, 64)
@@ -74,7 +82,7 @@ def test_norm(backend):
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("kind", ["w8a8", "w4a8"])
 @pytest.mark.parametrize("group", [0, 24, 48, 128])
 @pytest.mark.parametrize(
@@ -113,7 +121,7 @@ def test_two_launches_where_a_transform_is_wider_than_a_tile():
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize(("count", "group", "bits", "packed"), [
     (2, 0, 8, False), (2, 64, 8, False), (6, 0, 8, False), (4, 128, 4, True), (6, 0, 4, True),
 ])  # fmt: skip

@@ -1,7 +1,7 @@
 // The arithmetic of `reference.py` on 16 fp32 values at a time: twins of its functions.
 //
-// Compiled with -ffp-contract=off: a product and a sum stay two rounded operations unless fmadd is written out, which
-// only the functions do whose last bit is a backend's own (exp2, GELU).
+// Compiled with -ffp-contract=off: a product and a sum stay two rounded operations unless fmadd is written out, as by
+// functions whose last bit is a backend's own (exp2, GELU), and where the product is exact (butterflies).
 #pragma once
 
 #include <immintrin.h>
@@ -56,8 +56,8 @@ inline Floats exp2(Floats x) {
     return _mm512_scalef_ps(p, whole);
 }
 
-// P(Z > a) of the normal distribution for a from 0 to LAST, where it is 1.9e-8: a cubic about each of 32 points, through its
-// values at Chebyshev's nodes, to 1.6e-7.
+// P(Z > a) of the normal distribution for a from 0 to LAST, where it is 1.9e-8: a cubic about each of 32 points, through
+// its values at Chebyshev's nodes, to 1.6e-7.
 struct NormalTail {
     static constexpr int COUNT = 2 * LANES;
     static constexpr float LAST = 5.5f, PER_UNIT = (COUNT - 1) / LAST;
@@ -76,6 +76,7 @@ struct NormalTail {
             }
             for (int p = 0; p < 4; ++p) coefficients[p][i] = static_cast<float>(power[p]);
         }
+        coefficients[0][COUNT - 1] = 0;  // all beyond is at the last point: GELU of -10 is 0
     }
 
     INLINE Floats of(int power, Ints points) const {
@@ -86,8 +87,8 @@ struct NormalTail {
 
 inline const NormalTail NORMAL_TAIL;
 
-// GELU by erf, max(x, 0) - |x| P(Z > |x|), to 2e-7. The polynomial with a reciprocal and a power that `arithmetic.py` has
-// takes 9.9 cycles for 16 values, this 5.5.
+// GELU by erf, max(x, 0) - |x| P(Z > |x|), to 2.5e-7 before its result is rounded. The polynomial with a reciprocal and a
+// power that `arithmetic.py` has takes 9.9 cycles for 16 values, this 5.5.
 inline INLINE Floats gelu_erf(Floats x) {
     const Floats a = _mm512_min_ps(all(NormalTail::LAST), magnitude(x));  // NaN if x is
     const Floats shift = all(12582912.0f);  // 1.5 * 2^23: the sum's last bits are the nearest whole number
@@ -123,12 +124,13 @@ struct Grid {
     bool has_sign() const { return !given && low > -127; }  // of the scale
 };
 
-// Codes of 16 values, clamped before they are whole numbers (CLAMPS), which not all values could be.
-template <bool CLAMPS>
-inline INLINE Ints codes_of(Floats x, Floats inverse, const Grid& grid) {
-    Floats y = _mm512_mul_ps(x, inverse);
-    if (CLAMPS) y = _mm512_min_ps(_mm512_max_ps(y, all(grid.low)), all(grid.high));
-    return _mm512_cvtps_epi32(y);  // rounds half to even
+// Codes of 16 values that lie within a grid, or nearly: rounded half to even.
+inline INLINE Ints codes_of(Floats x, Floats inverse) { return _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)); }
+
+// Of values that may lie anywhere: clamped before they are whole numbers, which not all could be.
+inline INLINE Ints clamped_codes_of(Floats x, Floats inverse, const Grid& grid) {
+    const Floats y = _mm512_max_ps(_mm512_mul_ps(x, inverse), all(grid.low));
+    return _mm512_cvtps_epi32(_mm512_min_ps(y, all(grid.high)));
 }
 
 // Memory of a thread that lasts from step to step, aligned to a cache line.

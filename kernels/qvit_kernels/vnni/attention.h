@@ -23,7 +23,7 @@ struct Head {
         values = arena.take<int8_t>(value_bytes);
         starts = arena.take<int32_t>(padded);
         logits = arena.take<float>(TILE_ROWS * padded);
-        queries = arena.take<uint8_t>(TILE_ROWS * s.width);
+        queries = arena.take<uint8_t>(TILE_ROWS * s.width + 64);
         numerators = arena.take<uint8_t>(TILE_ROWS * steps * 4 + 64);
     }
 };
@@ -129,32 +129,34 @@ inline __attribute__((always_inline)) void by_lanes(int64_t tokens, Body&& body)
 // loads of the product that follows. The rows go through each stage together, so that none waits for another's division.
 inline void softmax(const Step& s, int64_t rows, float* logits, int64_t l_pitch, const Floats* top,
                     const float* v_scale, uint8_t* codes, int64_t pitch, Floats* ratio) {
-    Floats sum[TILE_ROWS], peak[TILE_ROWS], inverse[TILE_ROWS];
+    Floats sum[TILE_ROWS], inverse[TILE_ROWS];
+    float peak[TILE_ROWS];
     for (int64_t m = 0; m < rows; ++m) {
         const Floats most = all(_mm512_reduce_max_ps(top[m]));
         float* const row = logits + m * l_pitch;
-        Floats total = _mm512_setzero_ps(), high = _mm512_setzero_ps();
+        Floats total = _mm512_setzero_ps();
+        Ints high = _mm512_setzero_si512();  // of values from 0 on, as whole numbers, of which a NaN is the largest
         by_lanes(s.tokens, [&](int64_t t, __mmask16 there) {
             const Floats e = exp2(_mm512_sub_ps(_mm512_loadu_ps(row + t), most));
             total = _mm512_mask_add_ps(total, there, total, e);
             const Floats weighted = _mm512_mul_ps(e, _mm512_maskz_loadu_ps(there, v_scale + t));
-            high = _mm512_max_ps(high, weighted);
+            high = _mm512_max_epu32(high, _mm512_castps_si512(weighted));
             _mm512_storeu_ps(row + t, weighted);
         });
         sum[m] = total;
-        peak[m] = high;
+        const uint32_t bits = _mm512_reduce_max_epu32(high);
+        __builtin_memcpy(&peak[m], &bits, 4);
     }
-    const float high = static_cast<float>(s.softmax_max);
+    const float most = static_cast<float>(s.softmax_max);
     for (int64_t m = 0; m < rows; ++m) {
-        const float scale = scale_of(_mm512_reduce_max_ps(peak[m]), high);
+        const float scale = scale_of(peak[m], most);
         inverse[m] = all(1.0f / scale);
         ratio[m] = all(scale / _mm512_reduce_add_ps(sum[m]));
     }
-    const Grid grid{high, 0.0f, high, false};  // dynamic, and no numerator is negative
     for (int64_t m = 0; m < rows; ++m)
         by_lanes(s.tokens, [&](int64_t t, __mmask16 there) {
             const Floats weighted = _mm512_maskz_loadu_ps(there, logits + m * l_pitch + t);
-            const __m128i q = _mm512_cvtepi32_epi8(codes_of<false>(weighted, inverse[m], grid));
+            const __m128i q = _mm512_cvtepi32_epi8(codes_of(weighted, inverse[m]));
             _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + m * pitch + t), q);
         });
 }

@@ -144,7 +144,8 @@ void place_tile(const Step& s, const Groups& groups, const Range& r, int64_t m, 
     edge.write_to(tile, ROWS, columns);
 }
 
-// Tiles do not divide the rows: the last one begins so early that it ends with them, and computes some for the second time.
+// Tiles do not divide the rows: the last one begins so early that it ends with them, and computes some for the second time
+// (so a residual must not be where the result goes).
 template <bool RESIDUAL>
 void multiply_range(const Step& s, const Range& r) {
     const Groups groups(s);
@@ -178,8 +179,8 @@ struct Waiting {
     float* scale;  // memory for those of all, in the order of x, and 15 more
 };
 
-// Calls part(first row, rows, grid) for rows m.. of the waiting ones that have the same grid: the first of an image may have
-// 8 bits, which are `reference`'s as everywhere.
+// Calls part(first row, rows, grid) for the waiting rows that have the same grid: the first of an image may have 8 bits,
+// which are `reference`'s as everywhere.
 template <class Part>
 inline void by_grid(const Step& s, const Waiting& w, Part&& part) {
     if (!s.prefix) return part(0, w.rows, grid_of(s));
@@ -193,11 +194,11 @@ inline void by_grid(const Step& s, const Waiting& w, Part&& part) {
     }
 }
 
-// Codes and scales of rows that have `all` columns.
-inline void quantize_rows(const Step& s, const Waiting& w, int64_t all_columns) {
+// Codes and scales of waiting rows that have `all_columns` columns. values: as w.x, from where they are read.
+inline void quantize_rows(const Step& s, const Waiting& w, const float* values, int64_t all_columns) {
     const int64_t count = w.width / s.group, groups = all_columns / s.group, group = w.first / s.group;
     by_grid(s, w, [&](int64_t begin, int64_t rows, const Grid& grid) {
-        const float* const x = w.x + begin * w.pitch;
+        const float* const x = values + begin * w.pitch;
         for (int64_t m = 0; m < rows; ++m)
             for (int64_t g = 0; g < count; ++g)
                 w.scale[m * count + g] =
@@ -248,7 +249,7 @@ inline void write_head(const Step& s, const Waiting& w, int64_t h, float* x) {
     const int64_t part = h / s.heads, head = h % s.heads;
     for (int64_t m = 0; m < w.rows; ++m) {
         if (s.norm_weight && part < 2) normalize_head(s, part == 0, x + m * w.pitch);
-        w.scale[m] = largest_magnitude(x + m * w.pitch, s.width);
+        w.scale[m] = std::fabs(largest(x + m * w.pitch, s.width));
     }
     turn_into_scales(w.scale, w.rows, grid.steps);
     by_image(s, w, [&](int64_t m, int64_t image, int64_t token) {
@@ -280,7 +281,7 @@ inline void finish_columns(const Step& s, const Waiting& w) {
         if (s.activation == GELU_TANH) activate(x, w.width, [](Floats v) INLINE { return gelu_tanh(v); });
         if (s.block) block_transform(x, w.width, transform_of(s).from(w.first), x);
     }
-    quantize_rows(s, w, s.n);
+    quantize_rows(s, w, w.x, s.n);
 }
 
 // Rows begin..end of a LINEAR or QKV.

@@ -36,8 +36,7 @@ inline void run_rows(const Step& s, int64_t begin, int64_t end, Arena& arena) {
                 block_transform(source + m * s.k, s.k, transform_of(s), y + m * s.k);
         }
         w.row = row, w.rows = rows;
-        if (!norm.weight && !s.block) w.x = const_cast<float*>(source);  // which is only read
-        quantize_rows(s, w, s.k);
+        quantize_rows(s, w, norm.weight || s.block ? y : source, s.k);
     }
 }
 
@@ -56,7 +55,7 @@ inline void run_pixels(const Step& s, int64_t begin, int64_t end) {
                     for (int64_t i = 0; i < s.patch_width; i += LANES) {
                         const __mmask16 mask = first(s.patch_width - i);
                         const Floats x = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, line + i), all(s.norm_weight[c]));
-                        const Ints q = codes_of<true>(_mm512_add_ps(x, all(s.norm_bias[c])), all(1.0f), grid);
+                        const Ints q = clamped_codes_of(_mm512_add_ps(x, all(s.norm_bias[c])), all(1.0f), grid);
                         _mm_mask_storeu_epi8(place + i, mask, _mm512_cvtsepi32_epi8(q));
                     }
             }

@@ -142,31 +142,23 @@ inline void activate(float* x, int64_t width, Activation&& of) {
     for (int64_t k = 0; k < width; k += LANES) _mm512_storeu_ps(x + k, of(_mm512_loadu_ps(x + k)));
 }
 
-// Of a row with a NaN, whose values then are all NaN after a norm, that is NaN, because max_ps returns its second operand
-// where one is: the logits say that something is wrong.
-inline float largest_magnitude(const float* x, int64_t width) {
-    Floats top = _mm512_setzero_ps();
-    for (int64_t k = 0; k < width; k += LANES) top = _mm512_max_ps(top, magnitude(_mm512_loadu_ps(x + k)));
-    return _mm512_reduce_max_ps(top);
+// The value of largest magnitude; of x and -x it is -x, and a NaN is larger than all. Values are compared as whole numbers,
+// the sign in the last bit: max_ps would lose a NaN to the next value.
+inline float largest(const float* x, int64_t width) {
+    Ints top = _mm512_setzero_si512();
+    for (int64_t k = 0; k < width; k += LANES)
+        top = _mm512_max_epu32(top, _mm512_rol_epi32(_mm512_loadu_si512(x + k), 1));
+    const uint32_t key = _mm512_reduce_max_epu32(top), bits = key >> 1 | key << 31;
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
 }
 
 // What a row's scale is made of: its largest magnitude, below zero where the scale is. Below 8 bits (`reference.
-// signed_scale_of`) the row's extreme gets the code that is alone at its end of the grid.
+// signed_scale_of`) the row's extreme gets the code that is alone at its end of the grid, the lowest.
 inline float extreme_of(const float* x, int64_t width, const Grid& grid) {
-    if (!grid.has_sign()) return largest_magnitude(x, width);
-    Floats high = _mm512_loadu_ps(x), low = high;
-    for (int64_t k = LANES; k < width; k += LANES) {
-        const Floats v = _mm512_loadu_ps(x + k);
-        high = _mm512_max_ps(high, v), low = _mm512_min_ps(low, v);
-    }
-    // both at once: eight lanes of each, then four, two and one
-    const Floats minus = _mm512_sub_ps(_mm512_setzero_ps(), low);
-    Floats most = _mm512_max_ps(_mm512_shuffle_f32x4(high, minus, 0x44), _mm512_shuffle_f32x4(high, minus, 0xEE));
-    most = _mm512_max_ps(most, _mm512_shuffle_f32x4(most, most, 0xB1));
-    most = _mm512_max_ps(most, _mm512_permute_ps(most, 0x4E));
-    most = _mm512_max_ps(most, _mm512_permute_ps(most, 0xB1));
-    const float top = _mm512_cvtss_f32(most), bottom = _mm_cvtss_f32(_mm512_extractf32x4_ps(most, 2));
-    return top > bottom ? -top : bottom;
+    const float value = largest(x, width);
+    return grid.has_sign() ? -value : std::fabs(value);
 }
 
 // Extremes become scales, up to 15 more than `count`; one by one each would wait for its division.
@@ -186,25 +178,27 @@ inline void turn_into_inverses(float* scale, int64_t count) {
 }
 
 // Codes go out by 64 where there are as many: two steps that narrow and saturate quarter by quarter of a register, and one
-// that puts fours in order, for 64 values; the instruction that narrows 16 is two and a store of its own. With a dynamic
-// scale they are clamped last, as bytes: that is for the one code that rounding may reach beyond the grid's.
+// that puts fours in order, for 64 values; the instruction that narrows 16 is two and a store of its own. They are clamped
+// last, as bytes: with a dynamic scale that is for the one code that rounding may reach beyond the grid, and for NaN.
 template <bool CLAMPS>
 inline void write_codes(const float* x, int64_t width, float inverse, const Grid grid, int8_t* codes) {
     const auto code = [&](int64_t k) INLINE {
-        return codes_of<CLAMPS>(_mm512_loadu_ps(x + k), all(inverse), grid);
+        const Floats v = _mm512_loadu_ps(x + k);
+        return CLAMPS ? clamped_codes_of(v, all(inverse), grid) : codes_of(v, all(inverse));
     };
     const Ints order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const Ints high = _mm512_set1_epi8(static_cast<char>(grid.high));
+    const Ints low = _mm512_set1_epi8(static_cast<char>(grid.low)), high = _mm512_set1_epi8(static_cast<char>(grid.high));
     int64_t k = 0;
     for (; k + 4 * LANES <= width; k += 4 * LANES) {
         const Ints lower = _mm512_packs_epi32(code(k), code(k + LANES));
         const Ints upper = _mm512_packs_epi32(code(k + 2 * LANES), code(k + 3 * LANES));
-        const Ints all_four = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(lower, upper));
-        _mm512_storeu_si512(codes + k, _mm512_min_epi8(all_four, high));
+        const Ints fours = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(lower, upper));
+        _mm512_storeu_si512(codes + k, _mm512_min_epi8(_mm512_max_epi8(fours, low), high));
     }
-    for (; k < width; k += LANES)
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + k),
-                         _mm_min_epi8(_mm512_cvtsepi32_epi8(code(k)), _mm512_castsi512_si128(high)));
+    for (; k < width; k += LANES) {
+        const __m128i four = _mm_max_epi8(_mm512_cvtsepi32_epi8(code(k)), _mm512_castsi512_si128(low));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + k), _mm_min_epi8(four, _mm512_castsi512_si128(high)));
+    }
 }
 
 inline void write_codes(const float* x, int64_t width, float inverse, const Grid& grid, int8_t* codes) {

@@ -28,7 +28,7 @@ struct Step {
     // product
     const int8_t* panels;
     const int32_t* starts;
-    const float *w_scale, *bias, *residual;
+    const float *w_scale, *bias, *residual;  // residual: other memory than out
     int64_t activation;
 
     // quantization of the result; codes null: the result is fp32
