@@ -108,12 +108,11 @@ inline void pack_values(const Step& s, const int8_t* v, Head& head) {
 }
 
 template <class Out>
-inline void multiply_panel(int64_t vectors, const uint8_t* a, int64_t pitch, const int8_t* b, int64_t steps,
-                           const int32_t* start, Out&& out) {
-    if (vectors >= 4) return multiply<TILE_ROWS, 4>(a, pitch, b, steps, start, out);
-    if (vectors == 3) return multiply<TILE_ROWS, 3>(a, pitch, b, steps, start, out);
-    if (vectors == 2) return multiply<TILE_ROWS, 2>(a, pitch, b, steps, start, out);
-    multiply<TILE_ROWS, 1>(a, pitch, b, steps, start, out);
+inline void multiply_panel(int64_t vectors, const Operands& operands, Out&& out) {
+    if (vectors >= 4) return multiply<TILE_ROWS, 4>(operands, out);
+    if (vectors == 3) return multiply<TILE_ROWS, 3>(operands, out);
+    if (vectors == 2) return multiply<TILE_ROWS, 2>(operands, out);
+    multiply<TILE_ROWS, 1>(operands, out);
 }
 
 // Calls step(t, lanes there are) for each 16 of `tokens`; the mask of all but the last call is a constant.
@@ -181,26 +180,26 @@ inline void attend(const Step& s, int64_t b, int64_t h, int64_t begin, int64_t e
             _mm512_storeu_ps(head.logits + m * head.padded + c + v * LANES, y);
         };
         for (int64_t c = 0; c < s.tokens; c += PANEL) {
-            const int64_t left = s.tokens - c, steps = s.width / 4;
-            const int8_t* const keys = head.keys + c * s.width;
-            const int32_t* const starts = head.starts + c;
+            const int64_t left = s.tokens - c;
+            const Operands operands{head.queries, s.width, head.keys + c * s.width, s.width / 4, head.starts + c};
             if (left >= PANEL)
-                multiply<TILE_ROWS, 4>(head.queries, s.width, keys, steps, starts,
-                                       [&](int m, int v, Ints sums) { write(c, m, v, sums, 0xFFFF); });
+                multiply<TILE_ROWS, 4>(operands, [&](int m, int v, Ints sums) { write(c, m, v, sums, 0xFFFF); });
             else
-                multiply_panel((left + LANES - 1) / LANES, head.queries, s.width, keys, steps, starts,
-                               [&](int m, int v, Ints sums) { write(c, m, v, sums, first(left - v * LANES)); });
+                multiply_panel((left + LANES - 1) / LANES, operands, [&](int m, int v, Ints sums) {
+                    write(c, m, v, sums, first(left - v * LANES));
+                });
         }
         Floats ratio[TILE_ROWS];
         softmax(s, rows, head.logits, head.padded, top, v_scale, head.numerators, pitch, ratio);
         float* const out = s.out + ((b * s.tokens + t) * s.heads + h) * s.width;
-        for (int64_t c = 0; c < s.width; c += PANEL)
-            multiply_panel((s.width - c) / LANES, head.numerators, pitch, head.values + c * head.steps * 4,
-                           head.steps, nullptr, [&](int m, int v, Ints sums) {
+        for (int64_t c = 0; c < s.width; c += PANEL) {
+            const Operands operands{head.numerators, pitch, head.values + c * head.steps * 4, head.steps, nullptr};
+            multiply_panel((s.width - c) / LANES, operands, [&](int m, int v, Ints sums) {
                 if (m >= rows) return;
                 const Floats y = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), ratio[m]);
                 _mm512_storeu_ps(out + m * s.heads * s.width + c + v * LANES, y);
             });
+        }
     }
 }
 

@@ -44,11 +44,10 @@ struct Groups {
 
 // total[ROWS][64] plus the product with one group of x, rescaled. Totals stay in the first cache, as registers are full.
 template <int ROWS, bool FIRST>
-inline void add_group(const float* x_scale, int64_t x_pitch, const uint8_t* a, int64_t pitch, const int8_t* b,
-                      int64_t steps, const int32_t* start, float* total) {
+inline void add_group(const Operands& operands, const float* x_scale, int64_t x_pitch, float* total) {
     float scale[ROWS];
     for (int m = 0; m < ROWS; ++m) scale[m] = x_scale[m * x_pitch];
-    multiply<ROWS, 4>(a, pitch, b, steps, start, [&](auto m, auto v, Ints sums) INLINE {
+    multiply<ROWS, 4>(operands, [&](auto m, auto v, Ints sums) INLINE {
         float* const place = total + m * PANEL + v * LANES;
         const Floats y = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), all(scale[m]));
         _mm512_storeu_ps(place, FIRST ? y : _mm512_add_ps(_mm512_loadu_ps(place), y));
@@ -57,10 +56,9 @@ inline void add_group(const float* x_scale, int64_t x_pitch, const uint8_t* a, i
 
 // The last group (or the only one, TOTAL being false), and what follows when a sum is complete.
 template <int ROWS, bool RESIDUAL, bool TOTAL>
-inline void finish(const Tile& given, int64_t group, const uint8_t* a, int64_t pitch, const int8_t* b, int64_t steps,
-                   const int32_t* start, const float* total) {
+inline void finish(const Operands& operands, const Tile& given, int64_t group, const float* total) {
     const Tile tile = given;  // of its own: no store can change it
-    multiply<ROWS, 4>(a, pitch, b, steps, start, [&](auto m, auto v, Ints sums) INLINE {
+    multiply<ROWS, 4>(operands, [&](auto m, auto v, Ints sums) INLINE {
         Floats y = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), all(tile.x_scale[m * tile.x_pitch + group]));
         if (TOTAL) y = _mm512_add_ps(_mm512_loadu_ps(total + m * PANEL + v * LANES), y);
         y = _mm512_mul_ps(y, _mm512_loadu_ps(tile.w_scale + v * LANES));
@@ -70,22 +68,20 @@ inline void finish(const Tile& given, int64_t group, const uint8_t* a, int64_t p
     });
 }
 
-// b, start: of the tile's panel.
+// operands: the tile's, of the first group.
 template <int ROWS, bool RESIDUAL>
-void multiply_tile(const Tile& tile, const Groups& groups, const uint8_t* a, int64_t pitch, const int8_t* b,
-                   const int32_t* start) {
-    if (groups.count == 1)
-        return finish<ROWS, RESIDUAL, false>(tile, 0, a, pitch, b, groups.part, start, nullptr);
+void multiply_tile(Operands operands, const Tile& tile, const Groups& groups) {
+    if (groups.count == 1) return finish<ROWS, RESIDUAL, false>(operands, tile, 0, nullptr);
     alignas(64) float total[ROWS * PANEL];
-    add_group<ROWS, true>(tile.x_scale, tile.x_pitch, a, pitch, b, groups.part, start, total);
+    add_group<ROWS, true>(operands, tile.x_scale, tile.x_pitch, total);
     for (int64_t g = 1; g < groups.count; ++g) {
-        a += groups.part * 4;
-        b += groups.part * PANEL * 4;
-        start += groups.padded;
+        operands.a += groups.part * 4;
+        operands.b += groups.part * PANEL * 4;
+        operands.start += groups.padded;
         if (g + 1 < groups.count)
-            add_group<ROWS, false>(tile.x_scale + g, tile.x_pitch, a, pitch, b, groups.part, start, total);
+            add_group<ROWS, false>(operands, tile.x_scale + g, tile.x_pitch, total);
         else
-            finish<ROWS, RESIDUAL, true>(tile, g, a, pitch, b, groups.part, start, total);
+            finish<ROWS, RESIDUAL, true>(operands, tile, g, total);
     }
 }
 
@@ -135,12 +131,11 @@ void place_tile(const Step& s, const Groups& groups, const Range& r, int64_t m, 
         s.n,
         r.y_pitch,
     };
-    const uint8_t* const a = r.a + m * r.a_pitch;
-    const int8_t* const b = s.panels + column * groups.steps * 4;
-    if (columns == PANEL)
-        return multiply_tile<ROWS, RESIDUAL>(tile, groups, a, r.a_pitch, b, s.starts + column);
+    const Operands operands{
+        r.a + m * r.a_pitch, r.a_pitch, s.panels + column * groups.steps * 4, groups.part, s.starts + column};
+    if (columns == PANEL) return multiply_tile<ROWS, RESIDUAL>(operands, tile, groups);
     Edge edge;
-    multiply_tile<ROWS, RESIDUAL>(edge.in_place_of(tile, ROWS, columns), groups, a, r.a_pitch, b, s.starts + column);
+    multiply_tile<ROWS, RESIDUAL>(operands, edge.in_place_of(tile, ROWS, columns), groups);
     edge.write_to(tile, ROWS, columns);
 }
 

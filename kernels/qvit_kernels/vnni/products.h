@@ -19,11 +19,19 @@ inline INLINE void add_products(Ints& sums, Ints x, Ints w) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(w));
 }
 
-// out(row, vector, sums) for ROWS rows and VECTORS * 16 columns. a: bytes [ROWS][pitch]; b: a panel, from its first
-// step of four on; start: what each column's sum starts at, or null for zero.
+// Rows and a panel to be multiplied.
+struct Operands {
+    const uint8_t* a;  // bytes [rows][pitch]
+    int64_t pitch;
+    const int8_t* b;  // the panel, from its first step of four on
+    int64_t steps;
+    const int32_t* start;  // what each column's sum starts at, or null for zero
+};
+
+// out(row, vector, sums) for ROWS rows and VECTORS * 16 columns.
 template <int ROWS, int VECTORS, class Out>
-inline INLINE void multiply(
-    const uint8_t* a, int64_t pitch, const int8_t* b, int64_t steps, const int32_t* start, Out&& out) {
+inline INLINE void multiply(const Operands& given, Out&& out) {
+    auto [a, pitch, b, steps, start] = given;
     Ints sums[ROWS][VECTORS], w[VECTORS];
     each<VECTORS>([&](auto v) INLINE {
         const Ints first = start ? _mm512_loadu_si512(start + v * LANES) : _mm512_setzero_si512();
