@@ -61,8 +61,9 @@ from qvit.recipe import BUDGETS, Recipe, keep_wide, load_recipe, preset_names
     help="Keep layers of this name at 8 bits, such as blocks.*.mlp.fc2; `qvit sense` suggests some.",
 )  # fmt: skip
 @click.option(
-    "--bits", type=click.Choice(["auto"]),
-    help="auto: find the bits of every layer, within --max-size, --max-bitops and --max-latency.",
+    "--bits", type=click.Choice(["auto", "heads"]),
+    help="auto: find the bits of every layer, within --max-size, --max-bitops and --max-latency; heads: of the weights "
+    "of every attention head, too.",
 )  # fmt: skip
 @click.option(
     "--bit-search", type=click.Choice(["curvature", "qvit"]),
@@ -84,7 +85,8 @@ def command(session: Session, model: str, **options: Any) -> Result:
     """Make MODEL low-bit from its weights alone and write a folder that loads without them.
 
     With --bits auto, every layer gets the bits that keep the model closest to the float one within --max-size,
-    --max-bitops and --max-latency, or several at once: those of activations too, unless size alone is limited.
+    --max-bitops and --max-latency, or several at once: those of activations too, unless size alone is limited. With
+    --bits heads, weights of an attention layer's heads have bits of their own.
 
     --bit-search qvit trains the bits with the weights in place of that, in minutes, on dead leaves or on --calib-data:
     to answer as the float model does or, with --set synthesis.labelled=true, as a folder of each class says.
@@ -190,12 +192,13 @@ def _search(
 
     place = Place(options["on"] or HERE, options["batch"] or 1)
     method = options["bit_search"] or METHODS[0]
+    heads = options["bits"] == "heads"
     if options["dry_run"]:
-        recipe, plan = plan_search(source, recipes, limits, place, method)
+        recipe, plan = plan_search(source, recipes, limits, place, method, heads=heads)
         return recipe, {"search": plan}
     # what refuses, refuses now
     pipeline.plan(source, recipes[0], out, overwrite=options["overwrite"])
-    found, known = allocate(source, recipes, limits, place, method, progress=progress)
+    found, known = allocate(source, recipes, limits, place, method, heads=heads, progress=progress)
     return found, {"search": known}
 
 

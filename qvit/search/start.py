@@ -36,16 +36,18 @@ def begin(
     recipes: Sequence[Recipe],
     limits: Mapping[str, float],
     place: Place | None = None,
+    *,
+    heads: bool = False,
 ) -> tuple[Space, list[Budget]]:
     """The choices that the first recipe leaves with whose own bits the budgets hold, and these budgets; where they hold
     with none, those of the last one that can meet them.
 
-    limits: By name, see `make_cost_table`. Raises UsageError for limits that nothing meets, and for recipes that leave
-    no choice.
+    limits: By name, see `make_cost_table`. heads: Whether weights of attention heads are choices of their own. Raises
+    UsageError for limits that nothing meets, and for recipes that leave no choice.
     """
     found = []
     for recipe in recipes:
-        space = Space.of(config, recipe, activations=depend_on_inputs(limits))
+        space = Space.of(config, recipe, activations=depend_on_inputs(limits), heads=heads)
         budgets = [
             Budget(make_cost_table(name, config, space, place), limit)
             for name, limit in limits.items()

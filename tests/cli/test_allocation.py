@@ -51,6 +51,26 @@ def test_size_alone_leaves_activations_at_eight_bits(tiny_model, capsys):
     assert plan["search"]["choices"] == 10  # the weights of ten Linears
 
 
+def test_heads_have_bits_of_their_own(tiny_model, tmp_path, capsys):
+    command = ["quantize", str(tiny_model), "--bits", "heads", "--max-size", "1MB", "-q", "--json"]
+    assert run([*command, "--dry-run"]) == 0
+    plan = json.loads(capsys.readouterr().out)["search"]
+    # two blocks of two heads: 3 * 2 slices of qkv and 2 of proj in place of two Linears
+    assert plan["choices"] == 10 + 2 * (3 * 2 - 1 + 2 - 1)
+    size = plan["budgets"]["size"]
+    limit = (3 * size["smallest"] + size["largest"]) / 4
+    command[5] = f"{limit:.0f}"
+    out = tmp_path / "out"
+    assert run([*command, "--set", "synthesis.images=8", "-o", str(out)]) == 0
+    capsys.readouterr()
+    assert (out / "model.safetensors").stat().st_size <= limit
+    assert run(["info", str(out), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["bits"]
+    assert any(row.get("head_bits") for row in rows)
+    assert run([*command, "--bit-search", "qvit", "--dry-run"]) == 2
+    assert "--bit-search qvit trains bits of whole layers" in capsys.readouterr().err
+
+
 def test_a_budget_for_few_bits_begins_with_the_recipe_of_few_bits(tiny_model, capsys):
     command = ["quantize", str(tiny_model), "--bits", "auto", "-q", "--json", "--dry-run"]
     assert run([*command, "--max-bitops", "1T"]) == 0
