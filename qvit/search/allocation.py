@@ -53,8 +53,8 @@ class Space:
     ) -> "Space":
         """All choices of a model that its recipe's `layers` leave open; only those of weights, or of activations, where
         the others are settled; of weights those of every attention head, or of whole layers, as searches have them
-        unless asked: with bits of heads KL of three-bit models was larger (benchmarks/README.md). Raises UsageError where none
-        is left.
+        unless asked: with bits of heads KL of three-bit models was larger (benchmarks/README.md). Raises UsageError
+        where none is left.
         """
         attentions = [f"blocks.{i}.attn" for i in range(config.depth)]
         choices = []
