@@ -147,7 +147,7 @@ class Trial:
             **self._known,
             "leaves": SEARCHED,
             "processor_seconds": round(seconds, 1),
-            "budgets": {budget.table.name: budget.limit for budget in budgets},
+            "budgets": self._limits,
             "choices": [f"{choice.layer} {choice.kind}" for choice in space.choices],
             "allocations": {
                 name: {
@@ -156,7 +156,7 @@ class Trial:
                 }
                 for name, bits in found.items()
             },
-            "losses": [[float(f"{loss:.4g}") for loss in row] for row in losses.tolist()],
+            "losses": _shortened(losses),
         }
 
     def measure_sensitivities(self) -> dict[str, Any]:
@@ -171,9 +171,9 @@ class Trial:
             **self._known,
             "leaves": SEARCHED,
             "processor_seconds": round(time.process_time() - start, 1),
-            "budgets": {budget.table.name: budget.limit for budget in budgets},
+            "budgets": self._limits,
             "allocations": {SENSITIVITY: self._costs(bits)},
-            "losses": [[float(f"{loss:.4g}") for loss in row] for row in losses.tolist()],
+            "losses": _shortened(losses),
         }
 
     def train(self, name: str, penalty: float | None) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class Trial:
             "training": asdict(training),
             "leaves": len(sample.images),
             "processor_seconds": round(time.process_time() - start, 1),
-            "budgets": {budget.table.name: budget.limit for budget in budgets},
+            "budgets": self._limits,
             "trained_bits": [round(width, 2) for width in wanted.tolist()],
             "allocations": {name: self._costs(bits)},
         }
@@ -245,6 +245,10 @@ class Trial:
     def _known(self) -> dict[str, Any]:
         return {"model": self.model, "scheme": f"W{self.bits}A{self.bits}", "seed": self.seed}
 
+    @property
+    def _limits(self) -> dict[str, float]:
+        return {budget.table.name: budget.limit for budget in self._begun[1]}
+
     def _costs(self, bits: Tensor) -> dict[str, Any]:
         totals = {budget.table.name: budget.table.total(bits) for budget in self._begun[1]}
         return {"bits": bits.tolist(), **totals}
@@ -274,6 +278,11 @@ class Trial:
             "kl_each": [round(float(kl), 5) for kl in each],
             "right_each": (found.logits.argmax(1) == found.labels).int().tolist(),
         }
+
+
+def _shortened(losses: Tensor) -> list[list[float]]:
+    """To four digits, row by row, as files have them."""
+    return [[float(f"{loss:.4g}") for loss in row] for row in losses.tolist()]
 
 
 if __name__ == "__main__":

@@ -84,8 +84,7 @@ def allocate(
     `place`. Bits of activations are searched where one of them depends on these, and are the recipe's elsewhere.
     method: "curvature" (descent.py), whose images are dead leaves, so that nothing is read; or "qvit" (qvit.py), which
     trains on the recipe's images where these are the user's, and knows whole layers only. heads: Whether weights of
-    attention heads have bits of their own. progress: Show a bar of its steps on stderr, if that is a
-    terminal.
+    attention heads have bits of their own. progress: Show a bar of its steps on stderr, if that is a terminal.
 
     Raises UsageError for a limit that nothing meets, limits that nothing meets together, or heads whose bits shall be
     trained, before any weights are read, and the errors of `zoo.load`; for the user's images those of `open_images`.
