@@ -24,6 +24,7 @@ def exchange(bits: Tensor, losses: Tensor, budgets: Sequence[Budget]) -> Tensor:
 def _best_pair(bits: Tensor, losses: Tensor, budgets: Sequence[Budget]) -> Tensor | None:
     gained, lost = _change(losses, bits, 1), _change(losses, bits, -1)
     change = gained.unsqueeze(1) + lost  # more in the row's choice, less in the column's
+    change.fill_diagonal_(torch.inf)  # with itself, which changes nothing and may look like a gain
     for budget in budgets:  # as if choices were alone in their layers
         table = budget.table
         room = budget.limit - table.total(bits)

@@ -43,3 +43,17 @@ def test_what_holds_only_for_the_whole_is_asked_of_the_whole():
     start = torch.tensor([4, 4])
     assert exchange(start, losses, [Budget(table, 8.0)]).tolist() == [2, 6]
     assert exchange(start, losses, [Budget(slow, 8.0)]).tolist() == [4, 4]
+
+
+def test_losses_that_bend_downwards_come_to_an_end(monkeypatch):
+    """A bit more and a bit less of one choice changes nothing, though the losses on both sides add up to less."""
+    tries = iter(range(1000))
+
+    def meets_a_thousand_times(budgets, bits):
+        assert next(tries, None) is not None, "it goes on for ever"
+        return meets(budgets, bits)
+
+    monkeypatch.setattr("qvit.search.exchange.meets", meets_a_thousand_times)
+    losses = torch.tensor([[10.0, 9.0, 8.0, 2.0, 1.9, 1.8, 1.7]] * 2, dtype=torch.float64)
+    budget = Budget(linear_table("size", [1.0, 1.0]), 8.0)
+    assert sorted(exchange(torch.tensor([4, 4]), losses, [budget]).tolist()) == [3, 5]
