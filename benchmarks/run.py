@@ -24,6 +24,7 @@ SUITES = {
     "cpu-breakdown": "cpu_breakdown",
     "cpu-footprint": "cpu_footprint",
     "cpu-models": "cpu_models",
+    "curve": "curve",
     "ablations": "ablations",
     "decisions": "decisions",
     "image-worth": "image_worth",

@@ -1,0 +1,118 @@
+"""What a publication's recipe loses over its budget: `paper-mimiq` at W4A4, in its own static quantizers.
+
+Images, iterations and epochs shrink together, as `--budget` has it, so that steps of the student do by the square; the
+longer points train on the largest budget's images for more epochs. MimiQ's whole budget is 10,000 images of 2000
+iterations and 200 epochs, 125,000 steps.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.cells import Cell
+from benchmarks.comparison.images import SCRATCH
+from benchmarks.comparison.subjects import Subject, answers, each_answer, predict, subject
+from benchmarks.sources import DEMO, VIT_TINY
+from qvit.distillation import Pixels, Pool, distil
+from qvit.evaluation.accuracy import Predictions, compare
+from qvit.recipe import Recipe
+from qvit.synthesis import open_images, synthesize
+
+RECIPE, BITS, SEED = "paper-mimiq", 4, 0
+_CALIBRATED_ON = 32  # images, as in methods.py
+_EVALUATED = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A share of the published budget. longer: How many times its epochs are trained."""
+
+    share: float
+    longer: int = 1
+
+    @property
+    def recipe(self) -> Recipe:
+        """The publication's, within this budget."""
+        budget = f"{self.share:g}"
+        recipe = Recipe.preset(RECIPE, weight_bits=BITS, activation_bits=BITS, budget=budget)
+        assert recipe.distillation is not None
+        epochs = self.longer * recipe.distillation.epochs
+        return replace(recipe, seed=SEED, distillation=replace(recipe.distillation, epochs=epochs))
+
+
+# A step of 16 images takes a core 1 to 2 s in synthesis and in training of a ViT-Tiny, a twelfth of it of demo_vit.
+POINTS = {
+    VIT_TINY: (Point(0.0032), Point(0.0064), Point(0.0128), Point(0.0256), Point(0.0256, 4), Point(0.0256, 16)),
+    DEMO: (Point(0.0032), Point(0.0064), Point(0.0128), Point(0.0256), Point(0.0512), Point(0.1)),
+}  # fmt: skip
+
+
+def cells() -> Iterator[Cell]:
+    """One a model and budget, small ones first; beside each budget's images what calibration makes of them alone."""
+    for model, points in POINTS.items():
+        for point in points:
+            name = (
+                f"curve-{model}-{RECIPE}-w{BITS}a{BITS}-{point.share:g}x{point.longer}-seed{SEED}"
+            )
+            yield name, partial(measure, model, point)
+
+
+def measure(model: str, point: Point) -> dict[str, Any]:
+    """One budget; its images stay in a folder outside of the repository, and are made once."""
+    tested, recipe = subject(model), point.recipe
+    images, training = recipe.synthesis, recipe.distillation
+    assert images is not None
+    assert training is not None
+    out = SCRATCH / "curve" / f"{model}-{point.share:g}"
+    made = synthesize(tested.source, images, out, seed=SEED, progress=False)
+    pool = Pool.gather(open_images(out))
+    torch.manual_seed(SEED)
+    student = tested.student(recipe)
+    student.calibrate(pool.images[:_CALIBRATED_ON].float())
+    calibrated = _judge(tested, student, model)
+    cfg = tested.source.pretrained_cfg
+    pixels = Pixels(cfg["mean"], cfg["std"])
+    trained = distil(
+        tested.teacher, student, pool, training, seed=SEED, pixels=pixels, progress=False
+    )
+    return {
+        "model": model,
+        "recipe": recipe.name,
+        "share": point.share,
+        "seed": SEED,
+        "images": images.images,
+        "iterations": images.iterations,
+        "distillation": asdict(training),
+        "calibrated": calibrated,
+        "result": _judge(tested, student, model),
+        "measures": made["measures"],
+        "trained": trained,
+    }
+
+
+def _judge(tested: Subject, student: Any, model: str) -> dict[str, Any]:
+    """On validation images, which nothing here is chosen by."""
+    measured, logits = answers(model, "test", _EVALUATED)
+    assert measured.labels is not None
+    known = measured.labels, torch.arange(len(measured)), 0
+    ours = predict(student, measured)
+    found = compare(Predictions(ours, *known), Predictions(logits, *known)).to_dict()
+    return {**found, "each": each_answer(ours, logits, measured.labels)}
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown, a row a budget; points of top-1 lost to the float model, with their 95 % interval, and KL in nats."""
+    heads = ["model", "share", "images", "iterations", "steps"]
+    heads += [f"{what}, {when}" for when in ("calibrated", "trained") for what in ("lost", "KL")]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for cell in found:
+        steps = cell["trained"]["steps"]
+        row = [cell["model"], f"{cell['share']:.2%}", cell["images"], cell["iterations"], steps]
+        for result in (cell["calibrated"], cell["result"]):
+            low, high = result["drop_interval"]
+            row += [f"{result['drop']:.1f} ({low:.1f} to {high:.1f})", f"{result['kl']:.2f}"]
+        lines.append(f"| {' | '.join(map(str, row))} |")
+    return "\n".join(lines)
