@@ -1,6 +1,6 @@
 """A model whose bit-widths are trained with its weights, each width with a scale of its own (Q-ViT, Li et al. 2022)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qvit.models.calibration import pixel_shift
+from qvit.models.curvature import Key
 from qvit.models.dense import Dense
 from qvit.models.fake_quantized import (
     FakeQuantized,
@@ -28,14 +29,15 @@ from qvit.recipe import MAX_BITS, MIN_BITS
 from qvit_kernels import reference
 from qvit_kernels.reference import Weight
 
-# Whole numbers, []; modules that are not there keep what their scheme says.
+# Whole numbers; modules that are not there keep what their scheme says.
 Widths = Mapping[nn.Module, Tensor]
 
 
 class LearnedBits(FakeQuantized):
     """FakeQuantized, with a gradient of widths, and weights on the grid of the width that they have now.
 
-    weights, inputs: Of Linears; inputs: of attentions, too, those of Q, K, V and the softmax numerators.
+    weights: Of Linears, of the whole weight [1] or of every head's slice [slices]; inputs: of Linears, and of
+    attentions, those of Q, K, V and the softmax numerators, [].
     """
 
     def __init__(self, student: "BitsStudent", weights: Widths, inputs: Widths) -> None:
@@ -54,7 +56,8 @@ class LearnedBits(FakeQuantized):
         """See Simulated."""
         grid = self._student.grid(dense)
         if dense in self._weights:
-            codes = learned_bits.weight_codes(dense.weight, grid.steps(), self._weights[dense])
+            bits, rows = self._weights[dense], self._student.slices_are_rows(dense)
+            codes = learned_bits.weight_codes(dense.weight, grid.steps(), bits, rows=rows)
         else:
             codes = quantize_weight(dense.weight, grid.steps(), dense.scheme.weight)
         return Weight(codes, *grid)
@@ -97,19 +100,20 @@ class BitsStudent(nn.Module):
         bits: fp32 [choices], from 2 to 8 where `clamp` was called since they moved.
         growth: For every Linear [7, N]: the logarithm of what each width's scales have grown by, zeros at first. In
             these units an optimiser that divides gradients by their size moves a scale by about the share by which it
-            moves a weight, as LSQ's factor on the gradient has it for one that does not.
+            moves a weight, as LSQ's factor on the gradient has it for one that does not. Heads of a projection share
+            the scale of a row, that of the most bits among them.
     """
 
-    def __init__(
-        self, model: SwitchableModel, choices: list[tuple[str, str]], bits: Tensor
-    ) -> None:
-        """choices: Of every entry of `bits`, a layer and "W", its weights, or "A", its input or its operands."""
+    def __init__(self, model: SwitchableModel, choices: Sequence[Key], bits: Tensor) -> None:
+        """choices: Of every entry of `bits`, a layer and "W", its weights, or "A", its input or its operands; those
+        of a head's weights have the number of its slice, too, and come in its order.
+        """
         super().__init__()
         self.vit = model.vit.requires_grad_(True)
         self.bits = nn.Parameter(bits.float())
         self._model = model
         named = dict(self.vit.named_modules())
-        self._chosen = [(named[layer], kind) for layer, kind in choices]
+        self._chosen = [(named[key[0]], key[1]) for key in choices]
         linears = {module: name for name, module in named.items() if isinstance(module, Dense)}
         for dense in linears:
             assert dense.weight_scale is not None
@@ -134,20 +138,27 @@ class BitsStudent(nn.Module):
         """Go on with groups and transforms of this scheme, which has the widths in use."""
         self._model.follow(scheme)
 
+    def slices_are_rows(self, dense: Dense) -> bool:
+        """Whether heads have rows of its weight, and not columns."""
+        return self.vit.config.head_slices(self._tables[dense][0])[0] > 1
+
     def grid(self, dense: Dense) -> Grid:
-        """The learned scales and the multipliers of a Linear at its width. A width's scales begin where they are best
-        for the weights at its first use.
+        """The learned scales and the multipliers of a Linear at its width, or at those of its heads. Scales begin where
+        they are best for the weights at the first use of these.
         """
         name, growth = self._tables[dense]
-        bits = dense.scheme.weight.bits
+        scheme = dense.scheme.weight
         with torch.no_grad():
-            scale, multiplier = self._model.grid(name, bits)
-        return Grid(scale * growth[bits - MIN_BITS].exp(), multiplier)
+            scale, multiplier = self._model.grid_of(name, scheme)
+        widths = torch.tensor(scheme.rows or (scheme.bits,), device=scale.device) - MIN_BITS
+        grown = growth.gather(0, widths.repeat_interleave(len(scale) // len(widths)).unsqueeze(0))
+        return Grid(scale * grown.squeeze(0).exp(), multiplier)
 
     def forward(self, images: Tensor) -> Seen:
         """images: normalised [B, C, H, W]."""
-        whole = reference.round_half_even(self.bits)
-        of: dict[str, dict[nn.Module, Tensor]] = {"W": {}, "A": {}}
-        for (module, kind), bits in zip(self._chosen, whole, strict=True):
-            of[kind][module] = bits
-        return watch(self.vit, images, WatchedLearnedBits(self, of["W"], of["A"]))
+        of: dict[str, dict[nn.Module, list[Tensor]]] = {"W": {}, "A": {}}
+        for (module, kind), bits in zip(self._chosen, self.bits, strict=True):
+            of[kind].setdefault(module, []).append(reference.round_half_even(bits))
+        weights = {module: torch.stack(bits) for module, bits in of["W"].items()}
+        inputs = {module: bits for module, (bits,) in of["A"].items()}
+        return watch(self.vit, images, WatchedLearnedBits(self, weights, inputs))

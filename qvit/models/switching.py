@@ -40,9 +40,10 @@ class SwitchableModel:
 
     def grid(self, name: str, bits: int) -> Grid:
         """The steps of a Linear's weight at a width."""
-        return self._grid(name, self.scheme(name, bits).weight)
+        return self.grid_of(name, self.scheme(name, bits).weight)
 
-    def _grid(self, name: str, scheme: Scheme) -> Grid:
+    def grid_of(self, name: str, scheme: Scheme) -> Grid:
+        """The same by its weight's scheme, which may have bits for every head."""
         if (name, scheme) not in self._grids:
             weight = self._linears[name].weight
             self._grids[name, scheme] = weight_grid(weight, scheme, self._method, self._stride)
@@ -61,7 +62,7 @@ class SwitchableModel:
         self.follow(scheme)
         for name, dense in self._linears.items():
             assert dense.weight_scale is not None
-            grid = self._grid(name, dense.scheme.weight)
+            grid = self.grid_of(name, dense.scheme.weight)
             dense.weight_scale.data, dense.weight_multiplier = grid
         embed = self.vit.patch_embed
         embed.proj.bias.data = self._bias.clone()

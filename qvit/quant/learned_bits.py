@@ -39,12 +39,18 @@ def code_bounds(bits: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(bits < 8, -half, 1 - half), half - 1
 
 
-def weight_codes(weight: Tensor, steps: Tensor, bits: Tensor) -> Tensor:
+def weight_codes(weight: Tensor, steps: Tensor, bits: Tensor, *, rows: bool = True) -> Tensor:
     """Codes [N, K] of a weight on a grid, whole-numbered floats, differentiable by all three.
 
-    weight: [N, K]; steps: [N, G], of its groups of columns, none zero; bits: whole numbers, of all groups ([]), of rows
-    ([N, 1]) or of groups of columns ([G]).
+    weight: [N, K]; steps: [N, G], of its groups of columns, none zero; bits: whole numbers [slices], of equal parts of
+    its rows, or of its columns, as `rows` says.
     """
+    if rows:
+        bits = bits.repeat_interleave(len(weight) // len(bits)).unsqueeze(-1)
+    else:  # groups as fine as no slice and no group ends within one
+        count = math.lcm(len(bits), steps.shape[-1])
+        bits = bits.repeat_interleave(count // len(bits))
+        steps = steps.repeat_interleave(count // steps.shape[-1], -1)
     low, high = (bound.unsqueeze(-1) for bound in code_bounds(bits))
     exact = weight.unflatten(-1, (steps.shape[-1], -1)) * steps.unsqueeze(-1).reciprocal()
     return round_half_even(torch.minimum(torch.maximum(exact, low), high)).flatten(-2)

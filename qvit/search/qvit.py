@@ -108,16 +108,14 @@ def train_bits(
 
 def _begin(vit: ViT, space: Space, budgets: Sequence[Budget]) -> BitsStudent:
     """All widths one above those of the largest allocation without a search that meets the budgets."""
-    if space.heads:
-        raise ValueError("bits of heads are not trained: give a space of whole layers")
     config = vit.config
     plain = first_within(budgets, space.plain())
     start = (space.uniform(MIN_BITS) if plain is None else plain) + 1
     schemes = {b: plan_scheme(config, space.recipe_of(space.uniform(b))) for b in WIDTHS}
     folded = fold(vit, plan_scheme(config, space.recipe), seed=space.recipe.seed)
     model = SwitchableModel(folded, schemes, space.recipe.weights.range)
-    choices = [(choice.layer, choice.kind) for choice in space.choices]
-    return BitsStudent(model, choices, start.clamp(max=MAX_BITS))
+    keys = [choice.key for choice in space.choices]
+    return BitsStudent(model, keys, start.clamp(max=MAX_BITS))
 
 
 def _loss(

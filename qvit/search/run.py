@@ -7,7 +7,6 @@ import torch
 from tqdm import tqdm
 
 from qvit import zoo
-from qvit.errors import UsageError
 from qvit.models.plan import name_scheme, plan_scheme
 from qvit.models.timm_import import read_model, read_shape
 from qvit.models.vit import ViT
@@ -42,7 +41,6 @@ def plan_search(
     choices, and of each budget the limit and the smallest and largest cost that is possible; and the seconds that it
     would take, at the worst. Raises what `allocate` raises.
     """
-    _check_method(method, heads)
     config = read_shape(source)
     space, budgets = begin(config, recipes, limits, place, heads=heads)
     plan: dict[str, Any] = {"images": IMAGES}
@@ -83,13 +81,12 @@ def allocate(
     limits: By name, "size" in bytes of model.safetensors, "bitops" of an image, "latency" in seconds of a pass at
     `place`. Bits of activations are searched where one of them depends on these, and are the recipe's elsewhere.
     method: "curvature" (descent.py), whose images are dead leaves, so that nothing is read; or "qvit" (qvit.py), which
-    trains on the recipe's images where these are the user's, and knows whole layers only. heads: Whether weights of
-    attention heads have bits of their own. progress: Show a bar of its steps on stderr, if that is a terminal.
+    trains on the recipe's images where these are the user's. heads: Whether weights of attention heads have bits of
+    their own. progress: Show a bar of its steps on stderr, if that is a terminal.
 
-    Raises UsageError for a limit that nothing meets, limits that nothing meets together, or heads whose bits shall be
-    trained, before any weights are read, and the errors of `zoo.load`; for the user's images those of `open_images`.
+    Raises UsageError for a limit that nothing meets, or limits that nothing meets together, before any weights are
+    read, and the errors of `zoo.load`; for the user's images those of `open_images`.
     """
-    _check_method(method, heads)
     config = read_shape(source)
     space, budgets = begin(config, recipes, limits, place, heads=heads)
     if method == "qvit":
@@ -110,13 +107,6 @@ def allocate(
         },
     }
     return space.recipe_of(found.bits), known
-
-
-def _check_method(method: str, heads: bool) -> None:
-    if heads and method == "qvit":
-        raise UsageError(
-            "--bit-search qvit trains bits of whole layers: leave it out for bits of heads, or give --bits auto"
-        )
 
 
 def plan_frontier(source: Source, recipe: Recipe, place: Place) -> dict[str, Any]:

@@ -67,8 +67,9 @@ def test_heads_have_bits_of_their_own(tiny_model, tmp_path, capsys):
     assert run(["info", str(out), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["bits"]
     assert any(row.get("head_bits") for row in rows)
-    assert run([*command, "--bit-search", "qvit", "--dry-run"]) == 2
-    assert "--bit-search qvit trains bits of whole layers" in capsys.readouterr().err
+    assert run([*command, "--bit-search", "qvit", "--dry-run"]) == 0
+    trained = json.loads(capsys.readouterr().out)["search"]
+    assert (trained["method"], trained["choices"]) == ("qvit", plan["choices"])
 
 
 def test_a_budget_for_few_bits_begins_with_the_recipe_of_few_bits(tiny_model, capsys):

@@ -22,14 +22,13 @@ def switchable(vit, space):
     return SwitchableModel(folded, schemes, "mse")
 
 
-def begun(shape="three heads", recipe=RECIPE):
+def begun(shape="three heads", recipe=RECIPE, *, heads=False):
     """A student at drawn widths, and what it was made of."""
     vit = float_vit(shape)
-    space = Space.of(vit.config, recipe)
+    space = Space.of(vit.config, recipe, heads=heads)
     torch.manual_seed(0)
     bits = torch.randint(2, 9, (len(space.choices),))
-    choices = [(choice.layer, choice.kind) for choice in space.choices]
-    student = BitsStudent(switchable(vit, space), choices, bits)
+    student = BitsStudent(switchable(vit, space), [c.key for c in space.choices], bits)
     student.take(plan_scheme(vit.config, space.recipe_of(bits)))
     return student, vit, space, bits
 
@@ -45,17 +44,19 @@ def move(student, space, place, width):
 HEADS = RECIPE.override(
     ["layers.blocks.*.attn.proj=W8,2,3", "layers.blocks.*.attn.qkv=W2,4,3,4,2,4,3,4,2"]
 )
+FINE = RECIPE.override(["weights.group=4"])  # a part of a head's columns
 
 
 @pytest.mark.parametrize(
-    ("shape", "recipe"),
+    ("shape", "recipe", "heads"),
     [
-        *(("three heads", r) for r in (RECIPE, HEADS)),
-        *((shape, RECIPE) for shape in ("QK-norm", "registers", "no head")),
+        *(("three heads", recipe, False) for recipe in (RECIPE, HEADS)),
+        *(("three heads", recipe, True) for recipe in (RECIPE, FINE)),
+        *((shape, RECIPE, False) for shape in ("QK-norm", "registers", "no head")),
     ],
 )
-def test_it_computes_what_an_allocation_does(shape, recipe):
-    student, vit, space, bits = begun(shape, recipe)
+def test_it_computes_what_an_allocation_does(shape, recipe, heads):
+    student, vit, space, bits = begun(shape, recipe, heads=heads)
     model = switchable(vit, space)
     model.take(plan_scheme(vit.config, space.recipe_of(bits)))
     images = images_for(vit)
@@ -104,13 +105,37 @@ def test_what_is_in_use_has_a_gradient_and_no_other_scale_has():
             assert weight.grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize("layer", ["qkv", "proj"])
+@pytest.mark.parametrize("alike", [False, True])
+def test_every_head_has_a_gradient_of_its_own(layer, alike):
+    """With scales too small for its weights, so that they are clipped; whether or not heads have the same width."""
+    student, vit, space, _ = begun(heads=True)
+    name = f"blocks.0.attn.{layer}"
+    places = [i for i, c in enumerate(space.choices) if (c.layer, c.kind) == (name, "W")]
+    assert len(places) == (9 if layer == "qkv" else 3)
+    with torch.no_grad():
+        student.bits[places] = torch.tensor([3.0] + [3.0 if alike else 4.0] * (len(places) - 1))
+        growth = dict(student._tables.values())[name].fill_(-1.0)
+    student.take(plan_scheme(vit.config, space.recipe_of(student.whole_bits())))
+    student(images_for(vit)).logits.square().sum().backward()
+    assert student.bits.grad is not None
+    assert student.bits.grad[places].ne(0).all()
+    assert growth.grad is not None
+    used = growth.grad.abs()
+    widths = {3} if alike else {3, 4} if layer == "qkv" else {4}
+    assert {width + 2 for width in used.sum(1).nonzero().flatten().tolist()} == widths
+    if layer == "qkv" and not alike:  # a row's scale is that of its head's width
+        rows = len(used[0]) // 9
+        assert used[3 - 2].nonzero().flatten().tolist() == list(range(rows))
+
+
 def test_settled_widths_stay_and_the_rest_is_trained():
     vit = float_vit()
     recipe = RECIPE.override(["layers.blocks.*.attn=A8", "layers.head=W8A8"])
     space = Space.of(vit.config, recipe, activations=False)
     student = BitsStudent(
         switchable(vit, Space.of(vit.config, RECIPE)),
-        [(choice.layer, choice.kind) for choice in space.choices],
+        [choice.key for choice in space.choices],
         space.uniform(4),
     )
     student.take(plan_scheme(vit.config, space.recipe_of(space.uniform(4))))

@@ -33,7 +33,7 @@ def test_codes_of_a_weight_are_those_of_the_reference(bits, seed):
     expected = reference.quantize(
         weight.unflatten(-1, (2, -1)), steps.unsqueeze(-1), *reference.code_range(bits)
     )
-    found = learned_bits.weight_codes(weight, steps, parameter(bits))
+    found = learned_bits.weight_codes(weight, steps, parameter(bits).unsqueeze(0))
     assert torch.equal(found, expected.flatten(-2))
 
 
@@ -43,21 +43,29 @@ def test_clipped_weights_tell_their_width_and_no_others_do():
     steps = torch.tensor([[1.0], [0.5]])
     gradient = torch.tensor([[2.0, 5.0, 100.0, 100.0], [100.0] * 4])
     bits = parameter(3)
-    (learned_bits.weight_codes(weight, steps, bits) * steps * gradient).sum().backward()
+    codes = learned_bits.weight_codes(weight, steps, bits.unsqueeze(0))
+    (codes * steps * gradient).sum().backward()
     assert float(bits.grad) == pytest.approx((2.0 - 5.0) * 4 * math.log(2))
     assert weight.grad.tolist() == [[0.0, 0.0, 100.0, 100.0], [100.0] * 4]
 
 
-def test_rows_and_groups_may_have_widths_of_their_own():
-    weight = torch.full((2, 4), 9.0)
-    steps = torch.ones(2, 2)
-    rows = torch.tensor([[3.0], [4.0]], requires_grad=True)
-    found = learned_bits.weight_codes(weight, steps, rows)
-    assert found.tolist() == [[3.0] * 4, [7.0] * 4]
+def test_slices_have_widths_of_their_own():
+    """Of rows; and of columns, of which a group may be a part, or have parts of two."""
+    weight = torch.full((2, 12), 9.0)
+    bits = torch.tensor([3.0, 4.0], requires_grad=True)
+    found = learned_bits.weight_codes(weight, torch.ones(2, 3), bits)
+    assert found.tolist() == [[3.0] * 12, [7.0] * 12]
     found.sum().backward()
-    assert rows.grad.flatten().tolist() == pytest.approx([16 * math.log(2), 32 * math.log(2)])
-    groups = learned_bits.weight_codes(weight, steps, torch.tensor([2.0, 5.0]))
-    assert groups.tolist() == [[1.0, 1.0, 9.0, 9.0]] * 2
+    assert bits.grad.tolist() == pytest.approx([12 * 4 * math.log(2), 12 * 8 * math.log(2)])
+    for groups in (1, 3, 4):
+        bits = torch.tensor([2.0, 5.0], requires_grad=True)
+        found = learned_bits.weight_codes(weight, torch.ones(2, groups), bits, rows=False)
+        assert found.tolist() == [[1.0] * 6 + [9.0] * 6] * 2
+        found.sum().backward()
+        assert bits.grad.tolist() == pytest.approx([12 * 2 * math.log(2), 0.0])
+    steps = torch.tensor([[1.0, 3.0, 4.5]]).expand(2, 3)
+    found = learned_bits.weight_codes(weight, steps, torch.tensor([3.0, 8.0]), rows=False)
+    assert found.tolist() == [[3.0] * 6 + [3.0] * 2 + [2.0] * 4] * 2
 
 
 def surrogate(x, bits, width, group, positive):

@@ -169,10 +169,14 @@ def test_on_a_real_model_bits_go_where_they_matter():
     assert searcher.measure(bits) < 0.8 * searcher.measure(space.usual(3))
 
 
-def test_heads_are_refused():
+def test_heads_have_widths_of_their_own():
     space = Space.of(VIT.config, RECIPE, heads=True)
-    with pytest.raises(ValueError, match="whole layers"):
-        train_bits(VIT, space, sample(), [Budget(size_table(VIT.config, space), 1e9)], FEW, seed=0)
+    costs = size_table(VIT.config, space), bitops_table(VIT.config, space)
+    budgets = [Budget(table, table.total(space.uniform(4))) for table in costs]
+    bits = train_bits(VIT, space, sample(), budgets, FEW, seed=0)
+    heads = [choice.head is not None for choice in space.choices]
+    assert len(bits[torch.tensor(heads)].unique()) > 2
+    assert hold(budgets, fit(bits, budgets))
 
 
 def test_labels_need_classes():
