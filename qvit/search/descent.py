@@ -3,7 +3,7 @@
 From Q-ViT (Li et al. 2022) are the real-valued widths, rounded straight through where budgets look at them, the scales
 of every width, BitOps, and its penalty, to compare with HDX's rule. Different is the objective: not the loss of a
 network that is trained meanwhile, with labels, but the sum of what each tensor's bits cost alone
-(models/curvature.py), log-linear between whole widths. That is measured once; the descent itself takes a second.
+(models/curvature.py, levels.py), log-linear between whole widths. That is found once; the descent takes a second.
 """
 
 import math
@@ -14,9 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from qvit.models.config import ViTConfig
 from qvit.models.curvature import measure_curvature
-from qvit.models.fake_quantized import FakeQuantized
 from qvit.models.floating import Float
 from qvit.models.folding import fold
 from qvit.models.plan import plan_scheme
@@ -24,8 +22,10 @@ from qvit.models.switching import SwitchableModel
 from qvit.models.vit import ViT
 from qvit.recipe import MAX_BITS, MIN_BITS
 from qvit.search.allocation import WIDTHS, Space
+from qvit.search.answers import Answers
 from qvit.search.budgets import Budget, check_budgets, first_within, fit
 from qvit.search.exchange import exchange
+from qvit.search.levels import lift
 from qvit.search.steering import Steering, shortened, unit
 
 
@@ -33,12 +33,13 @@ from qvit.search.steering import Steering, shortened, unit
 class Settings:
     """How bits are searched.
 
-    batch: Of the images at a time.
+    curved: Images of the curvature, and of all that is measured where answers take long. batch: Of these at a time.
     steps: Of descent. rate: Length of the first step over all bits, in bits per root of their number; it falls to a
     hundredth. margin, growth: HDX's, for gradients of length 1. penalty: None for HDX, or the weight of Q-ViT's penalty
     against a gradient of length 1.
     """
 
+    curved: int = 16
     batch: int = 4
     steps: int = 400
     rate: float = 0.05
@@ -67,6 +68,9 @@ class Searcher:
     """Measures a float ViT at different bits, and finds an allocation.
 
     space: What is to be found. images: normalised fp32 [N, C, H, W]. seed: Of the signs that are drawn.
+
+    Attributes:
+        answer: Images and an allocation to logits.
     """
 
     def __init__(
@@ -75,45 +79,45 @@ class Searcher:
         config = vit.config
         widths = {b: plan_scheme(config, space.recipe_of(space.uniform(b))) for b in WIDTHS}
         folded = fold(vit, plan_scheme(config, space.recipe), seed=space.recipe.seed)
-        self._config: ViTConfig = config
         self._space, self._images, self._settings, self._seed = space, images, settings, seed
         self._model = SwitchableModel(folded, widths, space.recipe.weights.range)
+        self.answer = Answers(self._model, config, space)
         with torch.no_grad():
-            logits = [vit(some, Float()) for some in images.split(_PART)]
-        self._expected = torch.cat(logits).log_softmax(-1)
+            self._expected = torch.cat([vit(some, Float()) for some in images.split(_PART)])
 
     @cached_property
     def losses(self) -> Tensor:
-        """What each choice costs alone at 2 to 8 bits, nats: fp64 [choices, 7]. Measured when it is first asked for."""
+        """What each choice costs alone at 2 to 8 bits, nats: fp64 [choices, 7], by curvature, at the level that is
+        measured. Found when it is first asked for.
+        """
         found = measure_curvature(
             self._model,
-            self._images,
+            self._images[: self._settings.curved],
             _MEASURED,
             batch=self._settings.batch,
             generator=torch.Generator().manual_seed(self._seed),
             heads=self._space.heads,
         )
-        measured = torch.stack([found[choice.key] for choice in self._space.choices])
-        return _fill(measured)
+        curved = torch.stack([found[choice.key] for choice in self._space.choices])
+        return lift(_fill(curved), self._error)
 
-    def _take(self, bits: Tensor | Sequence[int]) -> None:
-        self._model.take(plan_scheme(self._config, self._space.recipe_of(bits)))
+    def _error(self, bits: Tensor) -> float:
+        """The squared error of the logits that an allocation causes, whatever is common to all classes left out."""
+        found, expected = self._ask(bits)
+        error = found - expected
+        return float((error - error.mean(-1, keepdim=True)).double().square().mean())
 
-    @torch.no_grad()
-    def answer(self, images: Tensor, bits: Tensor | Sequence[int]) -> Tensor:
-        """Logits fp32 [N, classes] of an allocation, weights at their nearest codes.
-
-        By the execution to train by: it has the grids of the simulated one, and takes 0.6 of its time (a ViT-Tiny's
-        W4A4 and W3A3, a core without AVX-512). A value that is nearly a tie may round otherwise.
-        """
-        self._take(bits)
-        return torch.cat([self._model.vit(some, FakeQuantized()) for some in images.split(_PART)])
+    def _ask(self, bits: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Logits of an allocation, and of the float model."""
+        count = len(self._images) if self.answer.fast else self._settings.curved
+        return self.answer(self._images[:count], bits), self._expected[:count]
 
     def measure(self, bits: Tensor | Sequence[int]) -> float:
         """KL from the float model, nats, of an allocation, a mean over all images."""
-        found = self.answer(self._images, bits).log_softmax(-1)
-        each = (self._expected.exp() * (self._expected - found)).sum(-1)
-        return float(each.double().mean())
+        expected, found = (
+            x.log_softmax(-1) for x in (self._expected, self.answer(self._images, bits))
+        )
+        return float((expected.exp() * (expected - found)).sum(-1).double().mean())
 
     def search(self, budgets: Sequence[Budget]) -> Found:
         """An allocation that meets every budget, close to the float model; never one worse than that of a preset, or
@@ -194,8 +198,7 @@ def _press(bits: Tensor, budgets: Sequence[Budget], penalty: float) -> Tensor:
     return found
 
 
-# Images that are answered together: a ViT-Tiny takes 0.13 s an image by 8, 0.17 by 32.
-_PART = 8
+_PART = 8  # images that the float model answers together
 _LEAST = 1e-12  # nats; nothing that costs less matters, and its logarithm would
 
 

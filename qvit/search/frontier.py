@@ -12,7 +12,7 @@ from qvit.search.allocation import Space
 from qvit.search.bitops import count_macs
 from qvit.search.budgets import Budget
 from qvit.search.costs import CostTable
-from qvit.search.descent import Searcher
+from qvit.search.descent import Searcher, Settings
 
 COSTS = ("size", "bitops", "latency")
 POINTS = 6  # a cost
@@ -95,11 +95,11 @@ class Frontier:
         return Point(bits, self._known[key], costs, table.name)
 
 
-def estimate_seconds(config: ViTConfig, images: int, measurements: int) -> float:
-    """How long a search takes that measures so many allocations, at the worst: on one core without AVX-512."""
+def estimate_seconds(config: ViTConfig, choices: int, measurements: int) -> float:
+    """How long a search takes that measures so many allocations, and each choice alone, at the worst: on one core
+    without AVX-512.
+    """
     shapes = config.linears()
     weights = sum(n * k for n, k in shapes.values())
-    passes = images * measurements * _PASS_SECONDS
-    return (passes + images * _CURVATURE_SECONDS) * count_macs(
-        config
-    ) / 1e9 + _GRID_SECONDS * weights / 1e6
+    passes = (measurements + choices) * _PASS_SECONDS + _CURVATURE_SECONDS
+    return passes * Settings().curved * count_macs(config) / 1e9 + _GRID_SECONDS * weights / 1e6

@@ -23,7 +23,7 @@ from qvit.search.start import begin, make_cost_table
 from qvit.synthesis.leaves import draw_pictures
 from qvit.zoo import Source
 
-IMAGES = 16  # dead leaves
+IMAGES = 64  # dead leaves
 METHODS = ("curvature", "qvit")
 _MEASUREMENTS = 2  # of what is found, and of the largest allocation that needs no search
 
@@ -43,12 +43,14 @@ def plan_search(
     """
     config = read_shape(source)
     space, budgets = begin(config, recipes, limits, place, heads=heads)
-    plan: dict[str, Any] = {"images": IMAGES}
-    seconds = estimate_seconds(config, IMAGES, _MEASUREMENTS)
     if method == "qvit":
         training = Training()
         plan = {"steps": training.steps, **plan_sample(space.recipe)}
-        seconds += estimate_training(config, training)
+        seconds = estimate_training(config, training)
+        seconds += estimate_seconds(config, 0, _MEASUREMENTS)
+    else:
+        plan = {"images": IMAGES}
+        seconds = estimate_seconds(config, len(space.choices), _MEASUREMENTS)
     return space.recipe, {
         "method": method,
         "choices": len(space.choices),
@@ -119,7 +121,9 @@ def plan_frontier(source: Source, recipe: Recipe, place: Place) -> dict[str, Any
         "images": IMAGES,
         "points": len(COSTS) * POINTS,
         "latency": {"on": place.name, "batch": place.batch},
-        "estimated_seconds": round(estimate_seconds(config, IMAGES, len(COSTS) * MEASUREMENTS)),
+        "estimated_seconds": round(
+            estimate_seconds(config, len(space.choices), len(COSTS) * MEASUREMENTS)
+        ),
     }
 
 

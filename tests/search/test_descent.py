@@ -65,7 +65,7 @@ def test_what_a_choice_costs_alone_is_what_it_was_said_to(searched):
 
 def test_an_impossible_budget_is_refused_before_anything_is_computed(searched, monkeypatch):
     _, searcher, size, _ = searched
-    monkeypatch.setattr(searcher, "_take", lambda *_: pytest.fail("computed something first"))
+    monkeypatch.setattr(searcher, "answer", lambda *_: pytest.fail("computed something first"))
     with pytest.raises(UsageError, match="cannot be met: the smallest"):
         searcher.search([Budget(size, 1000)])
 
