@@ -33,7 +33,7 @@ from qvit.search.steering import Steering, shortened, unit
 class Settings:
     """How bits are searched.
 
-    curved: Images of the curvature, and of all that is measured where answers take long. batch: Of these at a time.
+    curved: Images of the curvature. batch: Of these at a time.
     steps: Of descent. rate: Length of the first step over all bits, in bits per root of their number; it falls to a
     hundredth. margin, growth: HDX's, for gradients of length 1. penalty: None for HDX, or the weight of Q-ViT's penalty
     against a gradient of length 1.
@@ -103,13 +103,13 @@ class Searcher:
 
     def _error(self, bits: Tensor) -> float:
         """The squared error of the logits that an allocation causes, whatever is common to all classes left out."""
-        found, expected = self._ask(bits)
+        found, expected = self._ask(bits, FEWEST)
         error = found - expected
         return float((error - error.mean(-1, keepdim=True)).double().square().mean())
 
-    def _ask(self, bits: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Logits of an allocation, and of the float model."""
-        count = len(self._images) if self.answer.fast else self._settings.curved
+    def _ask(self, bits: Tensor | Sequence[int], few: int) -> tuple[Tensor, Tensor]:
+        """Logits of an allocation, and of the float model, on all images; on a few where answers take long."""
+        count = len(self._images) if self.answer.fast else few
         return self.answer(self._images[:count], bits), self._expected[:count]
 
     def measure(self, bits: Tensor | Sequence[int]) -> float:
@@ -199,6 +199,7 @@ def _press(bits: Tensor, budgets: Sequence[Budget], penalty: float) -> Tensor:
 
 
 _PART = 8  # images that the float model answers together
+FEWEST = 8  # that each choice is measured on where answers take long: 0.1 s an image of a ViT-Tiny, three hundred times
 _LEAST = 1e-12  # nats; nothing that costs less matters, and its logarithm would
 
 

@@ -12,7 +12,8 @@ from qvit.search.allocation import Space
 from qvit.search.bitops import count_macs
 from qvit.search.budgets import Budget
 from qvit.search.costs import CostTable
-from qvit.search.descent import Searcher, Settings
+from qvit.search.descent import FEWEST, Searcher, Settings
+from qvit.search.levels import MEASURED
 
 COSTS = ("size", "bitops", "latency")
 POINTS = 6  # a cost
@@ -101,5 +102,6 @@ def estimate_seconds(config: ViTConfig, choices: int, measurements: int) -> floa
     """
     shapes = config.linears()
     weights = sum(n * k for n, k in shapes.values())
-    passes = (measurements + choices) * _PASS_SECONDS + _CURVATURE_SECONDS
-    return passes * Settings().curved * count_macs(config) / 1e9 + _GRID_SECONDS * weights / 1e6
+    passes = Settings().curved * (measurements * _PASS_SECONDS + _CURVATURE_SECONDS)
+    passes += FEWEST * choices * len(MEASURED) * _PASS_SECONDS
+    return passes * count_macs(config) / 1e9 + _GRID_SECONDS * weights / 1e6

@@ -2,10 +2,14 @@
 
 The curvature follows straight lines from the float model: of errors in early layers, whose way to the logits is long,
 it says half to two thirds of what they do (patch embedding, qkv of the first blocks of a ViT-Tiny at three bits), of
-some late ones twice as much. So each choice's losses are multiplied with what they were measured to be, in a model of
-eight bits in which it alone has few. Between widths they stay the curvature's: what one tensor does at five bits or
-more drowns in what ties do elsewhere. And it is the squared error of the logits that is measured, not KL: on leaves, of
-which the float model is unsure, KL is three times what it is on photographs, and the squared error is the same.
+some late ones twice as much. So losses of few bits are measured, in a model of eight bits in which one choice alone has
+fewer. What one tensor does at five bits or more drowns in what ties do elsewhere: there the curvature is taken as many
+times as was measured at four. And it is the squared error of the logits that is measured, not KL: on leaves, of which
+the float model is unsure, KL is three times what it is on photographs, and the squared error is the same.
+
+KL of a ViT-Tiny on 1000 photographs, seeds 0, 1, 2, of bits found by the curvature alone, by KL and by the squared
+error measured at three bits, and as here: W4A4 0.105, 0.120, 0.113; 0.095, 0.098, 0.095; 0.089, 0.096, 0.094; 0.091,
+0.088, 0.100; W3A3 0.306, 0.396, 0.282; 0.315, 0.318, 0.278; 0.295, 0.310, 0.280; 0.288, 0.278, 0.278.
 """
 
 from collections.abc import Callable
@@ -15,25 +19,29 @@ from torch import Tensor
 
 from qvit.recipe import MAX_BITS, MIN_BITS
 
-MEASURED = 3  # bits: fewer make errors larger than models have them, more leave them to ties
-_FARTHEST = (
-    4.0  # from the median: what is measured farther off is noise, as of what no logit hears of
-)
+MEASURED = (2, 3, 4)  # bits
+_USUAL = 3  # at which the sum of what is measured stands for the sum of losses
+_FARTHEST = 4.0  # what is measured as many times too large or too small is noise, as where no logit hears of a choice
 
 
 def lift(losses: Tensor, error: Callable[[Tensor], float]) -> Tensor:
-    """Losses fp64 [choices, 7] of 2 to 8 bits, positive, those of each choice times a factor; the median of the factors
-    is 1, so that the whole stays in nats.
+    """Losses fp64 [choices, 7] of 2 to 8 bits, positive, times how much more is measured of each choice than they say;
+    in all, they stay nats.
 
     error: Of an allocation int64 [choices], the squared error of the logits.
     """
     most = torch.full((len(losses),), MAX_BITS, dtype=torch.int64)
     least = error(most)
-    found = torch.empty(len(losses), dtype=torch.float64)
+    found = torch.empty(len(losses), len(MEASURED), dtype=torch.float64)
     for choice in range(len(losses)):
-        alone = most.clone()
-        alone[choice] = MEASURED
-        found[choice] = error(alone) - least
-    ratios = found / losses[:, MEASURED - MIN_BITS]
-    factors = (ratios / ratios.median()).clamp(1 / _FARTHEST, _FARTHEST)
-    return losses * factors.unsqueeze(1)
+        for place, bits in enumerate(MEASURED):
+            alone = most.clone()
+            alone[choice] = bits
+            found[choice, place] = error(alone) - least
+    told = losses[:, [bits - MIN_BITS for bits in MEASURED]]
+    usual = MEASURED.index(_USUAL)
+    factors = (found / told) / (found[:, usual].sum() / told[:, usual].sum())
+    factors = factors.clamp(1 / _FARTHEST, _FARTHEST)
+    rest = losses.shape[1] - len(MEASURED)
+    lifted = losses * torch.cat([factors, factors[:, -1:].expand(-1, rest)], 1)
+    return lifted.flip(1).cummax(1).values.flip(1)  # a bit more costs nothing more

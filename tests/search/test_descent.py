@@ -132,5 +132,5 @@ def test_bits_of_heads_go_where_they_matter():
     assert bits[*value, 5] < bits[*value, 4]  # V of the second head, and of the first
     losses = dict(zip((c.key for c in space.choices), searcher.losses[:, 2].tolist(), strict=True))
     assert losses[*value, 5] < 0.01 * losses[*value, 4]
-    assert losses["blocks.0.attn.proj", "W", 1] < 0.01 * losses["blocks.0.attn.proj", "W", 0]
+    assert losses["blocks.0.attn.proj", "W", 1] < 0.3 * losses["blocks.0.attn.proj", "W", 0]
     assert found.divergence == searcher.measure(found.bits) <= found.uniform
