@@ -24,6 +24,7 @@ class Order:
 _PSAQ, _MIMIQ, _GENERATOR = "PSAQ-ViT above noise", "MimiQ above noise", "ACQ above its control"
 _WHOLE = "MimiQ above PSAQ-ViT, whole methods"
 _IMAGES = "MimiQ above PSAQ-ViT, images alone"
+_TERMS = "MimiQ's term above PSAQ-ViT's, the rest as PSAQ-ViT has it"
 _TRAINED = "distillation above calibration"
 _LABELS = "inundation above labels"
 VIT_ORDERS = (
@@ -34,10 +35,16 @@ VIT_ORDERS = (
     Order(_WHOLE, ("mimiq", "mimiq"), ("psaq", "none")),
     Order(_IMAGES, ("mimiq", "none"), ("psaq", "none")),
     Order(_IMAGES, ("mimiq", "kl"), ("psaq", "kl")),
+    Order(_TERMS, ("psaq-heads", "none"), ("psaq", "none")),
+    Order(_TERMS, ("psaq-heads", "kl"), ("psaq", "kl")),
+    Order("MimiQ's term above none, likewise", ("psaq-heads", "none"), ("psaq-classes", "none")),
+    Order("MimiQ's term above none, likewise", ("psaq-heads", "kl"), ("psaq-classes", "kl")),
     *(Order(_TRAINED, (m, "kl"), (m, "none")) for m in ("noise", "psaq", "mimiq", "real-32")),
     Order(_LABELS, ("mimiq", "kl-inundation"), ("mimiq", "kl-classes")),
     Order(_LABELS, ("mimiq", "ait"), ("mimiq", "kl-classes")),
     Order("KL alone above labels", ("mimiq", "kl"), ("mimiq", "kl-classes")),
+    Order("MaskAQ above MimiQ", ("maskaq", "own"), ("mimiq", "mimiq")),
+    Order("PSAQ-ViT V2 above PSAQ-ViT", ("psaq-v2", "own"), ("psaq", "none")),
 )
 RESNET_ORDERS = (
     Order("statistics above noise", ("bns", "none"), ("noise", "none")),
