@@ -40,8 +40,10 @@ def lift(losses: Tensor, error: Callable[[Tensor], float]) -> Tensor:
             found[choice, place] = error(alone) - least
     told = losses[:, [bits - MIN_BITS for bits in MEASURED]]
     usual = MEASURED.index(_USUAL)
-    factors = (found / told) / (found[:, usual].sum() / told[:, usual].sum())
-    factors = factors.clamp(1 / _FARTHEST, _FARTHEST)
+    total = found[:, usual].sum() / told[:, usual].sum()
+    if not total > 0:  # not even three bits are heard of among what eight do
+        return losses
+    factors = (found / told / total).clamp(1 / _FARTHEST, _FARTHEST)
     rest = losses.shape[1] - len(MEASURED)
     lifted = losses * torch.cat([factors, factors[:, -1:].expand(-1, rest)], 1)
     return lifted.flip(1).cummax(1).values.flip(1)  # a bit more costs nothing more

@@ -38,7 +38,9 @@ def test_both_executions_give_the_same_answers(shape, heads):
         with torch.no_grad():
             expected = model.vit(images, FakeQuantized())
         error = (found - expected).square().mean() / expected.square().mean()
-        assert float(error) < 0.02  # 0.0065 at most were seen, and 0.26 at least with three bits for all
+        assert (
+            float(error) < 0.02
+        )  # 0.0065 at most were seen, and 0.26 at least with three bits for all
 
 
 def test_where_nothing_is_compiled_the_execution_to_train_by_answers(monkeypatch):

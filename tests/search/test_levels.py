@@ -65,3 +65,9 @@ def test_a_bit_more_costs_nothing_more():
     true[0, 1] *= 3
     found = lift(losses, measured(true, asked))
     assert (found[:, :-1] >= found[:, 1:]).all()
+
+
+@pytest.mark.parametrize("level", [0.0, -1.0, float("nan")])
+def test_where_nothing_is_heard_of_losses_stay(level):
+    losses = told(2)
+    assert torch.equal(lift(losses, measured(level * losses, [])), losses)
