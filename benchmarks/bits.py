@@ -47,8 +47,11 @@ from qvit.search.sample import draw_sample  # noqa: E402
 from qvit.search.start import begin, make_cost_table, preset_starts  # noqa: E402
 
 IMAGES = {VIT_TINY: 1000, DEMO: 400}  # that judge
-TRAINED = {"qvit": None, "qvit-penalty": 0.1}  # by HDX, and by the published penalty
+# By HDX, by the published penalty, and bits of heads.
+TRAINED = {"qvit": None, "qvit-penalty": 0.1, "qvit-heads": None}
 SENSITIVITY = "sensitivity"  # greedy, by what each tensor's bits cost alone, measured
+HEADS = "heads"  # found, of every attention head's weights
+_FOUND_ALONE = (*TRAINED, SENSITIVITY, HEADS)  # by cells of their own
 RANDOM, RANKED = 20, 10  # allocations, and the images that rank them; the best is judged by all
 
 
@@ -118,6 +121,8 @@ class Trial:
         yield "penalty", lambda: self.judge("penalty")
         yield f"{SENSITIVITY}-allocation", self.measure_sensitivities
         yield SENSITIVITY, lambda: self.judge(SENSITIVITY)
+        yield f"{HEADS}-allocation", self.find_of_heads
+        yield HEADS, lambda: self.judge(HEADS)
         for name, penalty in TRAINED.items():
             yield f"{name}-allocation", lambda name=name, penalty=penalty: self.train(name, penalty)
             yield name, lambda name=name: self.judge(name)
@@ -151,7 +156,7 @@ class Trial:
             "choices": [f"{choice.layer} {choice.kind}" for choice in space.choices],
             "allocations": {
                 name: {
-                    **self._costs(bits),
+                    **_costs(bits, budgets),
                     "sum_of_losses": float(loss_of(losses, bits).sum()),
                 }
                 for name, bits in found.items()
@@ -172,13 +177,27 @@ class Trial:
             "leaves": SEARCHED,
             "processor_seconds": round(time.process_time() - start, 1),
             "budgets": self._limits,
-            "allocations": {SENSITIVITY: self._costs(bits)},
+            "allocations": {SENSITIVITY: _costs(bits, budgets)},
             "losses": _shortened(losses),
+        }
+
+    def find_of_heads(self) -> dict[str, Any]:
+        """What is found where weights of heads are choices of their own."""
+        _, budgets = self._begun_by_heads
+        start = time.process_time()
+        found = self._searcher_by_heads.search(budgets)
+        return {
+            **self._known,
+            "leaves": SEARCHED,
+            "processor_seconds": round(time.process_time() - start, 1),
+            "budgets": self._limits,
+            "allocations": {HEADS: _costs(found.bits, budgets)},
+            "leaves_kl": found.divergence,
         }
 
     def train(self, name: str, penalty: float | None) -> dict[str, Any]:
         """The allocation that Q-ViT trains within the same costs."""
-        space, budgets = self._begun
+        space, budgets = self._begun_by_heads if _is_of_heads(name) else self._begun
         start = time.process_time()
         vit, seed = float_vit(self.model), space.recipe.seed
         sample = draw_sample(vit.config, space.recipe, source(self.model).pretrained_cfg)
@@ -192,14 +211,15 @@ class Trial:
             "processor_seconds": round(time.process_time() - start, 1),
             "budgets": self._limits,
             "trained_bits": [round(width, 2) for width in wanted.tolist()],
-            "allocations": {name: self._costs(bits)},
+            "allocations": {name: _costs(bits, budgets)},
         }
 
     def judge(self, name: str, images: int | None = None) -> dict[str, Any]:
         """What development images say of an allocation."""
         bits = self._bits(name)
+        searcher = self._searcher_by_heads if _is_of_heads(name) else self._searcher
         known = {**self._known, "allocation": name}
-        return known | self._compare(lambda some: self._searcher.answer(some, bits), images)
+        return known | self._compare(lambda some: searcher.answer(some, bits), images)
 
     def judge_random(self) -> dict[str, Any]:
         """The same of the random allocation that is best on fewer images."""
@@ -227,7 +247,14 @@ class Trial:
 
     @cached_property
     def _begun(self) -> tuple[Space, list[Budget]]:
-        """What `qvit quantize --bits auto` begins with under the costs of the uniform preset."""
+        return self._begin(heads=False)
+
+    @cached_property
+    def _begun_by_heads(self) -> tuple[Space, list[Budget]]:
+        return self._begin(heads=True)
+
+    def _begin(self, *, heads: bool) -> tuple[Space, list[Budget]]:
+        """What `qvit quantize --bits auto`, or heads, begins with under the costs of the uniform preset."""
         config = float_vit(self.model).config
         preset = Recipe.preset("qvit", weight_bits=self.bits, activation_bits=self.bits)
         uniform = Space.of(config, preset.with_open_ends())
@@ -235,11 +262,15 @@ class Trial:
         names = ("size", "bitops")
         limits = {n: make_cost_table(n, config, uniform, None).whole(bits) for n in names}
         recipes = [r.override([f"seed={self.seed}"]) for r in preset_starts("qvit", limits)]
-        return begin(config, recipes, limits)
+        return begin(config, recipes, limits, heads=heads)
 
     @cached_property
     def _searcher(self) -> Searcher:
         return make_searcher(source(self.model), self._begun[0])
+
+    @cached_property
+    def _searcher_by_heads(self) -> Searcher:
+        return make_searcher(source(self.model), self._begun_by_heads[0])
 
     @property
     def _known(self) -> dict[str, Any]:
@@ -249,12 +280,8 @@ class Trial:
     def _limits(self) -> dict[str, float]:
         return {budget.table.name: budget.limit for budget in self._begun[1]}
 
-    def _costs(self, bits: Tensor) -> dict[str, Any]:
-        totals = {budget.table.name: budget.table.total(bits) for budget in self._begun[1]}
-        return {"bits": bits.tolist(), **totals}
-
     def _bits(self, name: str) -> Tensor:
-        cell = f"{name}-allocation" if name in (*TRAINED, SENSITIVITY) else "allocations"
+        cell = f"{name}-allocation" if name in _FOUND_ALONE else "allocations"
         path = self.folder / f"{self.label}-{cell}.json"
         known = json.loads(path.read_text(encoding="utf-8"))["allocations"]
         return torch.tensor(known[name]["bits"])
@@ -278,6 +305,16 @@ class Trial:
             "kl_each": [round(float(kl), 5) for kl in each],
             "right_each": (found.logits.argmax(1) == found.labels).int().tolist(),
         }
+
+
+def _is_of_heads(name: str) -> bool:
+    """Whether an allocation has bits for every head."""
+    return name.endswith(HEADS)
+
+
+def _costs(bits: Tensor, budgets: Sequence[Budget]) -> dict[str, Any]:
+    totals = {budget.table.name: budget.table.total(bits) for budget in budgets}
+    return {"bits": bits.tolist(), **totals}
 
 
 def _shortened(losses: Tensor) -> list[list[float]]:
