@@ -143,8 +143,8 @@ class BitsStudent(nn.Module):
         return self.vit.config.head_slices(self._tables[dense][0])[0] > 1
 
     def grid(self, dense: Dense) -> Grid:
-        """The learned scales and the multipliers of a Linear at its width, or at those of its heads. Scales begin where
-        they are best for the weights at the first use of these.
+        """The learned scales and the multipliers of a Linear at its width, or at those of its heads. A width's scales
+        begin where they are best for the float weights.
         """
         name, growth = self._tables[dense]
         scheme = dense.scheme.weight

@@ -26,6 +26,7 @@ class SwitchableModel:
         self._method, self._stride = method, stride
         self._schemes = dict(schemes)
         self._linears = {n: m for n, m in vit.named_modules() if isinstance(m, Dense)}
+        self._weights = {n: m.weight.detach().clone() for n, m in self._linears.items()}
         self._grids: dict[tuple[str, Scheme], Grid] = {}
         self._bias = vit.patch_embed.proj.bias.data.clone()
 
@@ -45,7 +46,7 @@ class SwitchableModel:
     def grid_of(self, name: str, scheme: Scheme) -> Grid:
         """The same by its weight's scheme, which may have bits for every head."""
         if (name, scheme) not in self._grids:
-            weight = self._linears[name].weight
+            weight = self._weights[name]  # not what may have been trained from it since
             self._grids[name, scheme] = weight_grid(weight, scheme, self._method, self._stride)
         return self._grids[name, scheme]
 
@@ -64,6 +65,9 @@ class SwitchableModel:
             assert dense.weight_scale is not None
             grid = self.grid_of(name, dense.scheme.weight)
             dense.weight_scale.data, dense.weight_multiplier = grid
-        embed = self.vit.patch_embed
-        embed.proj.bias.data = self._bias.clone()
-        center_pixels(embed)
+        self.restore()
+        center_pixels(self.vit.patch_embed)
+
+    def restore(self) -> None:
+        """Give the patch embedding the bias of the float model again, which `take` changes by its weight's rounding."""
+        self.vit.patch_embed.proj.bias.data = self._bias.clone()

@@ -8,7 +8,7 @@ network that is trained meanwhile, with labels, but the sum of what each tensor'
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -33,7 +33,8 @@ from qvit.search.steering import Steering, shortened, unit
 class Settings:
     """How bits are searched.
 
-    curved: Images of the curvature. batch: Of these at a time.
+    curved: Images of the curvature. batch: Of these at a time. few: That each choice is measured on where answers take
+    long: of a ViT-Tiny 0.1 s an image, three hundred times.
     steps: Of descent. rate: Length of the first step over all bits, in bits per root of their number; it falls to a
     hundredth. margin, growth: HDX's, for gradients of length 1. penalty: None for HDX, or the weight of Q-ViT's penalty
     against a gradient of length 1.
@@ -41,6 +42,7 @@ class Settings:
 
     curved: int = 16
     batch: int = 4
+    few: int = 8
     steps: int = 400
     rate: float = 0.05
     margin: float = 0.02
@@ -68,9 +70,6 @@ class Searcher:
     """Measures a float ViT at different bits, and finds an allocation.
 
     space: What is to be found. images: normalised fp32 [N, C, H, W]. seed: Of the signs that are drawn.
-
-    Attributes:
-        answer: Images and an allocation to logits.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class Searcher:
         folded = fold(vit, plan_scheme(config, space.recipe), seed=space.recipe.seed)
         self._space, self._images, self._settings, self._seed = space, images, settings, seed
         self._model = SwitchableModel(folded, widths, space.recipe.weights.range)
-        self.answer = Answers(self._model, config, space)
+        self._answers = Answers(self._model, config, space.recipe)
         with torch.no_grad():
             self._expected = torch.cat([vit(some, Float()) for some in images.split(_PART)])
 
@@ -90,6 +89,7 @@ class Searcher:
         """What each choice costs alone at 2 to 8 bits, nats: fp64 [choices, 7], by curvature, at the level that is
         measured. Found when it is first asked for.
         """
+        self._model.restore()
         found = measure_curvature(
             self._model,
             self._images[: self._settings.curved],
@@ -102,22 +102,32 @@ class Searcher:
         return lift(_fill(curved), self._error)
 
     def _error(self, bits: Tensor) -> float:
-        """The squared error of the logits that an allocation causes, whatever is common to all classes left out."""
-        found, expected = self._ask(bits, FEWEST)
+        """The squared error of the logits that an allocation causes, whatever is common to all classes left out.
+
+        Where activations are settled they have eight bits here: what few do would drown what is asked of weights.
+        """
+        settled = self._space.recipe.override([f"activations.bits={MAX_BITS}"])
+        found, expected = self._ask(replace(self._space, recipe=settled), bits, self._settings.few)
         error = found - expected
         return float((error - error.mean(-1, keepdim=True)).double().square().mean())
 
-    def _ask(self, bits: Tensor | Sequence[int], few: int) -> tuple[Tensor, Tensor]:
-        """Logits of an allocation, and of the float model, on all images; on a few where answers take long."""
-        count = len(self._images) if self.answer.fast else few
-        return self.answer(self._images[:count], bits), self._expected[:count]
-
     def measure(self, bits: Tensor | Sequence[int]) -> float:
-        """KL from the float model, nats, of an allocation, a mean over all images."""
-        expected, found = (
-            x.log_softmax(-1) for x in (self._expected, self.answer(self._images, bits))
-        )
+        """KL from the float model, nats, of an allocation, a mean over all images; over as many as the curvature has
+        where answers take long.
+        """
+        asked = self._ask(self._space, bits, self._settings.curved)
+        found, expected = (logits.log_softmax(-1) for logits in asked)
         return float((expected.exp() * (expected - found)).sum(-1).double().mean())
+
+    def _ask(self, space: Space, bits: Tensor | Sequence[int], few: int) -> tuple[Tensor, Tensor]:
+        """Logits of an allocation, and of the float model, on all images; on a few where answers take long."""
+        count = len(self._images) if self._answers.are_fast() else few
+        recipe = space.recipe_of(bits)
+        return self._answers(self._images[:count], recipe), self._expected[:count]
+
+    def answer(self, images: Tensor, bits: Tensor | Sequence[int]) -> Tensor:
+        """Logits fp32 [N, classes] of images [N, C, H, W] and an allocation, weights at their nearest codes."""
+        return self._answers(images, self._space.recipe_of(bits))
 
     def search(self, budgets: Sequence[Budget]) -> Found:
         """An allocation that meets every budget, close to the float model; never one worse than that of a preset, or
@@ -199,7 +209,6 @@ def _press(bits: Tensor, budgets: Sequence[Budget], penalty: float) -> Tensor:
 
 
 _PART = 8  # images that the float model answers together
-FEWEST = 8  # that each choice is measured on where answers take long: 0.1 s an image of a ViT-Tiny, three hundred times
 _LEAST = 1e-12  # nats; nothing that costs less matters, and its logarithm would
 
 

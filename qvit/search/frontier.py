@@ -12,7 +12,7 @@ from qvit.search.allocation import Space
 from qvit.search.bitops import count_macs
 from qvit.search.budgets import Budget
 from qvit.search.costs import CostTable
-from qvit.search.descent import FEWEST, Searcher, Settings
+from qvit.search.descent import Searcher, Settings
 from qvit.search.levels import MEASURED
 
 COSTS = ("size", "bitops", "latency")
@@ -102,6 +102,7 @@ def estimate_seconds(config: ViTConfig, choices: int, measurements: int) -> floa
     """
     shapes = config.linears()
     weights = sum(n * k for n, k in shapes.values())
-    passes = Settings().curved * (measurements * _PASS_SECONDS + _CURVATURE_SECONDS)
-    passes += FEWEST * choices * len(MEASURED) * _PASS_SECONDS
+    settings = Settings()
+    passes = settings.curved * (measurements * _PASS_SECONDS + _CURVATURE_SECONDS)
+    passes += settings.few * choices * len(MEASURED) * _PASS_SECONDS
     return passes * count_macs(config) / 1e9 + _GRID_SECONDS * weights / 1e6

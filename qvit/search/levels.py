@@ -25,8 +25,8 @@ _FARTHEST = 4.0  # what is measured as many times too large or too small is nois
 
 
 def lift(losses: Tensor, error: Callable[[Tensor], float]) -> Tensor:
-    """Losses fp64 [choices, 7] of 2 to 8 bits, positive, times how much more is measured of each choice than they say;
-    in all, they stay nats.
+    """Losses fp64 [choices, 7] of 2 to 8 bits, positive, times how much more is measured of each choice than they say,
+    beside how much more is measured of all at three bits.
 
     error: Of an allocation int64 [choices], the squared error of the logits.
     """
@@ -40,10 +40,9 @@ def lift(losses: Tensor, error: Callable[[Tensor], float]) -> Tensor:
             found[choice, place] = error(alone) - least
     told = losses[:, [bits - MIN_BITS for bits in MEASURED]]
     usual = MEASURED.index(_USUAL)
-    total = found[:, usual].sum() / told[:, usual].sum()
-    if not total > 0:  # not even three bits are heard of among what eight do
-        return losses
-    factors = (found / told / total).clamp(1 / _FARTHEST, _FARTHEST)
-    rest = losses.shape[1] - len(MEASURED)
-    lifted = losses * torch.cat([factors, factors[:, -1:].expand(-1, rest)], 1)
-    return lifted.flip(1).cummax(1).values.flip(1)  # a bit more costs nothing more
+    level = found[:, usual].clamp(min=0).sum() / told[:, usual].sum()
+    if level > 0 and found.isfinite().all():  # else nothing is heard of
+        factors = (found / told / level).clamp(1 / _FARTHEST, _FARTHEST)
+        rest = factors[:, -1:].expand(-1, losses.shape[1] - len(MEASURED))
+        losses = losses * torch.cat([factors, rest], 1)
+    return losses.flip(1).cummax(1).values.flip(1)  # a bit more costs nothing more

@@ -10,7 +10,12 @@ from qvit.recipe import publications
 
 @pytest.mark.parametrize(
     ("point", "images", "iterations", "epochs"),
-    [(Point(1.0), 10_000, 2000, 200), (Point(0.0256), 256, 51, 5), (Point(0.0256, 4), 256, 51, 20)],
+    [
+        (Point(1.0), 10_000, 2000, 200),
+        (Point(0.0256), 256, 51, 5),
+        (Point(0.0256, 4), 256, 51, 20),
+        (Point(0.0032), 32, 50, 4),
+    ],
 )
 def test_images_iterations_and_epochs_of_a_point(point, images, iterations, epochs):
     recipe = point.recipe
@@ -33,7 +38,7 @@ def test_a_point_and_one_that_goes_on_with_its_images(tmp_path, monkeypatch):
     assert found[1]["result"]["kl"] != found[1]["calibrated"]["kl"]
     head, _, *rows = curve.table(found).splitlines()
     assert all(row.count("|") == head.count("|") for row in rows)
-    assert [row.split(" | ")[:5] for row in rows] == [
-        ["| demo_vit", "0.04%", "4", "1", "1"],
-        ["| demo_vit", "0.04%", "4", "1", "2"],
+    assert [row.split(" | ")[:6] for row in rows] == [
+        ["| demo_vit", "0.04%", "4", "1", "1", "1"],
+        ["| demo_vit", "0.04%", "4", "1", "2", "2"],
     ]

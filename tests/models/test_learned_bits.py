@@ -129,6 +129,25 @@ def test_every_head_has_a_gradient_of_its_own(layer, alike):
         assert used[3 - 2].nonzero().flatten().tolist() == list(range(rows))
 
 
+def test_a_head_keeps_its_scales_when_another_changes_its_width():
+    """And its weights have been trained since."""
+    student, _, space, _ = begun(heads=True)
+    name = "blocks.0.attn.qkv"
+    places = [i for i, c in enumerate(space.choices) if (c.layer, c.kind) == (name, "W")]
+    dense = student.vit.get_submodule(name)
+    with torch.no_grad():
+        student.bits[places] = 3.0
+        dense.weight *= 1.3
+        dict(student._tables.values())[name].fill_(0.26)
+    move(student, space, places[0], 3)
+    before = student.grid(dense).steps().detach()
+    move(student, space, places[-1], 4)
+    after = student.grid(dense).steps().detach()
+    rows = len(before) // 9
+    assert torch.equal(after[:-rows], before[:-rows])
+    assert not torch.equal(after[-rows:], before[-rows:])
+
+
 def test_settled_widths_stay_and_the_rest_is_trained():
     vit = float_vit()
     recipe = RECIPE.override(["layers.blocks.*.attn=A8", "layers.head=W8A8"])

@@ -39,5 +39,7 @@ def test_the_cheapest_keeps_to_the_drop_and_costs_no_more_than_the_points(fronti
     assert frontier.cheapest(SIZE, points[-1].divergence / 2, points[-1:]) is None
 
 
-def test_more_images_take_longer():
-    assert 0 < estimate_seconds(VIT.config, 32, 3) < estimate_seconds(VIT.config, 64, 3)
+def test_more_choices_and_more_measurements_take_longer():
+    least = estimate_seconds(VIT.config, 32, 3)
+    assert 0 < least < estimate_seconds(VIT.config, 64, 3)
+    assert least < estimate_seconds(VIT.config, 32, 4)
