@@ -67,7 +67,7 @@ from qvit.recipe import BUDGETS, Recipe, keep_wide, load_recipe, preset_names
 )  # fmt: skip
 @click.option(
     "--bit-search", type=click.Choice(["curvature", "qvit"]),
-    help="How --bits auto finds them: by curvature, in seconds, or as Q-ViT, by training bits and weights [curvature].",
+    help="How --bits auto finds them: by what each costs alone, or as Q-ViT, by training bits and weights [curvature].",
 )  # fmt: skip
 @click.option("--max-size", metavar="SIZE", help="Of model.safetensors, for --bits auto: 8MB.")
 @click.option("--max-bitops", metavar="N", help="Of an image, for --bits auto: 76G.")
