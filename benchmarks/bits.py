@@ -26,12 +26,7 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks import cells  # noqa: E402
 from benchmarks.development import BOTH, IMAGES_FROM, expected, predict  # noqa: E402
-from benchmarks.searching.rivals import (  # noqa: E402
-    descend_greedily,
-    draw_random,
-    loss_of,
-    measure_alone,
-)
+from benchmarks.searching.rivals import draw_random, measure_alone  # noqa: E402
 from benchmarks.searching.table import table  # noqa: E402
 from benchmarks.sources import DEMO, VIT_TINY, float_vit, source  # noqa: E402
 from qvit import evaluation, pipeline  # noqa: E402
@@ -40,6 +35,7 @@ from qvit.recipe import Recipe  # noqa: E402
 from qvit.search.allocation import Space  # noqa: E402
 from qvit.search.budgets import Budget, fit  # noqa: E402
 from qvit.search.descent import Searcher, Settings, descend  # noqa: E402
+from qvit.search.greedy import descend_greedily, loss_of  # noqa: E402
 from qvit.search.qvit import Training, train_bits  # noqa: E402
 from qvit.search.run import IMAGES as SEARCHED  # noqa: E402
 from qvit.search.run import make_searcher  # noqa: E402

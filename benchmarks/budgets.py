@@ -18,7 +18,6 @@ from torch import Tensor
 
 from benchmarks.cells import Cell
 from benchmarks.searching.bounds import NEAR, least_loss, least_loss_near
-from benchmarks.searching.rivals import loss_of
 from qvit import zoo
 from qvit.errors import UsageError
 from qvit.models.timm_import import read_shape
@@ -27,6 +26,7 @@ from qvit.search.allocation import Space
 from qvit.search.budgets import Budget, hold
 from qvit.search.costs import CostTable
 from qvit.search.descent import Searcher, Settings, descend
+from qvit.search.greedy import loss_of
 from qvit.search.latency import Place
 from qvit.search.run import make_searcher
 from qvit.search.start import make_cost_table

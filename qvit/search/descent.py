@@ -25,6 +25,7 @@ from qvit.search.allocation import WIDTHS, Space
 from qvit.search.answers import Answers
 from qvit.search.budgets import Budget, check_budgets, first_within, fit
 from qvit.search.exchange import exchange
+from qvit.search.greedy import descend_greedily, loss_of
 from qvit.search.levels import lift
 from qvit.search.steering import Steering, shortened, unit
 
@@ -153,13 +154,18 @@ class Searcher:
     def find(self, budgets: Sequence[Budget]) -> Tensor:
         """An allocation that meets every budget, int64 [choices]; by `losses` alone, without a measurement of it.
 
+        Exchanges begin at both ends, where the descent leads and where the cheapest bits go first from eight down: the
+        latter came out lower in five of six cells of a ViT-Tiny, by 1 to 2 % at three bits, and KL with it by 2 to 8 %.
+
         Raises UsageError for budgets that nothing meets.
         """
         check_budgets(budgets)
         plain = first_within(budgets, self._space.plain())
         start = self._space.uniform(MIN_BITS) if plain is None else plain
         wanted = descend(self.losses, start.double(), budgets, self._settings)
-        return exchange(fit(wanted, budgets), self.losses, budgets)
+        begun = fit(wanted, budgets), descend_greedily(self.losses, budgets)
+        ends = [exchange(bits, self.losses, budgets) for bits in begun]
+        return min(ends, key=lambda bits: float(loss_of(self.losses, bits).sum()))
 
 
 # The others are put between their neighbours, on the lines that a descent follows.

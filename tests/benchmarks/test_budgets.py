@@ -6,8 +6,9 @@ import torch
 
 from benchmarks.budgets import _describe, _search
 from benchmarks.budgets import table as table_of
-from benchmarks.searching.rivals import descend_greedily, draw_random
+from benchmarks.searching.rivals import draw_random
 from qvit.search.budgets import Budget, check_budgets, meets
+from qvit.search.greedy import descend_greedily
 from tests.search.test_budgets import random_table
 
 
