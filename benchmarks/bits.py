@@ -35,7 +35,8 @@ from qvit.recipe import Recipe  # noqa: E402
 from qvit.search.allocation import Space  # noqa: E402
 from qvit.search.budgets import Budget, fit  # noqa: E402
 from qvit.search.descent import Searcher, Settings, descend  # noqa: E402
-from qvit.search.greedy import descend_greedily, loss_of  # noqa: E402
+from qvit.search.exchange import loss_of  # noqa: E402
+from qvit.search.greedy import descend_greedily  # noqa: E402
 from qvit.search.qvit import Training, train_bits  # noqa: E402
 from qvit.search.run import IMAGES as SEARCHED  # noqa: E402
 from qvit.search.run import make_searcher  # noqa: E402

@@ -26,7 +26,7 @@ from qvit.search.allocation import Space
 from qvit.search.budgets import Budget, hold
 from qvit.search.costs import CostTable
 from qvit.search.descent import Searcher, Settings, descend
-from qvit.search.greedy import loss_of
+from qvit.search.exchange import loss_of
 from qvit.search.latency import Place
 from qvit.search.run import make_searcher
 from qvit.search.start import make_cost_table

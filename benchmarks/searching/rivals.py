@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qvit.recipe import MAX_BITS, MIN_BITS
+from qvit.search import levels
 from qvit.search.budgets import Budget, fit
 
 
@@ -20,12 +21,6 @@ def measure_alone(measure: Callable[[Tensor], float], count: int) -> Tensor:
     """The sensitivities that greedy searches mostly go by: what `measure` says of a model of eight bits in which one of
     `count` choices has fewer, fp64 [choices, 7]; never less than with a bit more.
     """
-    most = torch.full((count,), MAX_BITS, dtype=torch.int64)
-    losses = torch.full((count, MAX_BITS - MIN_BITS + 1), measure(most), dtype=torch.float64)
-    for choice in range(count):
-        for bits in range(MAX_BITS - 1, MIN_BITS - 1, -1):
-            alone = most.clone()
-            alone[choice] = bits
-            place = bits - MIN_BITS
-            losses[choice, place] = max(measure(alone), float(losses[choice, place + 1]))
-    return losses
+    found, least = levels.measure_alone(measure, count, range(MIN_BITS, MAX_BITS))
+    whole = torch.full((count, 1), least, dtype=torch.float64)
+    return torch.cat([found, whole], 1).flip(1).cummax(1).values.flip(1)

@@ -9,7 +9,7 @@ network that is trained meanwhile, with labels, but the sum of what each tensor'
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ from qvit.recipe import MAX_BITS, MIN_BITS
 from qvit.search.allocation import WIDTHS, Space
 from qvit.search.answers import Answers
 from qvit.search.budgets import Budget, check_budgets, first_within, fit
-from qvit.search.exchange import exchange
-from qvit.search.greedy import descend_greedily, loss_of
+from qvit.search.exchange import exchange, loss_of
+from qvit.search.greedy import descend_greedily
 from qvit.search.levels import lift
 from qvit.search.steering import Steering, shortened, unit
 
@@ -100,15 +100,13 @@ class Searcher:
             heads=self._space.heads,
         )
         curved = torch.stack([found[choice.key] for choice in self._space.choices])
-        return lift(_fill(curved), self._error)
-
-    def _error(self, bits: Tensor) -> float:
-        """The squared error of the logits that an allocation causes, whatever is common to all classes left out.
-
-        Where activations are settled they have eight bits here: what few do would drown what is asked of weights.
-        """
+        # settled activations have eight bits meanwhile: what few do would drown what is asked of weights
         settled = self._space.recipe.override([f"activations.bits={MAX_BITS}"])
-        found, expected = self._ask(replace(self._space, recipe=settled), bits, self._settings.few)
+        return lift(_fill(curved), partial(self._error, replace(self._space, recipe=settled)))
+
+    def _error(self, space: Space, bits: Tensor) -> float:
+        """The squared error of the logits that an allocation causes, whatever is common to all classes left out."""
+        found, expected = self._ask(space, bits, self._settings.few)
         error = found - expected
         return float((error - error.mean(-1, keepdim=True)).double().square().mean())
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qvit.recipe import MIN_BITS
+from qvit.recipe import MAX_BITS, MIN_BITS
 from qvit.search.budgets import Budget, hold, meets
 
 _LEAST = 1e-9  # of the sum: what gains less is rounding
@@ -29,7 +29,7 @@ def _best_pair(bits: Tensor, losses: Tensor, budgets: Sequence[Budget]) -> Tenso
         table = budget.table
         room = budget.limit - table.total(bits)
         change[table.steps(bits).unsqueeze(1) + table.steps(bits, -1) > room] = torch.inf
-    least = -_LEAST * float(losses.gather(1, (bits - MIN_BITS).unsqueeze(1)).sum())
+    least = -_LEAST * float(loss_of(losses, bits).sum())
     for place in change.flatten().argsort().tolist():
         more, less = divmod(place, len(bits))
         if change[more, less] >= least:
@@ -44,8 +44,11 @@ def _best_pair(bits: Tensor, losses: Tensor, budgets: Sequence[Budget]) -> Tenso
 
 def _change(losses: Tensor, bits: Tensor, by: int) -> Tensor:
     """Of each choice's loss with so many bits more; infinite where there are none: fp64 [choices]."""
-    place = bits - MIN_BITS
-    there = (place + by >= 0) & (place + by < losses.shape[1])
-    other = (place + by).clamp(0, losses.shape[1] - 1)
-    change = losses.gather(1, other.unsqueeze(1)) - losses.gather(1, place.unsqueeze(1))
-    return torch.where(there, change.squeeze(1), torch.inf)
+    other = (bits + by).clamp(MIN_BITS, MAX_BITS)
+    change = loss_of(losses, other) - loss_of(losses, bits)
+    return torch.where(other == bits + by, change, torch.inf)
+
+
+def loss_of(losses: Tensor, bits: Tensor) -> Tensor:
+    """What each choice costs at its bits: fp64 [choices]."""
+    return losses.gather(1, (bits - MIN_BITS).unsqueeze(1)).squeeze(1)

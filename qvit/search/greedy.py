@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qvit.recipe import MAX_BITS, MIN_BITS
 from qvit.search.budgets import Budget, fit, meets
+from qvit.search.exchange import loss_of
 
 
 def descend_greedily(losses: Tensor, budgets: Sequence[Budget]) -> Tensor:
@@ -23,8 +24,3 @@ def descend_greedily(losses: Tensor, budgets: Sequence[Budget]) -> Tensor:
             break  # budgets that oppose each other
         bits[price.argmin()] -= 1
     return fit(bits.double(), budgets)
-
-
-def loss_of(losses: Tensor, bits: Tensor) -> Tensor:
-    """What each choice costs at its bits: fp64 [choices]."""
-    return losses.gather(1, (bits - MIN_BITS).unsqueeze(1)).squeeze(1)

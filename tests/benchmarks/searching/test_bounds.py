@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.budgets import draw_budgets
 from benchmarks.searching.bounds import NEAR, least_loss, least_loss_near
-from qvit.search.exchange import exchange
-from qvit.search.greedy import descend_greedily, loss_of
+from qvit.search.exchange import exchange, loss_of
+from qvit.search.greedy import descend_greedily
 from tests.search.test_budgets import budget, random_table
 from tests.search.test_costs import BITOPS, COUNT, SIZE
 
