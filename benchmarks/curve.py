@@ -5,24 +5,23 @@ all of a ViT-Tiny's but the last have. The longer points train on the largest sh
 whole budget is 10,000 images of 2000 iterations and 200 epochs, 125,000 steps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.cells import Cell
 from benchmarks.comparison.images import SCRATCH
-from benchmarks.comparison.subjects import Subject, answers, each_answer, predict, subject
+from benchmarks.comparison.subjects import CALIBRATED_ON, judge, subject
 from benchmarks.sources import DEMO, VIT_TINY
 from qvit.distillation import Pixels, Pool, distil
-from qvit.evaluation.accuracy import Predictions, compare
 from qvit.recipe import Recipe
 from qvit.synthesis import open_images, synthesize
 
 RECIPE, BITS, SEED = "paper-mimiq", 4, 0
-_CALIBRATED_ON = 32  # images, as in methods.py
 _EVALUATED = 500
 
 
@@ -71,8 +70,8 @@ def measure(model: str, point: Point) -> dict[str, Any]:
     pool = Pool.gather(open_images(out))
     torch.manual_seed(SEED)
     student = tested.student(recipe)
-    student.calibrate(pool.images[:_CALIBRATED_ON].float())
-    calibrated = _judge(tested, student, model)
+    student.calibrate(pool.images[:CALIBRATED_ON].float())
+    calibrated = _judge(student, model)
     cfg = tested.source.pretrained_cfg
     pixels = Pixels(cfg["mean"], cfg["std"])
     trained = distil(
@@ -87,20 +86,16 @@ def measure(model: str, point: Point) -> dict[str, Any]:
         "iterations": images.iterations,
         "distillation": asdict(training),
         "calibrated": calibrated,
-        "result": _judge(tested, student, model),
+        "result": _judge(student, model),
         "measures": made["measures"],
         "trained": trained,
     }
 
 
-def _judge(tested: Subject, student: Any, model: str) -> dict[str, Any]:
+def _judge(student: Callable[[Tensor], Any], model: str) -> dict[str, Any]:
     """On validation images, which nothing here is chosen by."""
-    measured, logits = answers(model, "test", _EVALUATED)
-    assert measured.labels is not None
-    known = measured.labels, torch.arange(len(measured)), 0
-    ours = predict(student, measured)
-    found = compare(Predictions(ours, *known), Predictions(logits, *known)).to_dict()
-    return {**found, "each": each_answer(ours, logits, measured.labels)}
+    found = judge(student, model, "test", _EVALUATED)
+    return {**found["result"], "each": found["each"]}
 
 
 def table(found: list[dict[str, Any]]) -> str:

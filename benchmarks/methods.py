@@ -34,11 +34,10 @@ from benchmarks.comparison.rows import (  # noqa: E402
     training_of,
 )
 from benchmarks.comparison.subjects import (  # noqa: E402
+    CALIBRATED_ON,
     SPLITS,
     Subject,
-    answers,
-    each_answer,
-    predict,
+    judge,
     softmax_reach,
     subject,
 )
@@ -46,13 +45,10 @@ from benchmarks.comparison.table import table  # noqa: E402
 from benchmarks.comparison.together import train_together  # noqa: E402
 from qvit.distillation import Pixels, Pool, distil  # noqa: E402
 from qvit.distillation.reconstruction import reconstruct  # noqa: E402
-from qvit.evaluation.accuracy import Predictions, compare  # noqa: E402
 from qvit.models.student import Student  # noqa: E402
 from qvit.models.vit import ViT  # noqa: E402
 from qvit.models.vit_students import SimulatedStudent, StaticStudent  # noqa: E402
 from qvit.recipe import Reconstruction  # noqa: E402
-
-_CALIBRATED_ON = 32  # images
 
 
 @click.command()
@@ -117,7 +113,7 @@ def measure(model: str, budget_name: str, row: Row, seed: int, split: str) -> di
         images, trained = train_together(tested, student, row.images, budget, name, seed)
     else:
         pool, images = pool_of(tested, row.images, budget_name, budget, seed)
-        student.calibrate(pool.images[:_CALIBRATED_ON].float())
+        student.calibrate(pool.images[:CALIBRATED_ON].float())
         training = training_of(row, budget, len(pool))
         start = time.perf_counter()  # the images have their own
         if row.training == RECONSTRUCTION:
@@ -129,19 +125,13 @@ def measure(model: str, budget_name: str, row: Row, seed: int, split: str) -> di
                 tested.teacher, student, pool, training, seed=seed, pixels=pixels, progress=False
             )
     seconds = time.perf_counter() - start
-    measured, logits = answers(model, split, budget.evaluated)
-    assert measured.labels is not None
-    known = measured.labels, torch.arange(len(measured)), 0
-    ours = predict(student, measured)
-    found = compare(Predictions(ours, *known), Predictions(logits, *known))
     return {
         "model": model,
         "budget": {"name": budget_name, **asdict(budget)},
         "row": asdict(row),
         "seed": seed,
         "split": split,
-        "result": found.to_dict(),
-        "each": each_answer(ours, logits, measured.labels),
+        **judge(student, model, split, budget.evaluated),
         "images": images,
         "distillation": None if training is None else asdict(training),
         "trained": trained,

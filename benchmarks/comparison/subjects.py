@@ -15,7 +15,7 @@ from qvit import zoo
 from qvit.data import DataConfig, open_images
 from qvit.demo.dataset import TEST_SEED, TRAINING_SEED
 from qvit.distillation import Pool
-from qvit.evaluation import divergences
+from qvit.evaluation import Predictions, compare, divergences
 from qvit.models.calibration import set_weight_ranges
 from qvit.models.convolutional import ConvolutionalStudent, ResNetTeacher
 from qvit.models.folding import fold
@@ -33,6 +33,7 @@ from qvit.recipe import Recipe
 # classes of the training images, and the validation images.
 SPLITS = ("dev", "test")
 DEV_SEED = 3
+CALIBRATED_ON = 32  # images
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,16 @@ def predict(model: Callable[[Tensor], Any], pool: Pool) -> Tensor:
     """Logits of all images, fp32 [N, classes]."""
     parts = torch.arange(len(pool)).split(50)
     return torch.cat([model(pool.take(some)[0]).logits.float() for some in parts])
+
+
+def judge(student: Callable[[Tensor], Any], name: str, split: str, count: int) -> dict[str, Any]:
+    """A student beside the float model on images to measure by: `result`, and `each`, what came of each image."""
+    measured, logits = answers(name, split, count)
+    assert measured.labels is not None
+    known = measured.labels, torch.arange(len(measured)), 0
+    ours = predict(student, measured)
+    found = compare(Predictions(ours, *known), Predictions(logits, *known))
+    return {"result": found.to_dict(), "each": each_answer(ours, logits, measured.labels)}
 
 
 def each_answer(ours: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from qvit.models.switching import SwitchableModel
 from qvit.models.vit import ViT
 from qvit.recipe import MAX_BITS, MIN_BITS
 from qvit.search.allocation import WIDTHS, Space
-from qvit.search.answers import Answers
+from qvit.search.answers import PART, Answers
 from qvit.search.budgets import Budget, check_budgets, first_within, fit
 from qvit.search.exchange import exchange, loss_of
 from qvit.search.greedy import descend_greedily
@@ -83,7 +83,7 @@ class Searcher:
         self._model = SwitchableModel(folded, widths, space.recipe.weights.range)
         self._answers = Answers(self._model, config, space.recipe)
         with torch.no_grad():
-            self._expected = torch.cat([vit(some, Float()) for some in images.split(_PART)])
+            self._expected = torch.cat([vit(some, Float()) for some in images.split(PART)])
 
     @cached_property
     def losses(self) -> Tensor:
@@ -120,7 +120,7 @@ class Searcher:
 
     def _ask(self, space: Space, bits: Tensor | Sequence[int], few: int) -> tuple[Tensor, Tensor]:
         """Logits of an allocation, and of the float model, on all images; on a few where answers take long."""
-        count = len(self._images) if self._answers.are_fast() else few
+        count = len(self._images) if self._answers.fast else few
         recipe = space.recipe_of(bits)
         return self._answers(self._images[:count], recipe), self._expected[:count]
 
@@ -212,7 +212,6 @@ def _press(bits: Tensor, budgets: Sequence[Budget], penalty: float) -> Tensor:
     return found
 
 
-_PART = 8  # images that the float model answers together
 _LEAST = 1e-12  # nats; nothing that costs less matters, and its logarithm would
 
 

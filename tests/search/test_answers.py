@@ -32,7 +32,7 @@ def begun(shape="three heads", *, heads=False):
 def test_both_executions_give_the_same_answers(shape, heads):
     """But for what is nearly a tie."""
     answer, model, space, images = begun(shape, heads=heads)
-    if not answer.are_fast():
+    if not answer.fast:
         pytest.skip("there is no compiled path here")
     torch.manual_seed(0)
     for bits in (space.uniform(8), torch.randint(3, 9, (len(space.choices),))):
@@ -48,7 +48,7 @@ def test_both_executions_give_the_same_answers(shape, heads):
 def test_where_nothing_is_compiled_the_execution_to_train_by_answers(monkeypatch):
     monkeypatch.setattr(cpu_preparation, "prepare", lambda vit: "no compiler was found")
     answer, model, space, images = begun()
-    assert not answer.are_fast()
+    assert not answer.fast
     found = answer(images, space.recipe_of(space.uniform(3)))
     with torch.no_grad():
         expected = torch.cat([model.vit(some, FakeQuantized()) for some in images.split(8)])
@@ -67,5 +67,5 @@ def test_whether_it_is_compiled_is_asked_once(monkeypatch):
     answer, _, space, images = begun()
     for bits in (4, 5):
         answer(images, space.recipe_of(space.uniform(bits)))
-        assert answer.are_fast() == (reasons[0] is None)
+        assert answer.fast == (reasons[0] is None)
     assert len(reasons) == 1

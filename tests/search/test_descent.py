@@ -10,6 +10,7 @@ from qvit.deployment import cpu_preparation
 from qvit.errors import UsageError
 from qvit.recipe import Recipe
 from qvit.search.allocation import Space
+from qvit.search.answers import Answers
 from qvit.search.budgets import Budget, fit, meets
 from qvit.search.costs import CostTable, bitops_table, size_table
 from qvit.search.descent import Searcher, Settings, descend
@@ -155,9 +156,9 @@ def test_where_answers_take_long_few_images_are_asked(searched, monkeypatch):
     monkeypatch.setattr(cpu_preparation, "prepare", lambda vit: "no compiler was found")
     searcher = Searcher(vit, space, images_for(vit, 24), seed=0, settings=FEW)
     asked = []
-    answers = searcher._answers.__class__.__call__
+    answers = Answers.__call__
     monkeypatch.setattr(
-        searcher._answers.__class__,
+        Answers,
         "__call__",
         lambda self, images, recipe: asked.append(len(images)) or answers(self, images, recipe),
     )
