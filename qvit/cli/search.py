@@ -17,8 +17,9 @@ _JSON, _PICTURE = "search.json", "frontier.svg"
 @verb("search")
 @click.argument("model")
 @click.option(
-    "--max-kl", type=float, metavar="KL",
-    help="For each cost, also find the cheapest that is so far from the float model at most: KL in nats, such as 0.1.",
+    "--max-kl", "--max-drop", "max_kl", type=float, metavar="KL",
+    help="For each cost, also find the cheapest that drops so far from the float model at most: KL in nats, such as "
+    "0.1. How many points of accuracy that is only labelled images say.",
 )  # fmt: skip
 @click.option(
     "--w", "--weight-bits", "weight_bits", type=int, help="Bits that the recipe is for [4]."

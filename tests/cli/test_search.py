@@ -69,6 +69,7 @@ def test_a_dry_run_says_what_it_would_take(tiny_model, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--max-drop", "-1"], "--max-kl -1.0: expected nats above 0"),
         (["--max-kl", "-1"], "--max-kl -1.0: expected nats above 0"),
         (["--on", "abacus"], "latency is modelled for"),
         (SETTLED, "no bits are left to find"),
