@@ -27,6 +27,8 @@ BUDGETS = {
     "smoke": Budget(images=4, iterations=2, steps=2, batch=2, evaluated=8),
     "demo": Budget(images=64, iterations=200, steps=60, batch=16, evaluated=500),
     "demo-controls": Budget(images=16, iterations=200, steps=20, batch=16, evaluated=500),
+    # a generator's 200 steps are a twentieth of its preset's
+    "demo-generators": Budget(images=64, iterations=1000, steps=60, batch=16, evaluated=500),
     "demo-published": Budget(images=16, iterations=0, steps=20, batch=16, evaluated=500),
     # A step of 16 images of the ViT-Tiny's pixels takes 3.8 s of a core without AVX-512.
     "cpu": Budget(images=16, iterations=50, steps=12, batch=8, evaluated=250),

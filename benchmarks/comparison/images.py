@@ -33,7 +33,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "noise": ("noise", {}),
     "psaq": ("psaq", {}),
     "mimiq": ("mimiq", {}),
-    "mimiq-1to1": ("mimiq", {"attention": 1.0}),  # the published weight
     # at 64 pixels and few iterations the published weight leaves noise in the images
     "mimiq-smooth": ("mimiq", {"smoothness": 1e-3}),
     # To tell a term from what surrounds it: each method without its term, and with the other's, and MimiQ
@@ -46,7 +45,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sardfq": ("sardfq", {}),
     "bns": ("bns", {}),
     "acq": ("acq", {}),
-    "acq-unconditional": ("acq", {"condition": "label", "centres": 0.0, "pairs": 0.0}),
+    # the generator told the class alone (GDFQ's), and told nothing
+    "acq-label": ("acq", {"condition": "label", "centres": 0.0, "pairs": 0.0}),
+    "acq-unconditional": ("acq", {"condition": "none", "centres": 0.0, "pairs": 0.0}),
 }
 
 

@@ -21,7 +21,9 @@ class Order:
     worse: tuple[str, str]
 
 
-_PSAQ, _MIMIQ, _GENERATOR = "PSAQ-ViT above noise", "MimiQ above noise", "ACQ above its control"
+_PSAQ, _MIMIQ = "PSAQ-ViT above noise", "MimiQ above noise"
+_GENERATOR = "ACQ's generator above an unconditional one"
+_CENTRES = "ACQ's generator above one told the class alone"
 _WHOLE = "MimiQ above PSAQ-ViT, whole methods"
 _IMAGES = "MimiQ above PSAQ-ViT, images alone"
 _TERMS = "MimiQ's term above PSAQ-ViT's, the rest as PSAQ-ViT has it"
@@ -51,6 +53,8 @@ RESNET_ORDERS = (
     Order("statistics above noise", ("bns", "kl"), ("noise", "kl")),
     Order(_GENERATOR, ("acq", "none"), ("acq-unconditional", "none")),
     Order(_GENERATOR, ("acq", "kl"), ("acq-unconditional", "kl")),
+    Order(_CENTRES, ("acq", "none"), ("acq-label", "none")),
+    Order(_CENTRES, ("acq", "kl"), ("acq-label", "kl")),
     *(Order(_TRAINED, (m, "kl"), (m, "none")) for m in ("noise", "bns", "acq", "real-32")),
     Order(_LABELS, ("bns", "kl-inundation"), ("bns", "kl-classes")),
     Order(_LABELS, ("bns", "ait"), ("bns", "kl-classes")),

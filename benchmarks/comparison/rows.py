@@ -42,7 +42,7 @@ CONTROLS = (
     "mimiq-entropy",
     "mimiq-smooth",
 )
-RESNET_IMAGES = ("noise", "bns", "acq", "acq-unconditional", "real-32", "real-500")
+RESNET_IMAGES = ("noise", "bns", "acq", "acq-unconditional", "acq-label", "real-32", "real-500")
 
 
 @dataclass(frozen=True, slots=True)

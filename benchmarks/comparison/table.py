@@ -6,7 +6,9 @@ from typing import Any
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """Markdown. top-1 and agreement in percent, KL in nats; +- is half the spread of the seeds."""
+    """Markdown. top-1 and agreement in percent, KL in nats; +- is half the spread of the seeds, and the interval
+    reaches over those of all seeds.
+    """
     lines = [
         "| images | n | training | quantizer | scheme | seeds | top-1 | 95 % interval | agreement | KL | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -21,14 +23,24 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         high = max(r["top1_interval"][1] for r in results)
         seconds = statistics.mean(c["seconds"] + (c["images"].get("seconds") or 0) for c in cells)
         lines.append(
-            f"| {row['images']} | {images['images']} | {row['training']} | {row['quantizer']} | {row['scheme']} "
-            f"| {len(cells)} | {_mean(results, 'top1', 2)} | {low:.1f} to {high:.1f} "
+            f"| {_name(row['images'])} | {images['images']} | {row['training']} | {row['quantizer']} | {row['scheme']} "
+            f"| {', '.join(str(c['seed']) for c in cells)} | {_mean(results, 'top1', 2)} | {low:.1f} to {high:.1f} "
             f"| {_mean(results, 'agreement', 2)} | {_mean(results, 'kl', 4)} | {seconds:.0f} |"
         )
     if found:
         lines.append("")
         lines.append(f"The float model: {found[0]['result']['float']['top1']:.2f}.")
     return "\n".join(lines)
+
+
+# Their formulas are not public.
+_RECONSTRUCTED = ("acq", "psaq-v2")
+
+
+def _name(images: str) -> str:
+    """Of a row, with a word where the method is not the publication's own."""
+    ours = images.startswith(_RECONSTRUCTED)
+    return f"{images} (our reconstruction)" if ours else images
 
 
 def _mean(results: Sequence[dict[str, Any]], name: str, digits: int) -> str:

@@ -42,7 +42,7 @@ def test_two_methods_through_the_harness(tmp_path):
         assert 0 <= cell["result"]["agreement"] <= 100
         assert cell["budget"]["name"] == "smoke"
     lines = table(found).splitlines()
-    assert lines[2].startswith("| noise | 4 | none | static | w4a4 | 1 |")
+    assert lines[2].startswith("| noise | 4 | none | static | w4a4 | 0 |")
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
     assert cells.measure(planned(), tmp_path / "cells") == found
@@ -58,7 +58,7 @@ def test_rounding_that_is_learned_through_the_harness(quantizer, tmp_path):
     assert found["distillation"]["steps"] == 2
     assert len(found["trained"]["blocks"]) == 6
     assert (found["static"] is None) == (quantizer == "dynamic")
-    assert f"| noise | 4 | reconstruction | {quantizer} | w4a4 | 1 |" in table([found])
+    assert f"| noise | 4 | reconstruction | {quantizer} | w4a4 | 0 |" in table([found])
 
 
 def test_a_method_keeps_its_surroundings_and_changes_its_term():
@@ -157,7 +157,7 @@ def test_seeds_are_put_together():
         }  # fmt: skip
 
     text = table([json.loads(json.dumps(cell(seed, 70.0 + seed))) for seed in (0, 1, 2)])
-    assert "| 3 | 71.00 +- 1.00 | 69.0 to 73.0 | 50.00 +- 0.00 | 0.5000 +- 0.0000 | 4 |" in text
+    assert "| 0, 1, 2 | 71.00 +- 1.00 | 69.0 to 73.0 | 50.00 +- 0.00 | 0.5000 +- 0.0000 | 4 |" in text
 
 
 @pytest.mark.parametrize("convolutional", [False, True])
