@@ -33,12 +33,16 @@ _FOUR_BIT_ENDS = {
     _ENDS: ("both ends at 8 bits", "0.7 % of the fp32 file; int8 products are no slower")
 }
 _NORM = {"transforms.norm=0": ("Hadamard of 64 after LayerNorms", "as at 8 bits")}
-# What training adds to today's default: 33 steps of 16 leaves, after GPTQ or in place of it.
-_EPOCHS = "synthesis.images=200 distillation=kl distillation.epochs=3"
+# What training adds: steps of 16 leaves, eleven an epoch, after GPTQ or in place of it. Its control is rounded for the
+# same leaves.
+_MORE_LEAVES = "synthesis.images=200"
+_EPOCHS = f"{_MORE_LEAVES} distillation=kl distillation.epochs=3"
+_LONG = f"{_MORE_LEAVES} distillation=kl distillation.epochs=30"
 _FEATURES = "distillation.kl=0 distillation.features=1"
+_HEADS = "distillation.lr=1e-4 distillation.heads=10"
 _TRAINING = {
-    "synthesis.images=200": ("not taken: rounded for 200 leaves, not 60", "none; 80 seconds"),
-    "synthesis.images=200 weights.rounding=learned": (
+    _MORE_LEAVES: ("not taken: rounded for 200 leaves, not 60", "none; 80 seconds"),
+    f"{_MORE_LEAVES} weights.rounding=learned": (
         "not taken: learned rounding in place of GPTQ",
         "none; half an hour",
     ),
@@ -51,11 +55,15 @@ _TRAINING = {
         "not taken: distilled, outputs of blocks",
         "none; three minutes",
     ),
-    f"{_EPOCHS} distillation.lr=1e-4 distillation.heads=10": (
+    f"{_EPOCHS} {_HEADS}": (
         "not taken: distilled, KL and structure of heads",
         "none; three minutes",
     ),
-    f"weights.rounding=learned {_EPOCHS} distillation.lr=1e-3": (
+    f"{_LONG} {_HEADS}": (
+        "not taken: the same for ten times the steps",
+        "none; a quarter of an hour",
+    ),
+    f"{_EPOCHS} weights.rounding=learned distillation.lr=1e-3": (
         "not taken: learned rounding, then distilled, KL",
         "none; half an hour",
     ),
@@ -80,9 +88,11 @@ CHANGES: dict[tuple[int, int], dict[str, tuple[str, str]]] = {
         "weights.group=0": ("groups of 32 weights", "a multiplication a step of 32 columns"),
         "weights.group=16": (
             "not taken: groups of 16 weights",
-            "twice the multipliers: 3 % of the file, and sums that are rescaled twice as often",
+            "twice the multipliers: 3 % of the file",
         ),
         **_NORM,
+        _MORE_LEAVES: _TRAINING[_MORE_LEAVES],
+        **{c: _TRAINING[c] for c in (f"{_EPOCHS} distillation.lr=1e-4", f"{_LONG} {_HEADS}")},
     },
     (4, 4): {
         **_LEAVES,
@@ -90,8 +100,9 @@ CHANGES: dict[tuple[int, int], dict[str, tuple[str, str]]] = {
         "attention.bits=4 attention.softmax_bits=4": ("attention at 8 bits", "none"),
         "weights.group=0": (
             "groups of 32 weights",
-            "84 of 228 instructions a step of 128 columns (int4 GEMM, sm_80)",
+            "60 to 65 of 230 instructions a step of 128 columns (int4 GEMM, W4A8, sm_80)",
         ),
+        "weights.range=minmax": ("clipping of weights by their squared error", "none"),
         **_NORM,
         "transforms.fc2=0": (
             "Hadamard of 32 before fc2",
@@ -156,17 +167,24 @@ def _measure(model: str, recipe: Recipe, change: str) -> dict[str, Any]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Markdown, a row a change: gains of the part in KL, the default's beside them."""
+    """Markdown, a row a change: gains of the part in KL, the default's beside them; of training, those of the default
+    with as many leaves.
+    """
     lines = ["| model | scheme | part | KL with it, without | gain, each seed | agreement | cost |"]
     lines.append("| --- " * 7 + "|")
     for model, (bits, changes) in product(MODELS, CHANGES.items()):
         of_scheme = [c for c in found if (c["model"], *c["bits"]) == (model, *bits)]
-        defaults = {cell["seed"]: cell for cell in of_scheme if not cell["change"]}
+        by_change = {(c["change"], c["seed"]): c for c in of_scheme}
         for change, (part, cost) in changes.items():
-            rows = [c for c in of_scheme if c["change"] == change and c["seed"] in defaults]
-            if not rows:
+            control = _MORE_LEAVES if change.startswith(f"{_MORE_LEAVES} ") else ""
+            rows = [c for c in of_scheme if c["change"] == change]
+            pairs = [
+                (by_change[control, row["seed"]], row)
+                for row in rows
+                if (control, row["seed"]) in by_change
+            ]
+            if not pairs:
                 continue
-            pairs = [(defaults[row["seed"]], row) for row in rows]
             if part.startswith("not taken"):  # here the change is the part
                 pairs = [(row, default) for default, row in pairs]
             lines.append(

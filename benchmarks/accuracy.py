@@ -24,9 +24,11 @@ SEEDS = (0, 1, 2)
 UNIFORM_ENDS = ["layers.patch_embed.proj=none", "layers.head=none", "layers.head_dist=none"]
 # Attention or both ends with as few bits as the Linears, as some publications have it; and what 3 bits have more of
 # than 4, and those ends.
+_ATTENTION4 = ["attention.bits=4", "attention.softmax_bits=4"]
 _VARIANTS = {
     "ends4": UNIFORM_ENDS,
-    "attention4": ["attention.bits=4", "attention.softmax_bits=4"],
+    "attention4": _ATTENTION4,
+    "all4": [*UNIFORM_ENDS, *_ATTENTION4],
     "uniform": [
         *UNIFORM_ENDS, "weights.group=32", "activations.norm_group=0", "activations.proj_group=128",
         "activations.fc2_group=128", "activations.prefix_bits=0",
@@ -40,9 +42,12 @@ _BUDGETS = ("quick", "full")
 SCHEMES = (
     ("qvit", 8, 8, ""),
     ("qvit", 4, 8, ""),
+    ("qvit", 4, 8, _REAL),
+    ("qvit", 4, 8, "full"),
     ("qvit", 4, 4, ""),
     ("qvit", 4, 4, "ends4"),
     ("qvit", 4, 4, "attention4"),
+    ("qvit", 4, 4, "all4"),
     ("qvit", 4, 4, _REAL),
     ("qvit", 4, 4, "quick"),
     ("qvit", 4, 4, "full"),
