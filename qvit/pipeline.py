@@ -36,6 +36,7 @@ from qvit.models.vit import ViT
 from qvit.models.vit_students import SimulatedStudent
 from qvit.quant.schemes import ModelScheme
 from qvit.recipe import Recipe
+from qvit.recipe.bits import matches
 from qvit.synthesis import estimate, synthesize
 from qvit.zoo import Source
 
@@ -92,7 +93,7 @@ def quantize(
         config = _config_json(source, vit.config, scheme, name)
         checkpoint.write_json(folder / checkpoint.CONFIG, config)
         (folder / checkpoint.RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-        card = _card(source, origin, recipe, name, size, size / fp32_bytes)
+        card = _card(source, origin, recipe, scheme, name, size, size / fp32_bytes)
         (folder / checkpoint.CARD).write_text(card, encoding="utf-8")
         checkpoint.load(folder)  # what cannot be read back must not be called finished
     return {
@@ -323,11 +324,20 @@ def _run_json(
 
 
 def _card(
-    source: Source, origin: dict[str, Any], recipe: Recipe, scheme: str, size: int, ratio: float
+    source: Source,
+    origin: dict[str, Any],
+    recipe: Recipe,
+    scheme: ModelScheme,
+    name: str,
+    size: int,
+    ratio: float,
 ) -> str:
+    names = [*scheme.linears, *scheme.attentions]
+    layers = {p: bits for p, bits in recipe.layers.items() if any(matches(p, n) for n in names)}
     return model_card(
+        layers=layers,
         source=origin,
-        scheme=scheme,
+        scheme=name,
         recipe=recipe,
         version=__version__,
         license=source.license,

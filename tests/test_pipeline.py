@@ -72,7 +72,9 @@ def test_layers_with_bits_of_their_own(tmp_path):
     assert bits["blocks.0-2.attn.qkv"]["weight_bits_in_memory"] == 4
     assert bits["blocks.*.mlp.fc2"]["input_group"] == 128  # as its neighbours of 4 bits
     assert bits["blocks.5.attn"]["softmax_bits"] == 6
-    assert "- `blocks.*.mlp.fc2`: W6A8" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "- `blocks.*.mlp.fc2`: W6A8" in card
+    assert "head_dist" not in card  # the recipe has bits for it, and this model none of it
     images = open_images("demo:48", QuantViT.from_pretrained(out).data_config)
     expected = evaluation.predict(zoo.load(source), images, progress=False)
     for backend in ("cpu", "reference"):

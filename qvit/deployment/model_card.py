@@ -19,12 +19,13 @@ license: {{ license }}
 # {{ source.timm_name }}, {{ scheme }}
 
 A Vision Transformer quantized by qvit {{ version }}
-{%- if recipe.synthesis and not recipe.synthesis.data_free %} on {{ recipe.synthesis.images_read }} images:
+{%- if recipe.synthesis and not recipe.synthesis.data_free %} on {{ recipe.synthesis.images_read }} images
+{%- if recipe.synthesis.leaves %} and {{ recipe.synthesis.leaves }} pictures of shapes{% endif %}:
 {%- else %} **without any data**:
 {%- endif %}
 weights {{ recipe.weights.bits }} bits, activations {{ recipe.activations.bits }} bits, both attention products
-{{ recipe.attention.bits }} bits{% if recipe.layers %}, and bits of their own for these:
-{% for pattern, bits in recipe.layers.items() %}
+{{ recipe.attention.bits }} bits{% if layers %}, and bits of their own for these:
+{% for pattern, bits in layers.items() %}
 - `{{ pattern }}`: {{ bits }}
 {%- endfor %}
 

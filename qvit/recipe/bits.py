@@ -60,7 +60,7 @@ def find_bits(layers: Mapping[str, str], name: str) -> Bits:
     """What a recipe's `layers` say of one layer: of two patterns that match, the later one has its way."""
     weights = activations = None
     for pattern, text in layers.items():
-        if _matches(pattern, name):
+        if matches(pattern, name):
             bits = read_bits(pattern, text)
             weights = weights if bits.weights is None else bits.weights
             activations = activations if bits.activations is None else bits.activations
@@ -77,7 +77,7 @@ def check_matches(layers: Mapping[str, str], names: Iterable[str]) -> None:
     """Raises UsageError for a pattern that matches none of a model's layers, with the nearest names."""
     names = list(names)
     for pattern in layers:
-        if any(_matches(pattern, name) for name in names):
+        if any(matches(pattern, name) for name in names):
             continue
         known = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names))
         near = difflib.get_close_matches(pattern, [*known, *names], n=3, cutoff=0.5)
@@ -87,7 +87,9 @@ def check_matches(layers: Mapping[str, str], names: Iterable[str]) -> None:
         )
 
 
-def _matches(pattern: str, name: str) -> bool:
-    """Part by part between the dots, so that `blocks.*.attn` is none of the Linears in there."""
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern means a layer: part by part between the dots, so that `blocks.*.attn` is none of the Linears in
+    there.
+    """
     patterns, parts = pattern.split("."), name.split(".")
     return len(patterns) == len(parts) and all(map(fnmatchcase, parts, patterns))

@@ -157,7 +157,9 @@ def test_seeds_are_put_together():
         }  # fmt: skip
 
     text = table([json.loads(json.dumps(cell(seed, 70.0 + seed))) for seed in (0, 1, 2)])
-    assert "| 0, 1, 2 | 71.00 +- 1.00 | 69.0 to 73.0 | 50.00 +- 0.00 | 0.5000 +- 0.0000 | 4 |" in text
+    assert (
+        "| 0, 1, 2 | 71.00 +- 1.00 | 69.0 to 73.0 | 50.00 +- 0.00 | 0.5000 +- 0.0000 | 4 |" in text
+    )
 
 
 @pytest.mark.parametrize("convolutional", [False, True])
