@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvit.distillation.inundation import Crossing, changed_share, inundate
+from qvit.distillation.inundation import Crossing, changed_share, inundate, take_codes
 from qvit.distillation.objective import losses
 from qvit.distillation.processes import Processes
 from qvit.distillation.schedule import crossing_share, learning_rate
@@ -130,21 +130,24 @@ class Trainer:
     def _move(self, measure: bool) -> dict[str, float]:
         settings = self.settings
         share = crossing_share(self.done, self.steps, settings)
+        # Before anything moves: scales may be parameters, and integers change with them.
+        codes = take_codes(self._weights) if share or measure else []
         if share:
+            steps = self._plain_steps()
             crossings = [
                 inundate(
                     weight,
+                    old,
                     step,
                     share,
                     cap=settings.inundation_cap,
                     bisections=settings.inundation_bisections,
                 )
-                for weight, step in zip(self._weights, self._plain_steps(), strict=True)
+                for weight, old, step in zip(self._weights, codes, steps, strict=True)
             ]
             return {"share": share, **_summary(crossings, self._weights)}
-        before = [w.parameter.detach().clone() for w in self._weights] if measure else []
         self._optimiser.step()
-        return {"changed": changed_share(self._weights, before)} if measure else {}
+        return {"changed": changed_share(self._weights, codes)} if measure else {}
 
     def _plain_steps(self) -> list[Tensor]:
         """What the optimiser would add to each integer weight; all other parameters take their step.

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvit import zoo
-from qvit.distillation.inundation import changed_share, inundate
+from qvit.distillation.inundation import changed_share, inundate, take_codes
 from qvit.distillation.schedule import crossing_share, drops, learning_rate
 from qvit.distillation.trainer import Trainer
 from qvit.models.networks import read_network
@@ -17,6 +17,8 @@ from tests.distillation.students import (
     TinyStudent,
     TinyTeacher,
     quick,
+    simulated_student,
+    small_vit,
     static_student,
     tiny_pool,
 )
@@ -26,6 +28,11 @@ from tests.support import images_for
 def weight_of(values, bits=4):
     parameter = torch.nn.Parameter(values.clone())
     return IntegerWeight("w", parameter, WeightQuantizer(bits).codes)
+
+
+def cross(weight, step, share, **options):
+    """A step of a weight whose scale has not moved."""
+    return inundate(weight, take_codes([weight])[0], step, share, **options)
 
 
 def crossed(weight, before, delta, alpha):
@@ -41,7 +48,7 @@ def test_enough_integers_change_or_the_cap_is_hit(seed, length, share):
     before = torch.randn(16, 40, generator=generator)
     step = length * torch.randn(16, 40, generator=generator)
     weight = weight_of(before)
-    found = inundate(weight, step, share, cap=128, bisections=5)
+    found = cross(weight, step, share, cap=128, bisections=5)
     assert found.share == pytest.approx(crossed(weight, before, step, found.alpha), abs=1e-6)
     assert found.plain == pytest.approx(crossed(weight, before, step, 1.0), abs=1e-6)
     assert torch.equal(weight.parameter.detach(), before + found.alpha * step)
@@ -56,7 +63,7 @@ def test_enough_integers_change_or_the_cap_is_hit(seed, length, share):
 def test_a_step_that_is_long_enough_is_taken_as_it_is():
     before, step = torch.randn(8, 30), torch.randn(8, 30)
     weight = weight_of(before)
-    assert inundate(weight, step, 0.01, cap=128, bisections=5).alpha == 1.0
+    assert cross(weight, step, 0.01, cap=128, bisections=5).alpha == 1.0
     assert torch.equal(weight.parameter, before + step)
 
 
@@ -70,13 +77,13 @@ def test_bisection_comes_near_the_least_factor():
         for a in torch.linspace(1, 4096, 20000).tolist()
         if crossed(weight, before, step, a) >= 0.02
     )
-    found = inundate(weight, step, 0.02, cap=4096, bisections=12)
+    found = cross(weight, step, 0.02, cap=4096, bisections=12)
     assert found.alpha == pytest.approx(least, rel=0.05)  # it stops within 1 % of the share
 
 
 def test_a_step_of_nothing_hits_the_cap():
     weight = weight_of(torch.randn(4, 10))
-    found = inundate(weight, torch.zeros(4, 10), 0.1, cap=100.0, bisections=5)
+    found = cross(weight, torch.zeros(4, 10), 0.1, cap=100.0, bisections=5)
     assert found.capped
     assert found.alpha == 100
 
@@ -85,7 +92,7 @@ def test_steps_below_the_last_bit_of_a_weight_are_lengthened():
     before = torch.randn(16, 40)
     step = 1e-12 * torch.randn(16, 40)
     assert torch.equal(before + step, before)
-    found = inundate(weight_of(before), step, 0.05, cap=2.0**50, bisections=5)
+    found = cross(weight_of(before), step, 0.05, cap=2.0**50, bisections=5)
     assert found.share >= 0.05
 
 
@@ -112,13 +119,42 @@ def test_every_step_of_a_run_crosses_enough(optimiser):
     trainer = Trainer(TinyTeacher(), TinyStudent(), settings, 12)
     for step in range(12):
         images, labels = pool.take(torch.arange(4) + step)
-        before = [w.parameter.detach().clone() for w in trainer.student.integer_weights()]
+        before = take_codes(trainer.student.integer_weights())
         found = trainer.step(images, labels)
         assert found["capped"] == 0
         assert found["least_changed"] >= found["share"]
         measured = changed_share(trainer.student.integer_weights(), before)
         assert found["changed"] == pytest.approx(measured, abs=1e-6)
         assert found["plain_changed"] <= found["changed"]
+
+
+def integers(student):
+    """Of every weight, as they are now, and as no helper of the trainer's counts them."""
+    return [w.codes(w.parameter.detach()[None])[0].clone() for w in student.integer_weights()]
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-3, 0.02])
+def test_integers_that_change_with_their_scale_count(share):
+    """Scales of qvit's own scheme are trained: a step moves them before the weights are lengthened."""
+    vit = small_vit()
+    student = simulated_student(vit)
+    scales = [p for name, p in student.named_parameters() if name.endswith("weight_scale")]
+    settings = quick("kl", lr=0.02, inundation=share, inundation_cap=2.0**20)
+    trainer = Trainer(FloatTeacher(vit), student, settings, 4)
+    for _ in range(4):
+        old, grids = integers(student), [s.detach().clone() for s in scales]
+        found = trainer.step(images_for(vit, 4), measure=True)
+        assert not any(torch.equal(s, g) for s, g in zip(scales, grids, strict=True))
+        moved = [a != b for a, b in zip(integers(student), old, strict=True)]
+        total = sum(int(m.sum()) for m in moved) / sum(m.numel() for m in moved)
+        assert found["changed"] == pytest.approx(total, abs=1e-6)
+        assert found["changed"] > 0
+        if share:
+            shares = [float(m.float().mean()) for m in moved]
+            assert found["capped"] == 0
+            assert found["least_changed"] == pytest.approx(min(shares), abs=1e-6)
+            assert min(shares) >= found["share"]
+            assert found["alpha"] >= 1
 
 
 def test_only_weights_are_lengthened_and_momentum_is_not():
