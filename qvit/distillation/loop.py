@@ -70,8 +70,9 @@ def distil(
         save_seconds: Between two states.
 
     Returns:
-        Counts (`steps`, `images`, `held_out`, `epochs`, `skipped`), whether it `stopped_early`, `before` and `after`
-        with `agreement` in percent and `kl` on the images kept out (None without any), and `seconds` of this call.
+        Counts (`steps`, `images`, `held_out`, `epochs`, `skipped`, and `capped`, the steps in which gradient inundation
+        hit its cap), whether it `stopped_early`, `before` and `after` with `agreement` in percent and `kl` on the
+        images kept out (None without any), and `seconds` of this call.
 
     Raises:
         UsageError: The settings do not fit images or processes, or the folder holds another run, or is not the same for
@@ -223,6 +224,7 @@ class _Run:
             "images": len(self.order.positions),
             "held_out": len(self.held_out),
             "skipped": self.trainer.skipped,
+            "capped": self.trainer.capped,
             "stopped_early": self.trainer.done < self.trainer.steps,
             "before": self.measured[0] if self.measured else None,
             "after": self.measured[-1] if self.measured else None,

@@ -31,7 +31,9 @@ logger = logging.getLogger("qvit")
 
 
 class Trainer:
-    """Takes steps. `done` counts them, those that were skipped included, of `steps`."""
+    """Takes steps. `done` counts them, those that were skipped included, of `steps`; `skipped` and `capped` count the
+    steps that were skipped, and those in which the step of some weight was at inundation's cap.
+    """
 
     def __init__(
         self,
@@ -48,7 +50,7 @@ class Trainer:
             )
         self.teacher, self.student, self.settings = teacher, student, settings
         self.steps, self.done = steps, 0
-        self.skipped = self._skipped_in_a_row = 0
+        self.skipped = self._skipped_in_a_row = self.capped = 0
         self.processes = processes or Processes()
         self._parameters = [p for p in student.parameters() if p.requires_grad]
         self._weights = list(student.integer_weights())
@@ -66,8 +68,9 @@ class Trainer:
 
         Returns:
             `loss` and its terms before weights, `lr`; `changed`, the share of all integers that changed; with
-            inundation `share` (p), `least_changed`, `alpha` (mean factor) and `capped` (weights at the cap); `skipped`
-            is there, and nothing was changed, where the loss or a gradient was not finite.
+            inundation `share` (p), `least_changed`, `alpha` (mean factor), `capped` (weights at the cap) and
+            `capped_steps` (steps so far with any); `skipped` is there, and nothing was changed, where the loss or a
+            gradient was not finite.
 
         Raises:
             QvitError: More steps in a row were not finite than `settings.skips` allows.
@@ -93,6 +96,7 @@ class Trainer:
             "optimiser": self._optimiser.state_dict(),
             "done": self.done,
             "skipped": [self.skipped, self._skipped_in_a_row],
+            "capped": self.capped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -101,6 +105,7 @@ class Trainer:
         self._optimiser.load_state_dict(state["optimiser"])
         self.done = state["done"]
         self.skipped, self._skipped_in_a_row = state["skipped"]
+        self.capped = state.get("capped", 0)  # a run that began before they were counted
 
     def _backward(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         """Losses, and gradients averaged over the processes."""
@@ -145,7 +150,10 @@ class Trainer:
                 )
                 for weight, old, step in zip(self._weights, codes, steps, strict=True)
             ]
-            return {"share": share, **_summary(crossings, self._weights)}
+            found = _summary(crossings, self._weights)
+            # Counted, since most steps have no line in a log.
+            self.capped += found["capped"] > 0
+            return {"share": share, **found, "capped_steps": float(self.capped)}
         self._optimiser.step()
         return {"changed": changed_share(self._weights, codes)} if measure else {}
 

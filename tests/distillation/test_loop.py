@@ -15,7 +15,7 @@ from qvit.distillation.progress import LOG, STATE, read_log
 from qvit.distillation.trainer import Trainer
 from qvit.errors import InputError, UsageError
 from qvit.models.watching import FloatTeacher
-from tests.distillation.runs import TOGETHER, run_together, run_vit
+from tests.distillation.runs import TOGETHER, FailingTeacher, run_together, run_vit
 from tests.distillation.students import (
     TinyStudent,
     TinyTeacher,
@@ -251,6 +251,32 @@ def test_a_log_with_a_skipped_step_is_still_json(tmp_path):
     lines = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
     skipped = [line for line in lines if "skipped" in line]
     assert [(line["loss"], line["kl"], line["skipped"]) for line in skipped] == [(None, None, 1.0)]
+
+
+def test_a_cap_that_is_hit_between_two_lines_of_the_log_is_in_it(tmp_path, monkeypatch):
+    """A long run logs every so many steps: the count of those at the cap misses none, and outlives a break."""
+
+    def inundated(name, teacher=None):
+        return distil(
+            teacher or TinyTeacher(), TinyStudent(), tiny_pool(),
+            quick("ait", lr=1e-2, inundation=0.02, inundation_cap=512.0), seed=0,
+            folder=tmp_path / name, progress=False, save_seconds=0.0,
+        )  # fmt: skip
+
+    def lines(name):
+        return [line for line in read_log(tmp_path / name) if "step" in line]
+
+    inundated("every")
+    expected = sum(line["capped"] > 0 for line in lines("every"))
+    assert 0 < sum(line["capped"] > 0 for line in lines("every")[1:-1]) < 10
+    monkeypatch.setattr("qvit.distillation.loop._LINES", 1)
+    assert inundated("few")["capped"] == expected
+    assert [line["step"] for line in lines("few")] == [0, 11]
+    assert lines("few")[-1]["capped_steps"] == expected
+    with pytest.raises(InterruptedError):
+        inundated("broken", FailingTeacher(8))
+    assert inundated("broken")["capped"] == expected
+    assert bits(tmp_path / "broken") == bits(tmp_path / "few")
 
 
 # The simulated student computes without autocast; static quantizers read what bfloat16 products rounded.

@@ -54,6 +54,18 @@ def test_steps_without_a_loss_are_counted_and_not_drawn(out):
     assert 1 not in [step for step, _ in found.data["steps"]["loss"]]
 
 
+def test_steps_at_the_cap_are_told(out):
+    lines = read_training(pipeline.images_beside(out))
+    found = section(lines)
+    assert found is not None
+    assert "largest that is allowed" not in found.lead
+    lines[-2]["capped_steps"] = 3.0
+    found = section(lines)
+    assert found is not None
+    assert "In 3 the factor of a weight's step was the largest that is allowed" in found.lead
+    assert "capped_steps" not in found.data["steps"]
+
+
 def test_images_that_nobody_was_trained_on_have_no_such_section(tmp_path):
     assert section([]) is None
     assert read_training(tmp_path / "images") == []

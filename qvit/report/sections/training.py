@@ -16,7 +16,7 @@ _TITLES = {
     "least_changed": "Share in the weight with the fewest",
     "alpha": "Factor of a step",
 }
-_UNDRAWN = {"step", "lr", "share", "capped", "skipped"}
+_UNDRAWN = {"step", "lr", "share", "capped", "capped_steps", "skipped"}
 _HELD_OUT = {
     "agreement": "Agreement with the float model, percent",
     "kl": "KL divergence to it, nats",
@@ -75,6 +75,9 @@ def _lead(steps: Sequence[Mapping[str, Any]], agreement: Sequence[Sequence[float
     skipped = sum("skipped" in line for line in steps)
     if skipped:
         text += f" {skipped} were skipped, for a loss or gradient that was not finite."
+    capped = max((line.get("capped_steps") or 0 for line in steps), default=0)
+    if capped:
+        text += f" In {capped:.0f} the factor of a weight's step was the largest that is allowed, and not enough."
     if agreement:
         first, last = agreement[0][1], agreement[-1][1]
         text += (
