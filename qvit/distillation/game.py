@@ -5,7 +5,8 @@ learns them; and so on for many rounds, without labels. No code and no formulas 
 reconstruction, by mean absolute difference of logits (Discrepancy) and patch-similarity entropy as the prior; a CNN
 has BatchNorm's statistics in its place.
 
-One process plays; batches of a game are small, and each turn needs what the turn before it left.
+One process plays; batches of a game are small, and each turn needs what the turn before it left. There are no images
+that are kept out and no early stop: no image stays what it was, and the last round counts.
 """
 
 import time
@@ -77,9 +78,11 @@ def play(
         save_seconds: Between two states.
 
     Returns:
-        Counts (`rounds`, `images` made, `sample_steps`, `student_steps`, `skipped`), `seconds` of this call, and
-        `trace`, one entry a round: `raised`, the discrepancy of all images when they have moved, `lowered`, when the
-        student has learned them, the `factor`, and the last terms of the images as `images_...`.
+        Counts (`rounds`, `images` made, `sample_steps`, `student_steps`, `skipped`, `capped`), `seconds` of this call,
+        and `trace`, one entry a round: `raised`, the discrepancy of all images when they have moved, `lowered`, when
+        the student has learned them, the `factor`, the last terms of the images as `images_...`, and what the last step
+        of the student found as `student_...`: its loss and terms, and the share of integers that it `changed`; see
+        Trainer.step. The log has the same lines.
 
     Raises:
         UsageError: The folder holds another game.
@@ -164,14 +167,16 @@ class _Play:
             number = self.round * game.sample_steps + step
             terms = self.descent.step(number, self.rules.images.lr)
         factor, raised = self.adversary.factor, self._discrepancy()
-        for _ in range(game.student_steps):
-            self.trainer.step(self._some())
+        learned: dict[str, float] = {}
+        for step in range(game.student_steps):
+            learned = self.trainer.step(self._some(), measure=step == game.student_steps - 1)
         found = {
             "round": self.round,
             "raised": raised,
             "lowered": self._discrepancy(),
             "factor": factor,
             **{f"images_{name}": float(value) for name, value in terms.items()},
+            **{f"student_{name}": value for name, value in learned.items()},
         }
         found = {name: float(f"{value:.6g}") for name, value in found.items()}
         self.trace.append(found)
@@ -188,6 +193,7 @@ class _Play:
             "sample_steps": self.round * game.sample_steps,
             "student_steps": self.trainer.done,
             "skipped": self.trainer.skipped,
+            "capped": self.trainer.capped,
             "trace": self.trace,
         }
 

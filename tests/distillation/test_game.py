@@ -142,6 +142,11 @@ def test_both_move_in_every_round(kind, tmp_path):
     after = [w.parameter for w in student.integer_weights()]
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert read_log(tmp_path) == found["trace"]
+    terms = {"student_loss", "student_logits", "student_lr", "student_changed"}
+    for entry in found["trace"]:
+        assert {name for name in entry if name.startswith("student_")} == terms
+        assert entry["student_loss"] > 0
+        assert 0 < entry["student_changed"] < 1
 
 
 def test_a_game_needs_no_labels(monkeypatch):
