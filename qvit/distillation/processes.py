@@ -2,7 +2,9 @@
 
 Gradients are averaged in one flat tensor after the backward pass. That is less than torch's DistributedDataParallel
 overlaps, and asks less: a student may answer with any structure, leave parameters unused, and is the same module alone
-and in company. All processes start from the same weights and take the same step, so nothing else is exchanged.
+and in company. All processes start from the same weights and buffers and take the same step. Static ranges that follow
+the activations go by the extremes of the whole batch, which are exchanged on the way forward (share_batches in
+qvit/quant/tracking.py); nothing else is.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,6 +33,11 @@ class Processes:
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def highest(self, values: Tensor) -> None:
+        """Replace each value by the largest that a process has, in place."""
+        if self.count > 1:
+            distributed.all_reduce(values, distributed.ReduceOp.MAX)
+
     def align(self, module: nn.Module) -> None:
         """Give every process the parameters and buffers of the first."""
         if self.count > 1:
@@ -42,7 +49,7 @@ class Processes:
         if self.count == 1:
             return True
         ends = torch.tensor([number, -number], device=device)
-        distributed.all_reduce(ends, distributed.ReduceOp.MAX)
+        self.highest(ends)
         return int(ends[0]) == -int(ends[1])
 
     def meet(self) -> None:

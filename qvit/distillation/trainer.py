@@ -24,7 +24,7 @@ from qvit.distillation.processes import Processes
 from qvit.distillation.schedule import crossing_share, learning_rate
 from qvit.errors import QvitError, UsageError
 from qvit.models.student import IntegerWeight, Student, Teacher
-from qvit.quant.tracking import track_ranges
+from qvit.quant.tracking import share_batches, track_ranges
 from qvit.recipe import Distillation
 
 logger = logging.getLogger("qvit")
@@ -43,7 +43,7 @@ class Trainer:
         steps: int,
         processes: Processes | None = None,
     ) -> None:
-        """Args as in the module's page; `processes`: gradients are averaged over them."""
+        """Args as in the module's page; `processes`: they share every batch, and take the step that one would."""
         if steps < 1:
             raise UsageError(
                 f"a run of {steps} steps: expected at least 1; give more images or epochs"
@@ -52,6 +52,7 @@ class Trainer:
         self.steps, self.done = steps, 0
         self.skipped = self._skipped_in_a_row = self.capped = 0
         self.processes = processes or Processes()
+        share_batches(student, self.processes)
         self._parameters = [p for p in student.parameters() if p.requires_grad]
         self._weights = list(student.integer_weights())
         self._optimiser = _optimiser(self._parameters, settings)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qvit.quant.observers import fake_quantize, observe, scale_and_zero_point
 from qvit.quant.schemes import Granularity, Mode, Scheme
+from qvit.quant.tracking import Company
 from qvit.recipe.static import Static
 
 _DECAY = 0.9
@@ -25,10 +26,13 @@ class ActivationQuantizer(nn.Module):
         hands_on_float: While observing, answer the input as it is: all ranges are those of the float model, as
             post-training quantization has them. LSQ answers its own grid: as published, each is set behind quantized
             ones.
+        company: With whom the batches of a training are shared, so that all compute what one would on the whole of
+            them; None: nobody. Observing goes by what this process sees: all calibrate on the same images.
     """
 
     ready: Tensor
     hands_on_float = True
+    company: Company | None = None
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -68,6 +72,8 @@ class LearnedStep(ActivationQuantizer):
 
         x_hat = (round(clamp(x / a + z, low, high)) - z) a          gradients of a and z times 1 / sqrt(values * high)
 
+    where the values are those of the whole batch, over all processes that share it.
+
     MimiQ (Choi et al., AAAI 2025) starts from the first batch: a = 2 mean|x| / sqrt(high), z = 0.1 (min x - a high), on
     a signed grid where there are negative values. Its code takes a minimum below 1e-5 for negative, which puts softmax
     outputs on a signed grid, and lets a become zero; with `traps` this one does, too. Zero points are rounded in use,
@@ -103,7 +109,9 @@ class LearnedStep(ActivationQuantizer):
 
     def quantize(self, x: Tensor) -> Tensor:
         """See ActivationQuantizer."""
-        factor = (x.numel() * self._top()).rsqrt()
+        # Gradients are averaged over the processes: with its own values they would be sqrt(count) times as long.
+        count = 1 if self.company is None else self.company.count
+        factor = (x.numel() * count * self._top()).rsqrt()
         scale = _slowed(self.scale, factor)
         if not self.traps:
             # The value is held above zero, the gradient is not held: a step that was pushed there finds back.
@@ -134,7 +142,9 @@ class FollowedRange(ActivationQuantizer):
 
     def observe(self, x: Tensor) -> None:
         """A step of both averages."""
-        low, high = torch.aminmax(x)
+        self._follow(*torch.aminmax(x))
+
+    def _follow(self, low: Tensor, high: Tensor) -> None:
         self.low.lerp_(low, 1 - _DECAY)
         self.high.lerp_(high, 1 - _DECAY)
         self.seen += 1
@@ -142,7 +152,13 @@ class FollowedRange(ActivationQuantizer):
     def quantize(self, x: Tensor) -> Tensor:
         """See ActivationQuantizer."""
         if self.tracking and self.training_pass(x):
-            self.observe(x.detach())
+            low, high = torch.aminmax(x.detach())
+            if self.company is not None:
+                # Of the whole batch: ranges that each followed alone would drift apart.
+                ends = torch.stack((-low, high))
+                self.company.highest(ends)
+                low, high = -ends[0], ends[1]
+            self._follow(low, high)
         correction = 1 - _DECAY**self.seen
         scale, zero_point = scale_and_zero_point(
             self.low / correction, self.high / correction, self.scheme

@@ -1,13 +1,14 @@
 """Whole runs in processes of their own, so that they can be killed."""
 
 import os
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qvit.distillation import Pixels, Pool, distil, joined
+from qvit.distillation import Pixels, Pool, Processes, distil, joined
 from qvit.errors import UsageError
 from qvit.models.student import Seen
 from qvit.models.watching import FloatTeacher
@@ -24,6 +25,12 @@ from tests.support import STATISTICS, images_for
 TOGETHER = {
     "plain": quick("kl-classes", lr=0.05),
     "inundated": quick("ait", lr=1e-2, inundation=0.01),
+}
+# Static ranges: learned ones, and ones that follow the activations. At 8 bits and in few steps, so that a code which is
+# rounded otherwise does not make another student.
+STATIC = {
+    "lsq": ({}, quick("kl", lr=0.05, epochs=1)),
+    "ema": ({"activations": "ema"}, quick("kl", lr=0.05, epochs=1, track=1.0)),
 }
 PIXELS = Pixels(STATISTICS["mean"], STATISTICS["std"])
 
@@ -48,6 +55,23 @@ def run_vit(folder: Path, save_seconds: float = 0.0) -> dict[str, Any]:
     )
 
 
+def run_static(name: str, folder: Path, processes: Processes | None = None) -> dict[str, Any]:
+    """A ViT of STATIC before and after a training, alone or one of several processes, and what was `found`."""
+    vit = small_vit()
+    changes, settings = STATIC[name]
+    torch.manual_seed(0)
+    pool = Pool(images_for(vit, 18).half(), torch.arange(18) % 7)
+    student = static_student(vit, 8, **changes)
+    if processes is not None and processes.rank:
+        student.calibrate(3 * images_for(vit, 8))  # the ranges of the first are everybody's
+    before = deepcopy(student.state_dict())
+    found = distil(
+        FloatTeacher(vit), student, pool, settings, seed=4, folder=folder,
+        processes=processes, progress=False,
+    )  # fmt: skip
+    return {"before": before, "after": student.state_dict(), "found": found["after"]}
+
+
 class FailingTeacher(TinyTeacher):
     """A teacher that is gone after so many answers."""
 
@@ -64,8 +88,8 @@ class FailingTeacher(TinyTeacher):
 
 
 def run_together(rank: int, count: int, port: int, folder: Path) -> None:
-    """One of several gloo processes, as torchrun would start it. Every run once as a whole, once with a break; and
-    one that only the first process has a state of.
+    """One of several gloo processes, as torchrun would start it. Every run once as a whole, once with a break; those
+    of static ranges; and one that only the first process has a state of.
     """
     torch.set_num_threads(1)
     os.environ.update(
@@ -93,6 +117,8 @@ def run_together(rank: int, count: int, port: int, folder: Path) -> None:
                 except InterruptedError:
                     continue
                 torch.save(student.state_dict(), folder / f"{part}{rank}.pt")
+        for name in STATIC:
+            torch.save(run_static(name, folder / name, processes), folder / f"{name}{rank}.pt")
         own = folder / ("plain" if rank == 0 else "elsewhere")
         try:
             distil(

@@ -15,7 +15,14 @@ from qvit.distillation.progress import LOG, STATE, read_log
 from qvit.distillation.trainer import Trainer
 from qvit.errors import InputError, UsageError
 from qvit.models.watching import FloatTeacher
-from tests.distillation.runs import TOGETHER, FailingTeacher, run_together, run_vit
+from tests.distillation.runs import (
+    STATIC,
+    TOGETHER,
+    FailingTeacher,
+    run_static,
+    run_together,
+    run_vit,
+)
 from tests.distillation.students import (
     TinyStudent,
     TinyTeacher,
@@ -178,40 +185,72 @@ def stamp(folder):
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def test_two_processes_train_one_student(tmp_path):
-    """Their averaged gradients are those of the whole batch, so the student is that of one process but for rounding."""
-    context = get_context("spawn")
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The folder in which two processes have trained."""
+    folder, context = tmp_path_factory.mktemp("together"), get_context("spawn")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     workers = [
-        context.Process(target=run_together, args=(rank, 2, port, tmp_path)) for rank in range(2)
+        context.Process(target=run_together, args=(rank, 2, port, folder)) for rank in range(2)
     ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(120)
         assert worker.exitcode == 0
+    return folder
+
+
+def test_two_processes_train_one_student(together, tmp_path):
+    """Their averaged gradients are those of the whole batch, so the student is that of one process but for rounding."""
     for name in TOGETHER:
         # one that broke off after some steps and went on ends in the same bits
-        assert bits(tmp_path / f"{name}-broken") == bits(tmp_path / name)
+        assert bits(together / f"{name}-broken") == bits(together / name)
         first, second = (
-            torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True) for rank in (0, 1)
+            torch.load(together / f"{name}{rank}.pt", weights_only=True) for rank in (0, 1)
         )
         assert all(torch.equal(first[n], second[n]) for n in first)
     for rank in (0, 1):
-        assert "put it where all of them can read it" in (tmp_path / f"told{rank}").read_text()
+        assert "put it where all of them can read it" in (together / f"told{rank}").read_text()
     alone = TinyStudent()
     distil(
         TinyTeacher(), alone, tiny_pool(), TOGETHER["plain"],
         seed=0, folder=tmp_path / "alone", progress=False,
     )  # fmt: skip
-    together = torch.load(tmp_path / "plain0.pt", weights_only=True)
+    shared = torch.load(together / "plain0.pt", weights_only=True)
     for name, value in alone.state_dict().items():
-        assert torch.allclose(together[name], value, atol=1e-4), name
-    theirs = [line["loss"] for line in read_log(tmp_path / "plain") if "step" in line]
+        assert torch.allclose(shared[name], value, atol=1e-4), name
+    theirs = [line["loss"] for line in read_log(together / "plain") if "step" in line]
     ours = [line["loss"] for line in read_log(tmp_path / "alone") if "step" in line]
     assert theirs == pytest.approx(ours, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", STATIC)
+def test_static_ranges_of_two_processes_are_those_of_one(kind, together, tmp_path):
+    """Steps of learned ranges are as long as on the whole batch, and ranges that follow see all of it."""
+    first, second = (
+        torch.load(together / f"{kind}{rank}.pt", weights_only=True) for rank in (0, 1)
+    )
+    assert first["found"] == second["found"]
+    assert all(torch.equal(first["after"][n], second["after"][n]) for n in first["after"])
+    alone = run_static(kind, tmp_path)
+
+    def ends(names):
+        """Of the run alone its beginning and end, and the end of the one that was shared."""
+        states = alone["before"], alone["after"], first["after"]
+        return [torch.cat([state[name].flatten() for name in names]) for state in states]
+
+    learned = "scale", "zero_point", "low", "high"
+    moved = [n for n, value in alone["after"].items() if value.is_floating_point()]
+    for names in (
+        [n for n in moved if n.endswith(learned)],
+        [n for n in moved if n.endswith(("weight", "bias", "token"))],
+    ):
+        begin, end, shared = ends(names)
+        assert (end - begin).norm() > 0
+        assert (shared - end).norm() < 0.02 * (end - begin).norm()
 
 
 def test_a_batch_that_processes_cannot_share_is_refused():
