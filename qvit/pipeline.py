@@ -59,10 +59,12 @@ def quantize(
     Images are no part of the checkpoint.
 
     Returns the path, bytes, ratio to the fp32 weights, sha256 of model.safetensors and seconds of each stage.
-    Raises UsageError for a model that is no plain ViT, a recipe whose quantizers are only simulated, or a target that
-    may not be written, and the errors of `zoo.load`; nothing is left behind then.
+    Raises UsageError for a model that is no plain ViT, a recipe whose quantizers are only simulated, a target that may
+    not be written, or images or training in one of several processes, and the errors of `zoo.load`; nothing is left
+    behind then.
     """
     out = out.resolve()
+    _check_alone(recipe)
     check_target(out, overwrite=overwrite, is_ours=checkpoint.is_checkpoint)
     _check_recipe(recipe)
     optional = recipe.weights.rounding != "nearest", recipe.distillation is not None
@@ -202,13 +204,28 @@ def _check_recipe(recipe: Recipe) -> None:
         )
 
 
+def _check_alone(recipe: Recipe) -> None:
+    """Refuse to be one of several processes, where there is work that they would get into each other's way with."""
+    from timm.utils.distributed import is_distributed_env, world_info_from_env
+
+    if recipe.synthesis is None or not is_distributed_env():
+        return
+    raise UsageError(
+        f"quantize is the work of one process, and {world_info_from_env()[2]} were started: each would round and train "
+        "the whole model, in the same folders. Start it without torchrun, or in a SLURM job with srun -n 1. What "
+        "several do together: images, by torchrun -m qvit synthesize, and training, by a program of yours that calls "
+        "qvit.distillation.distil(processes=...)"
+    )
+
+
 def plan(
     source: Source, recipe: Recipe, out: Path | None = None, *, overwrite: bool = False
 ) -> dict[str, Any]:
     """What `quantize` would do, without weights: model, scheme, bytes of tensors and file, and estimated seconds.
 
-    Raises what `quantize` raises for a model or a target that it would refuse.
+    Raises what `quantize` raises for a model, a target or processes that it would refuse.
     """
+    _check_alone(recipe)
     _check_recipe(recipe)
     training = plan_training(recipe)
     if out is not None:

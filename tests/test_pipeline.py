@@ -332,6 +332,26 @@ def test_a_trained_model_is_packed_and_says_so(tiny_model, tmp_path):
     assert repeated["sha256"] == found["sha256"]
 
 
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_NTASKS"])
+def test_one_of_several_processes_is_refused_what_they_would_all_do(
+    variable, tiny_model, tmp_path, monkeypatch
+):
+    """Before anything is written: two that train in one folder would spoil each other's state."""
+    source, out = zoo.resolve(str(tiny_model)), tmp_path / "out"
+    for name in ("WORLD_SIZE", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "2")
+    monkeypatch.setattr(zoo, "fetch", None)  # weights are not asked for
+    for recipe in (TRAINED, W4A4):
+        for refuse in (pipeline.quantize, pipeline.plan):
+            with pytest.raises(UsageError, match="and 2 were started: each") as told:
+                refuse(source, recipe, out)
+            assert "without torchrun" in str(told.value)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv(variable, "1")
+    pipeline.plan(source, TRAINED, out)
+
+
 def test_a_model_may_come_out_of_a_game(tiny_model, tmp_path):
     source = zoo.resolve(str(tiny_model))
     recipe = Recipe.preset("paper-psaq-v2", weight_bits=4, activation_bits=4, budget="0.01")

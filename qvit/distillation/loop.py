@@ -3,7 +3,10 @@
 The student is in eval mode: nothing drops out and no statistics move. The last step counts, not the best. Real images
 have no way in: agreement is measured on images of the same kind that are kept out.
 
-    torchrun --nproc-per-node 4 ...     each process takes its share of every batch; see processes.py
+    torchrun --nproc-per-node 4 program.py      each process takes its share of every batch; see processes.py
+
+    with joined() as processes:                 # in program.py; `qvit quantize` is the work of one process
+        distil(..., processes=processes)
 """
 
 import time
