@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from qvit.distillation.stage import plan_training
 from qvit.errors import UsageError
 from qvit.recipe import (
     DISTILLATIONS,
@@ -53,7 +54,38 @@ def test_a_budget_scales_images_iterations_and_epochs_together():
     assert paper("maskaq", budget="quick").distillation.renew == 3
     assert paper("mimiq", budget="quick").distillation.renew == 0
     other = paper("mimiq", budget="quick").distillation
-    assert other == Distillation.preset("mimiq", epochs=20)  # the shape of the schedule stays
+    published = paper("mimiq").distillation
+    assert other == replace(published, epochs=20)  # the shape of the schedule stays
+
+
+def test_counts_that_were_set_are_of_no_budget():
+    quick = paper("maskaq", budget="quick")
+    for setting in ("synthesis.images=64", "distillation.renew=2", "synthesis=psaq"):
+        found = quick.override([setting])
+        assert found.budget == "custom"
+        assert Recipe.from_yaml(found.to_yaml()) == found
+        assert found.override(["synthesis.lr=0.2"]).budget == "custom"
+    for setting in (
+        "synthesis.lr=0.2",
+        "synthesis.images=1000",
+        "static=none",
+        "distillation=none",
+    ):
+        assert quick.override([setting]).budget == "quick"
+    assert paper("psaq-v2").override(["game=3"]).budget == "custom"
+    with pytest.raises(UsageError, match="one of quick, standard, full"):
+        paper("mimiq", budget="custom")
+
+
+def test_publications_train_on_every_image_for_the_published_steps():
+    for name, steps in {"mimiq": 125_000, "maskaq": 125_000, "ait": 80_000, "acq": 80_000}.items():
+        planned = plan_training(paper(name))
+        assert planned is not None
+        assert (planned["steps"], planned["held_out"]) == (steps, 0)
+    ait = paper("ait").synthesis
+    # a pair of images a condition: 16 images a step, and a tenth of the statistics (GDFQ)
+    assert (ait.iterations, 2 * ait.batch, ait.statistics, ait.classes) == (80_000, 16, 0.1, 1.0)
+    assert (ait.condition, ait.centres, ait.pairs, ait.consistency) == ("label", 0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("budget", ["huge", "0", "2", "-1", "nan", ""])

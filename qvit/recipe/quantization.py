@@ -15,7 +15,7 @@ from qvit.recipe.fields import build, check_choice, nearest
 from qvit.recipe.game import Game
 from qvit.recipe.parts import Activations, Attention, Transforms, Weights
 from qvit.recipe.presets import ENDS, PRESETS
-from qvit.recipe.publications import PUBLICATIONS, budget_share, scaled
+from qvit.recipe.publications import CUSTOM, PUBLICATIONS, budget_share, recounted, scaled
 from qvit.recipe.settings import apply_settings
 from qvit.recipe.static import Static
 from qvit.recipe.synthesis import Synthesis
@@ -27,6 +27,8 @@ RESIDUALS = ("float32", "float16", "bfloat16")
 class Recipe:
     """Everything that decides the bytes of a quantized model, apart from the float weights.
 
+    `budget`: what the counts of images, iterations and epochs come from: a name, a share of the published ones, or
+    "custom" where they were set one by one.
     `layers`: bits of single layers, by patterns of their names: {"blocks.*.mlp.fc2": "W4A8", "head": "W8"}; where two
     match, the later one holds. "blocks.*.attn" are the attention products: "A4", of Q, K, V and the softmax numerators.
     Weights of heads may differ: "W4,4,3A4" in "blocks.0.attn.proj" of three heads, which are slices of its columns; in
@@ -54,7 +56,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed = {self.seed}: expected a whole number from 0 to 2^63 - 1")
-        budget_share(self.budget)
+        if self.budget != CUSTOM:
+            budget_share(self.budget)
         check_choice("residual", self.residual, RESIDUALS)
         self._check_groups()
         if self.weights.rounding != "nearest" and self.synthesis is None:
@@ -184,9 +187,14 @@ class Recipe:
         return cls.from_dict(values)
 
     def override(self, settings: Iterable[str]) -> Self:
-        """Apply `key=value` settings such as `weights.group=16` or `layers.head=W8A8`; values are read as YAML."""
+        """Apply `key=value` settings such as `weights.group=16` or `layers.head=W8A8`; values are read as YAML.
+
+        A recipe whose images, iterations, epochs or rounds they change has the budget "custom": it was another's.
+        """
         values = self.to_dict()
         apply_settings(values, settings)
+        if values["budget"] == self.budget and recounted(self.to_dict(), values):
+            values["budget"] = CUSTOM
         return self.from_dict(values)
 
 

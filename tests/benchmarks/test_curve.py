@@ -22,6 +22,7 @@ def test_images_iterations_and_epochs_of_a_point(point, images, iterations, epoc
     assert (recipe.synthesis.images, recipe.synthesis.iterations) == (images, iterations)
     assert recipe.distillation.epochs == epochs
     assert recipe.static is not None
+    assert recipe.distillation.holdout == 0.1  # as of every cell that there is
 
 
 def test_a_point_and_one_that_goes_on_with_its_images(tmp_path, monkeypatch):
