@@ -40,15 +40,21 @@ def train_together(
     return _renew(subject, student, budget, out, seed)
 
 
+def iterations_of(method: str, budget: Budget) -> int:
+    """As the budget has it, or as the method publishes it."""
+    return budget.iterations or Synthesis.preset(method).iterations
+
+
 def _play(
     subject: Subject, student: Student, budget: Budget, out: Path, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     # One batch takes part in a game, and a share of it is replaced: as many are made as other methods have.
     count = max(2, min(32, budget.images))
-    images = game_images(images=count, batch=count, iterations=max(1, budget.iterations // 2))
+    half = max(1, iterations_of("psaq", budget) // 2)
+    images = game_images(images=count, batch=count, iterations=half)
     turns = Game(
         rounds=_TURNS,
-        sample_steps=max(1, budget.iterations // 2 // _TURNS),
+        sample_steps=max(1, half // _TURNS),
         student_steps=max(1, budget.steps // _TURNS),
         refresh_every=3,
     )
@@ -67,7 +73,7 @@ def _renew(
         "maskaq",
         images=max(2, budget.images // _SPANS),
         batch=min(budget.batch, max(2, budget.images // _SPANS)),
-        iterations=budget.iterations,
+        iterations=iterations_of("maskaq", budget),
     )
     trained = images.images - max(1, round(0.1 * images.images))
     batch = min(budget.batch, trained)

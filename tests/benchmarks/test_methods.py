@@ -11,6 +11,7 @@ from benchmarks.comparison.budgets import BUDGETS
 from benchmarks.comparison.orders import RESNET_ORDERS, VIT_ORDERS, orders_table
 from benchmarks.comparison.rows import RECONSTRUCTION, recipe_of, rows, training_of
 from benchmarks.comparison.table import table
+from qvit.distillation.game import Rules
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +82,27 @@ def test_a_budget_without_iterations_has_the_published_ones():
     assert images.settings_of("mimiq", published).iterations == 2000
     assert images.settings_of("psaq", published).iterations == 1000
     assert images.settings_of("noise", published).iterations == 0
+
+
+@pytest.mark.parametrize(("method", "iterations"), [("psaq-v2", 500), ("maskaq", 2000)])
+def test_so_it_has_where_images_are_made_for_the_student(method, iterations, monkeypatch):
+    """PSAQ-ViT V2's are half of PSAQ-ViT's: the other half is in the game."""
+
+    def made(*arguments, **_):
+        rules = next((a for a in arguments if isinstance(a, Rules)), None)
+        asked.append(arguments[3] if rules is None else rules.images)
+        played.append(rules and rules.game.rounds * rules.game.sample_steps)
+        return {"images": 1}
+
+    asked, played = [], []
+    monkeypatch.setattr(together, "play", made)
+    monkeypatch.setattr(together, "distil_renewed", made)
+    tested = methods.subject("demo_vit")
+    facts, _ = together.train_together(
+        tested, None, method, BUDGETS["demo-published"], "cell", seed=0
+    )
+    assert asked[0].iterations == facts["settings"]["iterations"] == iterations
+    assert played[0] == (500 if method == "psaq-v2" else None)
 
 
 def test_what_is_stored_is_shown_and_nothing_measured(tmp_path, monkeypatch):
