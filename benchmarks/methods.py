@@ -34,7 +34,6 @@ from benchmarks.comparison.rows import (  # noqa: E402
     training_of,
 )
 from benchmarks.comparison.subjects import (  # noqa: E402
-    CALIBRATED_ON,
     SPLITS,
     Subject,
     judge,
@@ -45,6 +44,7 @@ from benchmarks.comparison.table import table  # noqa: E402
 from benchmarks.comparison.together import train_together  # noqa: E402
 from qvit.distillation import Pixels, Pool, distil  # noqa: E402
 from qvit.distillation.reconstruction import reconstruct  # noqa: E402
+from qvit.errors import QvitError  # noqa: E402
 from qvit.models.student import Student  # noqa: E402
 from qvit.models.vit import ViT  # noqa: E402
 from qvit.models.vit_students import SimulatedStudent, StaticStudent  # noqa: E402
@@ -56,6 +56,7 @@ from qvit.recipe import Reconstruction  # noqa: E402
 @click.option("--budget", type=click.Choice(tuple(BUDGETS)), default="demo", show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
 @click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True)
+@click.option("--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True)
 @click.option("--only", multiple=True, metavar="WORD", help="Rows whose name contains a word.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the JSON files.")
 @click.option("--seconds", default=0.0, help="Begin no cell after so long; 0: no limit.")
@@ -65,6 +66,7 @@ def main(
     budget: str,
     seeds: tuple[int, ...],
     split: str,
+    device: str,
     only: tuple[str, ...],
     out: Path | None,
     seconds: float,
@@ -72,10 +74,13 @@ def main(
 ) -> None:
     """Measure what the output folder does not hold yet, and print a table of all of it."""
     folder = out or cells.ROOT / "benchmarks" / "results" / cells.machine_name() / "methods"
-    wanted = planned(model, budget, seeds, split, only, seconds)
+    wanted = planned(model, budget, seeds, split, only, seconds, device)
     if stored:
         wanted = (cell for cell in wanted if (folder / f"{cell[0]}.json").is_file())
-    found = cells.measure(wanted, folder)
+    try:
+        found = cells.measure(wanted, folder)
+    except QvitError as error:
+        raise click.ClickException(str(error)) from error
     print(f"{table(found)}\n\n{orders_table(found)}".strip())
 
 
@@ -86,10 +91,11 @@ def planned(
     split: str = "test",
     only: tuple[str, ...] = (),
     seconds: float = 0.0,
+    device: str = "cpu",
 ) -> Iterator[cells.Cell]:
     """A cell a row and seed; all rows of a seed before the next one."""
     started = time.monotonic()
-    convolutional = not isinstance(subject(model).network, ViT)
+    convolutional = not isinstance(subject(model, device).network, ViT)
     for seed in seeds:
         for row in rows(convolutional):
             if only and not any(word in row.name for word in only):
@@ -97,12 +103,14 @@ def planned(
             if seconds and time.monotonic() - started > seconds:
                 return
             name = f"{model}-{budget}-{row.name}-{split}-seed{seed}"
-            yield name, lambda row=row, seed=seed: measure(model, budget, row, seed, split)
+            yield name, lambda row=row, seed=seed: measure(model, budget, row, seed, split, device)
 
 
-def measure(model: str, budget_name: str, row: Row, seed: int, split: str) -> dict[str, Any]:
+def measure(
+    model: str, budget_name: str, row: Row, seed: int, split: str, device: str = "cpu"
+) -> dict[str, Any]:
     """One cell."""
-    tested, budget = subject(model), BUDGETS[budget_name]
+    tested, budget = subject(model, device), BUDGETS[budget_name]
     recipe = recipe_of(row, seed)
     torch.manual_seed(seed)
     student = tested.student(recipe)
@@ -113,7 +121,7 @@ def measure(model: str, budget_name: str, row: Row, seed: int, split: str) -> di
         images, trained = train_together(tested, student, row.images, budget, name, seed)
     else:
         pool, images = pool_of(tested, row.images, budget_name, budget, seed)
-        student.calibrate(pool.images[:CALIBRATED_ON].float())
+        tested.calibrate(student, pool.images)
         training = training_of(row, budget, len(pool))
         start = time.perf_counter()  # the images have their own
         if row.training == RECONSTRUCTION:
@@ -131,7 +139,8 @@ def measure(model: str, budget_name: str, row: Row, seed: int, split: str) -> di
         "row": asdict(row),
         "seed": seed,
         "split": split,
-        **judge(student, model, split, budget.evaluated),
+        "device": device,
+        **judge(student, model, split, budget.evaluated, device),
         "images": images,
         "distillation": None if training is None else asdict(training),
         "trained": trained,

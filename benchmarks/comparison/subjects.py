@@ -1,5 +1,6 @@
 """Subjects: a float model with its teacher, its students, and real images to measure by and to compare with."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ from benchmarks.sources import source
 from qvit import zoo
 from qvit.data import DataConfig, open_images
 from qvit.demo.dataset import TEST_SEED, TRAINING_SEED
+from qvit.deployment.placement import require_device
 from qvit.distillation import Pool
 from qvit.evaluation import Predictions, compare, divergences
 from qvit.models.calibration import set_weight_ranges
@@ -44,11 +46,13 @@ class Subject:
         source: Where its weights come from.
         network: The float model.
         teacher: The same, as students see it.
+        device: Where both are, and what is made of them: images and students; "cpu" or "cuda".
     """
 
     source: zoo.Source
     network: Network
     teacher: Teacher
+    device: str = "cpu"
 
     @property
     def rendered(self) -> bool:
@@ -57,12 +61,18 @@ class Subject:
 
     def student(self, recipe: Recipe) -> Student:
         """An untrained one under a recipe, not calibrated yet."""
-        if not isinstance(self.network, ViT):
-            return ConvolutionalStudent(self.network, recipe)
+        # Ranges of weights and rotations are found on the CPU, whatever computes with them.
+        network = copy.deepcopy(self.network).to("cpu")
+        if not isinstance(network, ViT):
+            return ConvolutionalStudent(network, recipe).to(self.device)
         if recipe.static is not None:
-            return StaticStudent(with_static_quantizers(self.network, recipe))
-        folded = fold(self.network, plan_scheme(self.network.config, recipe), seed=recipe.seed)
-        return SimulatedStudent(set_weight_ranges(folded, recipe.weights.range))
+            return StaticStudent(with_static_quantizers(network, recipe)).to(self.device)
+        folded = fold(network, plan_scheme(network.config, recipe), seed=recipe.seed)
+        return SimulatedStudent(set_weight_ranges(folded, recipe.weights.range)).to(self.device)
+
+    def calibrate(self, student: Student, images: Tensor) -> None:
+        """Set a student's static ranges from the first of some images, [N, C, H, W] of any float type."""
+        student.calibrate(images[:CALIBRATED_ON].float().to(self.device))
 
     def real(self, count: int) -> Pool:
         """Training images: of even classes, spread over them; or of the series that the demo was trained on."""
@@ -93,20 +103,21 @@ class Subject:
 
 
 @lru_cache(maxsize=2)
-def subject(name: str) -> Subject:
-    """By alias."""
+def subject(name: str, device: str = "cpu") -> Subject:
+    """By alias. Raises RequirementError where there is no such device."""
+    require_device(device)
     found = source(name)
-    network = read_network(zoo.load(found), found.pretrained_cfg)
+    network = read_network(zoo.load(found), found.pretrained_cfg).to(device)
     teacher = FloatTeacher(network) if isinstance(network, ViT) else ResNetTeacher(network)
-    return Subject(found, network, teacher)
+    return Subject(found, network, teacher, device)
 
 
 @lru_cache(maxsize=4)
-def answers(name: str, split: str, count: int) -> tuple[Pool, Tensor]:
+def answers(name: str, split: str, count: int, device: str = "cpu") -> tuple[Pool, Tensor]:
     """Images to measure by, and the float model's logits of them."""
-    found = subject(name)
+    found = subject(name, device)
     pool = found.measured(split, count)
-    return pool, predict(found.teacher, pool)
+    return pool, predict(found.teacher, pool, device)
 
 
 @torch.no_grad()
@@ -122,18 +133,24 @@ def softmax_reach(student: Student) -> list[float] | None:
 
 
 @torch.no_grad()
-def predict(model: Callable[[Tensor], Any], pool: Pool) -> Tensor:
-    """Logits of all images, fp32 [N, classes]."""
+def predict(model: Callable[[Tensor], Any], pool: Pool, device: str = "cpu") -> Tensor:
+    """Logits of all images, fp32 [N, classes], on the CPU; device: the model's."""
     parts = torch.arange(len(pool)).split(50)
-    return torch.cat([model(pool.take(some)[0]).logits.float() for some in parts])
+    found = [model(pool.take(some)[0].to(device)).logits.float() for some in parts]
+    return torch.cat(found).cpu()
 
 
-def judge(student: Callable[[Tensor], Any], name: str, split: str, count: int) -> dict[str, Any]:
-    """A student beside the float model on images to measure by: `result`, and `each`, what came of each image."""
-    measured, logits = answers(name, split, count)
+def judge(
+    student: Callable[[Tensor], Any], name: str, split: str, count: int, device: str = "cpu"
+) -> dict[str, Any]:
+    """A student beside the float model on images to measure by: `result`, and `each`, what came of each image.
+
+    device: Of both.
+    """
+    measured, logits = answers(name, split, count, device)
     assert measured.labels is not None
     known = measured.labels, torch.arange(len(measured)), 0
-    ours = predict(student, measured)
+    ours = predict(student, measured, device)
     found = compare(Predictions(ours, *known), Predictions(logits, *known))
     return {"result": found.to_dict(), "each": each_answer(ours, logits, measured.labels)}
 

@@ -46,7 +46,7 @@ def distil_renewed(
     Args:
         source: The float model, for the images.
         teacher: The same, as losses compare a student with it.
-        student: Not calibrated yet, on the CPU.
+        student: Not calibrated yet; images are made on its device.
         images: As of MaskAQ; other methods draw other images, and pay no regard to the student.
         settings: Of the whole chain; its patience counts within a span.
         every: Epochs on the same images; the last span has what is left.
@@ -67,18 +67,20 @@ def distil_renewed(
         raise UsageError(f"new images every {every} epochs: expected 1 or more")
     start = time.perf_counter()
     spans: list[dict[str, Any]] = []
+    device = next(student.parameters()).device
     for number, span in enumerate(plan_spans(settings, every)):
         made = synthesize(
             source,
             images if number else replace(images, alignment=0.0),
             folder / f"images-{number:03d}",
             seed=derive_seed(seed, "renewal", number),
+            device=device.type,
             progress=progress,
             student=student if number else None,
         )
         pool = Pool.read(made["path"])
         if not number:
-            student.calibrate(pool.images[:_CALIBRATION].float())
+            student.calibrate(pool.images[:_CALIBRATION].float().to(device))
         found = distil(
             teacher,
             student,

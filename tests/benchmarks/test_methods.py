@@ -158,6 +158,26 @@ def test_every_order_is_of_rows_that_are_measured():
         assert all(known >= {order.better, order.worse} for order in orders)
 
 
+def test_a_device_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    told = CliRunner().invoke(methods.main, ["--device", "cuda", "--out", str(tmp_path)])
+    assert told.exit_code == 1
+    assert "torch sees no CUDA device" in told.output
+
+
+@pytest.mark.cuda
+def test_every_kind_of_training_on_a_card(tmp_path, monkeypatch):
+    monkeypatch.setattr(together, "SCRATCH", tmp_path / "scratch")
+    wanted = (
+        "mimiq-mimiq-static", "mimiq-ait-static", "mimiq-kl-dynamic", "psaq-v2-own-static", "maskaq-own-static",
+        "noise-reconstruction-static", "noise-reconstruction-dynamic",
+    )  # fmt: skip
+    planned = methods.planned("demo_vit", "smoke", (0,), only=wanted, device="cuda")
+    found = cells.measure(planned, tmp_path / "cells")
+    assert len(found) == len(wanted)
+    assert all(cell["device"] == "cuda" and cell["trained"] for cell in found)
+
+
 @pytest.mark.slow
 def test_images_that_are_made_for_the_student(tmp_path, monkeypatch):
     monkeypatch.setattr(together, "SCRATCH", tmp_path / "scratch")
