@@ -11,16 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks.cells import Cell
 from benchmarks.comparison.images import SCRATCH
-from benchmarks.comparison.subjects import CALIBRATED_ON, judge, subject
+from benchmarks.comparison.publication import follow
+from benchmarks.comparison.subjects import judge, subject
 from benchmarks.sources import DEMO, VIT_TINY
-from qvit.distillation import Pixels, Pool, distil
 from qvit.recipe import Recipe
-from qvit.synthesis import open_images, synthesize
 
 RECIPE, BITS, SEED = "paper-mimiq", 4, 0
 HOLDOUT = 0.1
@@ -64,22 +62,14 @@ def cells() -> Iterator[Cell]:
 
 def measure(model: str, point: Point) -> dict[str, Any]:
     """One budget; its images stay in a folder outside of the repository, and are made once."""
-    tested, recipe = subject(model), point.recipe
+    recipe = point.recipe
     images, training = recipe.synthesis, recipe.distillation
     assert images is not None
     assert training is not None
-    out = SCRATCH / "curve" / f"{model}-{point.share:g}"
-    made = synthesize(tested.source, images, out, seed=SEED, progress=False)
-    pool = Pool.gather(open_images(out))
-    torch.manual_seed(SEED)
-    student = tested.student(recipe)
-    student.calibrate(pool.images[:CALIBRATED_ON].float())
-    calibrated = _judge(student, model)
-    cfg = tested.source.pretrained_cfg
-    pixels = Pixels(cfg["mean"], cfg["std"])
-    trained = distil(
-        tested.teacher, student, pool, training, seed=SEED, pixels=pixels, progress=False
-    )
+    folder = SCRATCH / "curve" / f"{model}-{point.share:g}"
+    state = folder.with_name(f"{folder.name}-training-x{point.longer}")
+    found = follow(subject(model), recipe, folder, state, lambda student: _judge(student, model))
+    assert found.made is not None
     return {
         "model": model,
         "recipe": recipe.name,
@@ -88,10 +78,10 @@ def measure(model: str, point: Point) -> dict[str, Any]:
         "images": images.images,
         "iterations": images.iterations,
         "distillation": asdict(training),
-        "calibrated": calibrated,
-        "result": _judge(student, model),
-        "measures": made["measures"],
-        "trained": trained,
+        "calibrated": found.calibrated,
+        "result": found.result,
+        "measures": found.made["measures"],
+        "trained": found.trained,
     }
 
 

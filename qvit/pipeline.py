@@ -35,7 +35,7 @@ from qvit.models.timm_import import read_config, read_model, read_shape
 from qvit.models.vit import ViT
 from qvit.models.vit_students import SimulatedStudent
 from qvit.quant.schemes import ModelScheme
-from qvit.recipe import Recipe
+from qvit.recipe import PUBLICATIONS, Recipe
 from qvit.recipe.bits import matches
 from qvit.synthesis import estimate, synthesize
 from qvit.zoo import Source
@@ -186,10 +186,13 @@ def _round(
 
 def _check_recipe(recipe: Recipe) -> None:
     if recipe.static is not None:
+        bits = f"--w {recipe.weights.bits} --a {recipe.activations.bits}"
+        publication = f"python benchmarks/publications.py --recipe {recipe.name} {bits}"
+        told = f"; in a checkout, {publication} runs it with its own"
         raise UsageError(
             f"the quantizers of {recipe.name} are those of a publication, and simulated only: no backend computes "
             "them, so there is nothing to write. --set static=none gives the same images and training to qvit's own "
-            "quantizers; benchmarks/methods.py measures the publication's"
+            f"quantizers{told if recipe.name in PUBLICATIONS else ''}"
         )
     images = recipe.synthesis
     if images is not None and not images.data_free and not images.data:

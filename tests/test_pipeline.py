@@ -381,8 +381,13 @@ def test_images_may_be_made_anew_for_the_student(tiny_model, tmp_path):
 
 
 def test_quantizers_that_are_only_simulated_are_refused(tiny_model, tmp_path):
-    recipe = Recipe.preset("paper-mimiq", weight_bits=4, activation_bits=4)
+    recipe = Recipe.preset("paper-mimiq", weight_bits=4, activation_bits=8)
+    instead = (
+        r"--set static=none .*python benchmarks/publications\.py --recipe paper-mimiq --w 4 --a 8"
+    )
     for refuse in (pipeline.quantize, pipeline.plan):
-        with pytest.raises(UsageError, match="--set static=none"):
+        with pytest.raises(UsageError, match=instead):
             refuse(zoo.resolve(str(tiny_model)), recipe, tmp_path / "out")
+    with pytest.raises(UsageError, match=r"to qvit's own quantizers$"):
+        pipeline.plan(zoo.resolve(str(tiny_model)), replace(recipe, name="mine"))
     assert not (tmp_path / "out").exists()
