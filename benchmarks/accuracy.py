@@ -23,8 +23,8 @@ SEEDS = (0, 1, 2)
 # Both ends with as few bits as all that is between them.
 UNIFORM_ENDS = ["layers.patch_embed.proj=none", "layers.head=none", "layers.head_dist=none"]
 _ATTENTION4 = ["attention.bits=4", "attention.softmax_bits=4"]
-# Attention, both ends or both of them with as few bits as the Linears, as some publications have it; and what 3 bits have
-# more of than 4, and those ends.
+# Attention, both ends or both of them with as few bits as the Linears, as some publications have it; and what 3 bits
+# have more of than 4, and those ends.
 _VARIANTS = {
     "ends4": UNIFORM_ENDS,
     "attention4": _ATTENTION4,

@@ -78,9 +78,7 @@ def _renew(
     trained = images.images - max(1, round(0.1 * images.images))
     batch = min(budget.batch, trained)
     epochs = max(_SPANS, round(budget.steps / max(1, trained // batch)))
-    training = replace(
-        Distillation.preset("maskaq", batch=batch, augment=False), epochs=epochs, renew=0
-    )
+    training = replace(Distillation.preset("maskaq", batch=batch), epochs=epochs, renew=0)
     cfg = subject.source.pretrained_cfg
     found = distil_renewed(
         subject.source,
