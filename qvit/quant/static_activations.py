@@ -70,9 +70,9 @@ class ActivationQuantizer(nn.Module):
 class LearnedStep(ActivationQuantizer):
     """Step and zero point are parameters: LSQ (Esser et al. 2020) with LSQ+'s zero point (Bhalgat et al. 2020).
 
-        x_hat = (round(clamp(x / a + z, low, high)) - z) a          gradients of a and z times 1 / sqrt(values * high)
+        x_hat = (round(clamp(x / a + z, low, high)) - z) a          gradients of a and z times g / sqrt(values * high)
 
-    where the values are those of the whole batch, over all processes that share it.
+    where the values are those of the whole batch, over all processes that share it, and g (`step_gradient`) is 1.
 
     MimiQ (Choi et al., AAAI 2025) starts from the first batch: a = 2 mean|x| / sqrt(high), z = 0.1 (min x - a high), on
     a signed grid where there are negative values. Its code takes a minimum below 1e-5 for negative, which puts softmax
@@ -83,9 +83,16 @@ class LearnedStep(ActivationQuantizer):
     signed: Tensor
     hands_on_float = False
 
-    def __init__(self, bits: int, start: str = "formula", *, traps: bool = False) -> None:
+    def __init__(
+        self,
+        bits: int,
+        start: str = "formula",
+        *,
+        traps: bool = False,
+        step_gradient: float = 1.0,
+    ) -> None:
         super().__init__(bits)
-        self.start, self.traps = start, traps
+        self.start, self.traps, self.step_gradient = start, traps, step_gradient
         self.scale = nn.Parameter(torch.ones(()))
         self.zero_point = nn.Parameter(torch.zeros(()))
         self.register_buffer("signed", torch.tensor(False))
@@ -111,7 +118,7 @@ class LearnedStep(ActivationQuantizer):
         """See ActivationQuantizer."""
         # Gradients are averaged over the processes: with its own values they would be sqrt(count) times as long.
         count = 1 if self.company is None else self.company.count
-        factor = (x.numel() * count * self._top()).rsqrt()
+        factor = self.step_gradient * (x.numel() * count * self._top()).rsqrt()
         scale = _slowed(self.scale, factor)
         if not self.traps:
             # The value is held above zero, the gradient is not held: a step that was pushed there finds back.
@@ -248,7 +255,9 @@ def activation_quantizer(bits: int, static: Static, grid: str = "linear") -> Act
     if grid == "log2":
         return PowersOfTwo(bits)
     if static.activations == "lsq":
-        return LearnedStep(bits, static.start, traps=static.traps)
+        return LearnedStep(
+            bits, static.start, traps=static.traps, step_gradient=static.step_gradient
+        )
     if static.activations == "ema":
         return FollowedRange(bits)
     return FixedRange(bits, static.activations)

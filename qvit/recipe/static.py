@@ -22,6 +22,8 @@ class Static:
         gelu: Grid of the GELU outputs: "linear", or none at all, "float".
         traps: Reproduce what MimiQ's code does beside its paper: softmax outputs on a signed grid, half of which they
             never use, and steps that may become zero or negative.
+        step_gradient: Factor of the gradients of "lsq"'s step and zero point beside LSQ's own. MimiQ's command line
+            says 0.01, and its code does not hand that on: what it published was computed with 1.
         ends: Bits of the patch embedding or stem and of the classifier; 0: as all others.
     """
 
@@ -30,6 +32,7 @@ class Static:
     softmax: str = "linear"
     gelu: str = "linear"
     traps: bool = False
+    step_gradient: float = 1.0
     ends: int = 0
 
     def __post_init__(self) -> None:
@@ -37,6 +40,7 @@ class Static:
         check_choice("static.start", self.start, STARTS)
         check_choice("static.softmax", self.softmax, SOFTMAX_GRIDS)
         check_choice("static.gelu", self.gelu, GELU_GRIDS)
+        check_range("static.step_gradient", self.step_gradient, 0.0, 1.0)
         check_range("static.ends", self.ends, 0, 8)
         if self.ends == 1:
             check_range("static.ends", self.ends, 2, 8)

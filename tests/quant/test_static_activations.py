@@ -129,15 +129,17 @@ def test_gradients_of_learned_steps_are_lsqs():
     )
 
 
-def test_the_factor_of_a_signed_grid_is_that_of_its_largest_code():
+@pytest.mark.parametrize("slowed", [1.0, 0.01])
+def test_the_factor_of_a_signed_grid_is_that_of_its_largest_code(slowed):
     x = torch.randn(64).sign() * (1 + torch.rand(64))
-    quantizer = calibrated(LearnedStep(4), x)
+    settings = Static(step_gradient=slowed)
+    quantizer = calibrated(activation_quantizer(4, settings), x)
     with torch.no_grad():
         quantizer.scale.fill_(0.01)  # all values lie beyond the range
         quantizer.zero_point.fill_(0.0)
     quantizer(x).abs().sum().backward()
     ends = float(torch.where(x > 0, 7.0, 8.0).sum())
-    assert float(quantizer.scale.grad) == pytest.approx(ends / math.sqrt(64 * 7), rel=1e-4)
+    assert float(quantizer.scale.grad) == pytest.approx(slowed * ends / math.sqrt(64 * 7), rel=1e-4)
 
 
 def test_softmax_outputs_fall_into_the_trap_only_where_that_is_wanted():
@@ -157,6 +159,16 @@ def test_a_step_below_zero_is_held_and_finds_back():
     (quantizer(x) - x).square().sum().backward()
     assert quantizer.scale.grad is not None
     assert quantizer.scale.grad < 0  # descent makes it larger
+
+
+@pytest.mark.parametrize(("traps", "most"), [(True, 1.0), (False, 7e-5)])
+def test_a_step_below_zero_stays_there_in_the_trap_alone(traps, most):
+    x = torch.linspace(0, 1, 50)
+    quantizer = calibrated(LearnedStep(4, traps=traps), x)
+    with torch.no_grad():
+        quantizer.scale.fill_(-1.0)  # held: 1e-5
+        quantizer.zero_point.fill_(8.0)
+    assert quantizer(x).abs().max().item() == pytest.approx(most, rel=1e-2)
 
 
 def test_powers_of_two():
