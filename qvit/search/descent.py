@@ -23,7 +23,7 @@ from qvit.models.vit import ViT
 from qvit.recipe import MAX_BITS, MIN_BITS
 from qvit.search.allocation import WIDTHS, Space
 from qvit.search.answers import PART, Answers
-from qvit.search.budgets import Budget, check_budgets, first_within, fit
+from qvit.search.budgets import Budget, check_budgets, first_within, fit, guides
 from qvit.search.exchange import exchange, loss_of
 from qvit.search.greedy import descend_greedily
 from qvit.search.levels import lift
@@ -160,7 +160,8 @@ class Searcher:
         check_budgets(budgets)
         plain = first_within(budgets, self._space.plain())
         start = self._space.uniform(MIN_BITS) if plain is None else plain
-        wanted = descend(self.losses, start.double(), budgets, self._settings)
+        limits = guides(budgets, start)
+        wanted = descend(self.losses, start.double(), limits, self._settings)
         begun = fit(wanted, budgets), descend_greedily(self.losses, budgets)
         ends = [exchange(bits, self.losses, budgets) for bits in begun]
         return min(ends, key=lambda bits: float(loss_of(self.losses, bits).sum()))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qvit.recipe import MAX_BITS, MIN_BITS
-from qvit.search.budgets import Budget, hold, meets
+from qvit.search.budgets import Budget, hold
 
 _LEAST = 1e-9  # of the sum: what gains less is rounding
 
@@ -14,7 +14,7 @@ _LEAST = 1e-9  # of the sum: what gains less is rounding
 def exchange(bits: Tensor, losses: Tensor, budgets: Sequence[Budget]) -> Tensor:
     """While a bit less here and a bit more there lowers the sum of losses within the budgets, the pair that does most.
 
-    bits: int64 [choices], within the budgets; losses: fp64 [choices, 7], at 2 to 8 bits.
+    bits: int64 [choices], on which the budgets hold; losses: fp64 [choices, 7], at 2 to 8 bits.
     """
     while (better := _best_pair(bits, losses, budgets)) is not None:
         bits = better
@@ -27,7 +27,7 @@ def _best_pair(bits: Tensor, losses: Tensor, budgets: Sequence[Budget]) -> Tenso
     change.fill_diagonal_(torch.inf)  # with itself, which changes nothing and may look like a gain
     for budget in budgets:  # as if choices were alone in their layers
         table = budget.table
-        room = budget.limit - table.total(bits)
+        room = budget.limit - table.whole(bits)
         change[table.steps(bits).unsqueeze(1) + table.steps(bits, -1) > room] = torch.inf
     least = -_LEAST * float(loss_of(losses, bits).sum())
     for place in change.flatten().argsort().tolist():
@@ -37,7 +37,7 @@ def _best_pair(bits: Tensor, losses: Tensor, budgets: Sequence[Budget]) -> Tenso
         other = bits.clone()
         other[more] += 1
         other[less] -= 1
-        if meets(budgets, other) and hold(budgets, other):
+        if hold(budgets, other):
             return other
     return None
 

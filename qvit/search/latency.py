@@ -1,14 +1,15 @@
 """Latency tables: what a pass takes by the bits of its layers, modelled for a card or measured on the machine at hand.
 
 Kernels read weights of 4 bits, two a byte, or of 8, and inputs likewise, packed ones only beside packed weights. A
-width between them is computed, and costs, as the next that has a kernel. Fewer bits need not be faster: where products
-and not bytes take the time, unpacking comes on top.
+width between them is computed, and costs, as the next that has a kernel; inputs of eight bits alone have no 8-bit
+prefix tokens and no groups of channels, which take time. Fewer bits need not be faster: where products and not bytes
+take the time, unpacking comes on top.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from qvit.models.config import ViTConfig
 from qvit.models.plan import plan_scheme
 from qvit.quant.schemes import ModelScheme
-from qvit.recipe import MAX_BITS
+from qvit.recipe import MAX_BITS, Recipe
 from qvit.search.allocation import WIDTHS, Space
 from qvit.search.cards import find_card, model_seconds
 from qvit.search.costs import CostTable, Pair, make_table
@@ -56,8 +57,11 @@ def latency_table(config: ViTConfig, space: Space, place: Place) -> CostTable:
             parts[owner] = parts.get(owner, 0.0) + value
         return 0.0, parts
 
+    def stand_in(pair: Pair) -> Pair:
+        return with_kernel(pair, space.recipe)
+
     origin = "measured" if place.name == HERE else "modelled"
-    table = make_table("latency", "s", config, space, measure, with_kernel, origin)
+    table = make_table("latency", "s", config, space, measure, stand_in, origin)
     table = dataclasses.replace(table, slopes_of=_between_kernels(table.costs))
     if place.name == HERE:
         if not space.heads:
@@ -69,13 +73,30 @@ def latency_table(config: ViTConfig, space: Space, place: Place) -> CostTable:
     def whole(bits: tuple[int, ...]) -> float:
         return math.fsum(seconds(plan_scheme(config, space.recipe_of(bits))).values())
 
-    return dataclasses.replace(table, whole_of=lambda bits: whole(tuple(map(int, bits))))
+    def of_kernels(bits: Tensor | Sequence[int]) -> float:
+        widths = map(int, bits)
+        return whole(tuple(widths if space.heads else map(_as_fast, widths)))
+
+    return dataclasses.replace(table, whole_of=of_kernels)
 
 
-def with_kernel(pair: Pair) -> Pair:
-    """The next pair of bits that has a kernel of its own: W4A4, W4A8 or W8A8."""
-    weights, inputs = (_PACKED if bits <= _PACKED else MAX_BITS for bits in pair)
-    return weights, inputs if weights == _PACKED else MAX_BITS
+def with_kernel(pair: Pair, recipe: Recipe) -> Pair:
+    """The next pair of bits that has a kernel of its own: W4A4, W4A8 or W8A8; A7 for A8 where a recipe has grids that
+    only inputs of fewer than eight bits have.
+    """
+    weights, inputs = pair
+    weights = _PACKED if weights <= _PACKED else MAX_BITS
+    if weights == _PACKED and inputs <= _PACKED:
+        return weights, _PACKED
+    finer = recipe.activations.prefix_bits or recipe.activations.norm_group
+    return weights, _as_fast(max(inputs, MAX_BITS - 1)) if finer else MAX_BITS
+
+
+def _as_fast(bits: int) -> int:
+    """Bits with which every launch of a model is the same. Eight alone have no 8-bit prefix tokens and no groups of
+    channels.
+    """
+    return _PACKED if bits <= _PACKED else max(bits, MAX_BITS - 1)
 
 
 def _clock(config: ViTConfig, place: Place) -> Callable[[ModelScheme], Mapping[str, float]]:

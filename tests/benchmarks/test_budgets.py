@@ -7,7 +7,7 @@ import torch
 from benchmarks.budgets import _describe, _search
 from benchmarks.budgets import table as table_of
 from benchmarks.searching.rivals import draw_random
-from qvit.search.budgets import Budget, check_budgets, meets
+from qvit.search.budgets import Budget, check_budgets, hold
 from qvit.search.greedy import descend_greedily
 from tests.search.test_budgets import random_table
 
@@ -19,8 +19,8 @@ def test_rivals_meet_their_budgets():
     budgets = [Budget(table, (table.smallest + table.largest) / 2)]
     check_budgets(budgets)
     losses = 4.0 ** -torch.arange(7, dtype=torch.float64).expand(7, 7)
-    assert meets(budgets, draw_random(7, budgets, generator))
-    assert meets(budgets, descend_greedily(losses, budgets))
+    assert hold(budgets, draw_random(7, budgets, generator))
+    assert hold(budgets, descend_greedily(losses, budgets))
 
 
 class _Searcher:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from qvit.deployment import storage
 from qvit.errors import UsageError
 from qvit.models.plan import plan_scheme
-from qvit.search.budgets import Budget, check_budgets, first_within, fit, hold, meets
+from qvit.search.budgets import Budget, check_budgets, first_within, fit, hold
 from qvit.search.costs import CostTable
 from tests.search.test_costs import (
     BITOPS,
@@ -41,13 +41,13 @@ def test_no_budget_is_exceeded_and_no_bit_can_be_added(wanted, size, bitops):
     shares = [(SIZE, size), (BITOPS, bitops)]
     budgets = [budget(table, share) for table, share in shares if share is not None]
     bits = fit(wanted, budgets)
-    assert meets(budgets, bits)
+    assert hold(budgets, bits)
     assert bits.min() >= 2
     assert bits.max() <= 8
     for place in range(COUNT):
         more = bits.clone()
         more[place] += 1
-        assert more[place] > 8 or not meets(budgets, more)
+        assert more[place] > 8 or not hold(budgets, more)
 
 
 def test_what_fits_is_taken_as_it_is():
@@ -77,7 +77,7 @@ def test_costs_need_not_rise_with_bits(seed):
         budgets = [Budget(t, t.smallest + share * (t.largest - t.smallest)) for t in tables]
         wanted = 2 + 6 * torch.rand(7, generator=generator, dtype=torch.float64)
         try:
-            assert meets(budgets, fit(wanted, budgets))
+            assert hold(budgets, fit(wanted, budgets))
         except UsageError:
             # the 49 cells of each of four layers: every sum of the first two, and of the last two
             sums = [t.costs.flatten(1) for t in tables]
@@ -94,7 +94,7 @@ def test_budgets_that_oppose_each_other_are_refused_with_what_comes_nearest():
     places = torch.tensor([[0, 3], [1, 3], [2, 3]])
     small = CostTable("size", "B", 0.0, 3, places, rising)
     fast = CostTable("latency", "s", 0.0, 3, places, 10 - rising)
-    assert meets(
+    assert hold(
         [Budget(small, 12), Budget(fast, 18)], check_budgets([Budget(small, 12), Budget(fast, 18)])
     )
     found = fit(torch.full((3,), 8.0).double(), [Budget(small, 12), Budget(fast, 18)])

@@ -11,7 +11,7 @@ from qvit.errors import UsageError
 from qvit.recipe import Recipe
 from qvit.search.allocation import Space
 from qvit.search.answers import Answers
-from qvit.search.budgets import Budget, fit, meets
+from qvit.search.budgets import Budget, fit, hold
 from qvit.search.costs import CostTable, bitops_table, size_table
 from qvit.search.descent import Searcher, Settings, descend
 from tests.support import float_vit, images_for
@@ -38,7 +38,7 @@ def test_bits_go_where_they_matter(searched):
     space, searcher, size, bitops = searched
     budgets = [Budget(table, table.total(space.uniform(4))) for table in (size, bitops)]
     found = searcher.search(budgets)
-    assert meets(budgets, found.bits)
+    assert hold(budgets, found.bits)
     assert found.divergence == searcher.measure(found.bits) < 0.4 * found.uniform
     assert found.uniform == searcher.measure(space.uniform(4))
     first, second = (
@@ -80,7 +80,7 @@ def test_budgets_that_oppose_each_other_are_searched_all_the_same():
     losses = 4.0 ** -torch.arange(7, dtype=torch.float64).expand(3, 7)
     start = torch.tensor([2.0, 8.0, 8.0], dtype=torch.float64)
     bits = fit(descend(losses, start, budgets, Settings()), budgets)
-    assert meets(budgets, bits)
+    assert hold(budgets, bits)
 
 
 def linear_table(name: str, prices: list[float]) -> CostTable:
@@ -112,8 +112,8 @@ def test_exhaustive_search_finds_little_better(count, penalty):
             return float(losses.gather(1, (bits - 2).unsqueeze(1)).sum())
 
         every = (torch.tensor(b) for b in product(range(2, 9), repeat=4))
-        best = min(loss(b) for b in every if meets(budgets, b))
-        assert meets(budgets, bits)
+        best = min(loss(b) for b in every if hold(budgets, b))
+        assert hold(budgets, bits)
         assert loss(bits) < 1.6 * best  # a bit is four times
 
 

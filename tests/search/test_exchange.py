@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qvit.search.budgets import Budget, fit, meets
+from qvit.search.budgets import Budget, fit, hold
 from qvit.search.exchange import exchange
 from tests.search.test_costs import BITOPS, COUNT, SIZE, SPACE
 from tests.search.test_descent import linear_table
@@ -24,14 +24,14 @@ def test_no_pair_is_left_that_would_gain(seed):
     budgets = [Budget(table, table.total(SPACE.uniform(4))) for table in (SIZE, BITOPS)]
     before = fit(SPACE.uniform(4).double(), budgets)
     found = exchange(before, losses, budgets)
-    assert meets(budgets, found)
+    assert hold(budgets, found)
     assert loss_of(losses, found) < 0.8 * loss_of(losses, before)
     for more in range(COUNT):
         for less in range(COUNT):
             other = found.clone()
             other[more] += 1
             other[less] -= 1
-            if more != less and other.max() <= 8 and other.min() >= 2 and meets(budgets, other):
+            if more != less and other.max() <= 8 and other.min() >= 2 and hold(budgets, other):
                 assert loss_of(losses, other) >= loss_of(losses, found) * (1 - 1e-8)
 
 
@@ -49,11 +49,11 @@ def test_losses_that_bend_downwards_come_to_an_end(monkeypatch):
     """A bit more and a bit less of one choice changes nothing, though the losses on both sides add up to less."""
     tries = iter(range(1000))
 
-    def meets_a_thousand_times(budgets, bits):
+    def holds_a_thousand_times(budgets, bits):
         assert next(tries, None) is not None, "it goes on for ever"
-        return meets(budgets, bits)
+        return hold(budgets, bits)
 
-    monkeypatch.setattr("qvit.search.exchange.meets", meets_a_thousand_times)
+    monkeypatch.setattr("qvit.search.exchange.hold", holds_a_thousand_times)
     losses = torch.tensor([[10.0, 9.0, 8.0, 2.0, 1.9, 1.8, 1.7]] * 2, dtype=torch.float64)
     budget = Budget(linear_table("size", [1.0, 1.0]), 8.0)
     assert sorted(exchange(torch.tensor([4, 4]), losses, [budget]).tolist()) == [3, 5]

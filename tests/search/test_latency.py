@@ -6,14 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qvit import machine
+from qvit import machine, zoo
 from qvit.deployment.quantvit import QuantViT
 from qvit.errors import UsageError
 from qvit.models.plan import plan_scheme
+from qvit.models.timm_import import read_shape
+from qvit.recipe import Recipe
 from qvit.search import stopwatch
+from qvit.search.allocation import Space
 from qvit.search.budgets import Budget, check_budgets, first_within, fit, hold
 from qvit.search.cards import CARDS, Card, model_seconds
 from qvit.search.costs import size_table
+from qvit.search.exchange import exchange
+from qvit.search.greedy import descend_greedily
 from qvit.search.latency import Place, _between_kernels, latency_table, with_kernel
 from qvit.search.stopwatch import measure_seconds
 from qvit_kernels import backends
@@ -30,7 +35,7 @@ def modelled():
 
 
 def test_widths_without_a_kernel_cost_what_the_next_one_does(modelled):
-    assert [with_kernel(pair) for pair in ((2, 3), (4, 5), (5, 2), (8, 8))] == [
+    assert [with_kernel(pair, SPACE.recipe) for pair in ((2, 3), (4, 5), (5, 2), (8, 8))] == [
         (4, 4),
         (4, 8),
         (8, 8),
@@ -107,6 +112,48 @@ def test_budgets_that_hold_by_layers_alone_are_refused(mixed):
     size = size_table(VIT.config, SPACE)
     pair = [Budget(size, size.largest), Budget(slower, 1.12 * table.smallest)]
     assert hold(pair, check_budgets(pair))
+
+
+@pytest.mark.parametrize("share", [0.9, 0.99, 1.02])
+def test_what_counts_is_the_whole_and_not_the_sum(mixed, share):
+    """A card on which the whole takes less, or more, than its layers."""
+    table, allocations = mixed
+    other = replace(table, whole_of=lambda bits: share * table.total(bits))
+    assert other.smallest == pytest.approx(share * replace(table, whole_of=None).smallest)
+    assert other.largest == pytest.approx(share * replace(table, whole_of=None).largest)
+    size = size_table(VIT.config, SPACE)
+    for budgets in (
+        [Budget(other, other.smallest)],
+        [Budget(other, other.smallest * 1.001), Budget(size, size.smallest * 1.001)],
+        [Budget(other, other.whole(allocations[0]))],
+    ):
+        losses = 4.0 ** -torch.arange(7, dtype=torch.float64).expand(COUNT, 7)
+        fitted, greedy = fit(allocations[0].double(), budgets), descend_greedily(losses, budgets)
+        for bits in (check_budgets(budgets), fitted, greedy, exchange(fitted, losses, budgets)):
+            assert hold(budgets, bits)
+        assert other.whole(fitted) > 0.98 * budgets[0].limit
+
+
+def test_grids_that_eight_bits_do_not_have_are_in_the_sum():
+    """Of the preset for three bits: prefix tokens of eight bits, and groups of channels that share a scale."""
+    config, place = read_shape(zoo.resolve("demo_vit")), Place("nvidia-l4", batch=64)
+    recipe = Recipe.preset("qvit", weight_bits=3, activation_bits=3).without_images()
+    space = Space.of(config, recipe.with_open_ends())
+    table = latency_table(config, space, place)
+
+    def told(bits):
+        scheme = plan_scheme(config, space.recipe_of(bits))
+        return sum(model_seconds(config, scheme, 64, CARDS[place.name]).values())
+
+    six, eight = space.uniform(6), space.uniform(8)
+    assert table.total(six) == pytest.approx(told(six))
+    assert told(six) > told(eight) >= table.smallest
+    few = torch.tensor([8 if choice.kind == "W" else 3 for choice in space.choices])
+    assert table.total(few) == pytest.approx(told(few), rel=1e-3)
+    assert told(few) > told(eight)
+    generator = torch.Generator().manual_seed(0)
+    for bits in torch.randint(2, 9, (5, len(space.choices)), generator=generator):
+        assert table.whole(bits) == pytest.approx(told(bits), rel=1e-12)
 
 
 def within(budgets):
