@@ -310,8 +310,8 @@ def _is_of_heads(name: str) -> bool:
 
 
 def _costs(bits: Tensor, budgets: Sequence[Budget]) -> dict[str, Any]:
-    totals = {budget.table.name: budget.table.total(bits) for budget in budgets}
-    return {"bits": bits.tolist(), **totals}
+    costs = {budget.table.name: budget.table.whole(bits) for budget in budgets}
+    return {"bits": bits.tolist(), **costs}
 
 
 def _shortened(losses: Tensor) -> list[list[float]]:

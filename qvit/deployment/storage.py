@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from qvit.deployment.bit_packing import pack_bits, packed_bytes, unpack_bits
 from qvit.errors import InputError
@@ -52,8 +52,8 @@ def save_weights(model: ViT, folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(data)
 
 
-def layout(model: ViT) -> Layout:
-    """Shape and dtype of every tensor that the file of a model holds; it may be on the meta device."""
+def layout(model: nn.Module) -> Layout:
+    """Shape and dtype of every tensor that the file of a model, or of a part, holds; it may be on the meta device."""
     found: Layout = {name: (tuple(value.shape), value.dtype) for name, value in _plain(model)}
     for name, dense in _linears(model):
         weight, count = dense.scheme.weight, dense.out_features * dense.in_features
@@ -66,13 +66,22 @@ def layout(model: ViT) -> Layout:
 
 def tensor_bytes(model: ViT) -> int:
     """Bytes of the tensors in the file of a model, without its header; it may be on the meta device."""
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout(model).values())
+    return _sum(layout(model))
 
 
 def file_bytes(model: ViT) -> int:
     """Bytes of the file of a model, header included; it may be on the meta device."""
-    header = json.dumps(_header(layout(model)), separators=(",", ":"))
-    return 8 + -(-len(header) // 8) * 8 + tensor_bytes(model)
+    return layout_bytes(layout(model))
+
+
+def layout_bytes(tensors: Layout) -> int:
+    """Bytes of a file that holds these tensors, header included."""
+    header = json.dumps(_header(tensors), separators=(",", ":"))
+    return 8 + -(-len(header) // 8) * 8 + _sum(tensors)
+
+
+def _sum(tensors: Layout) -> int:
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in tensors.values())
 
 
 def layer_bytes(model: ViT) -> dict[str, int]:
@@ -196,13 +205,13 @@ def _unpack(packed: Tensor, shape: Sequence[int], weight: Scheme, bits: Sequence
     return join_slices(found, weight)
 
 
-def _linears(model: ViT) -> Iterator[tuple[str, IntegerDense]]:
+def _linears(model: nn.Module) -> Iterator[tuple[str, IntegerDense]]:
     for name, module in model.named_modules():
         if isinstance(module, IntegerDense):
             yield name, module
 
 
-def _plain(model: ViT) -> Iterator[tuple[str, Tensor]]:
+def _plain(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Name and values of what is stored as it is: all but codes and multipliers."""
     packed = {
         f"{name}.{part}"

@@ -110,6 +110,11 @@ def _attention(name: str, recipe: Recipe) -> AttentionScheme:
     )
 
 
+def plan_linear(config: ViTConfig, recipe: Recipe, name: str) -> LinearScheme:
+    """Of one Linear, whatever the recipe says of others."""
+    return _linear(name, config.linears()[name][1], config, recipe)
+
+
 def _linear(name: str, width: int, config: ViTConfig, recipe: Recipe) -> LinearScheme:
     weight_bits, bits = recipe.layer_bits(name)
     weight = _weight(width, min(weight_bits), recipe)

@@ -1,11 +1,10 @@
 """Cost tables: what each layer costs at its bits, so that an allocation's cost is a sum of look-ups.
 
-Bytes are those of the file: an allocation's sum never lies below it, and above by the digits of offsets alone. BitOps
-are exact. Latency is a sum but for what one layer does for the next, and then a table tells the whole, too, which is
-what counts.
+BitOps are such a sum. The bytes of a file are but for the header, whose offsets have digits, and for weights of heads,
+whose groups are those of the layer; a modelled latency is but for what one layer does for the next. Then a table tells
+the whole, too, which is what counts.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -21,6 +20,7 @@ from qvit.models.vit import ViT
 from qvit.quant.schemes import ModelScheme
 from qvit.search.allocation import WIDTHS, Space
 from qvit.search.bitops import count_bitops
+from qvit.search.filesize import file_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,16 +185,7 @@ def size_table(config: ViTConfig, space: Space) -> CostTable:
 
     # inputs are quantized when they come: no file holds anything of them
     table = make_table("size", "B", config, space, measure, lambda pair: (pair[0], WIDTHS[0]))
-    if not space.heads:
-        return table
-
-    @functools.cache
-    def whole(bits: tuple[int, ...]) -> float:
-        rest, parts = measure(plan_scheme(config, space.recipe_of(bits)))
-        return rest + sum(parts.values())
-
-    # a layer has groups or not as a whole: the part of a slice is that of a layer whose slices are all like it
-    return replace(table, whole_of=lambda bits: whole(tuple(map(int, bits))))
+    return replace(table, whole_of=file_sizes(config, space))
 
 
 def bitops_table(config: ViTConfig, space: Space) -> CostTable:

@@ -31,7 +31,7 @@ SHARES = st.floats(0, 1)
 
 def budget(table, share: float) -> Budget:
     """So far between what two and eight bits cost."""
-    least, most = table.smallest, table.total(SPACE.uniform(8))
+    least, most = table.smallest, table.whole(SPACE.uniform(8))
     return Budget(table, least + share * (most - least))
 
 
