@@ -2,6 +2,7 @@
 
 from qvit.models.config import ViTConfig
 from qvit.quant.schemes import ModelScheme
+from qvit.recipe import MAX_BITS
 
 PATCHES = "patch_embed.proj"
 _HEADS = ("head", "head_dist")
@@ -9,9 +10,12 @@ _HEADS = ("head", "head_dist")
 
 def linear_macs(config: ViTConfig) -> dict[str, int]:
     """Multiply-accumulates of every Linear for one image; a head sees one token."""
-    tokens = config.num_prefix_tokens + config.num_patches
+    return {name: _rows(config, name) * n * k for name, (n, k) in config.linears().items()}
+
+
+def _rows(config: ViTConfig, name: str) -> int:
     rows = {PATCHES: config.num_patches, **dict.fromkeys(_HEADS, 1)}
-    return {name: rows.get(name, tokens) * n * k for name, (n, k) in config.linears().items()}
+    return rows.get(name, config.num_prefix_tokens + config.num_patches)
 
 
 def attention_macs(config: ViTConfig) -> int:
@@ -32,13 +36,15 @@ def count_bitops(config: ViTConfig, scheme: ModelScheme) -> dict[str, int]:
     of the attention products (b_p: softmax numerators), N I C b_w b_x of proj, N C H b_w b_x each of fc1 and fc2; patch
     embedding and head likewise. With 4 bits, and 8 in the patch embedding and the head, DeiT-T has 21.455 G. Where the
     weights of heads differ, b_w is their mean, since all have as many: an equal part of the rows of qkv, or of the
-    columns of proj.
+    columns of proj. Prefix tokens of 8 bits count as such: b_x is the mean of all rows.
     """
     linears, product = linear_macs(config), attention_macs(config)
-    found = {
-        name: linears[name] // len(s.weight.slices) * sum(s.weight.slices) * s.input.bits
-        for name, s in scheme.linears.items()
-    }
+    found = {}
+    for name, linear in scheme.linears.items():
+        rows, weight, inputs = _rows(config, name), linear.weight, linear.input
+        of_inputs = (rows - inputs.prefix) * inputs.bits + inputs.prefix * MAX_BITS
+        macs = linears[name] // rows // len(weight.slices)  # of a row and a slice
+        found[name] = macs * sum(weight.slices) * of_inputs
     for name, attention in scheme.attentions.items():
         bits = attention.qkv.bits
         found[name] = product * bits * (bits + attention.softmax_bits)

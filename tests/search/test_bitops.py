@@ -44,3 +44,18 @@ def test_weights_of_heads_count_by_their_mean():
     assert plain["blocks.0.attn.qkv"] == row * 9 * 4 * 4
     changed = {"blocks.0.attn.qkv", "blocks.0.attn.proj"}
     assert {name for name in plain if plain[name] != found[name]} == changed
+
+
+def test_prefix_tokens_of_eight_bits_count_as_such():
+    """Of one block by hand: 16 patches, and a class token of 8 bits where the others have 3."""
+    config = read_config(timm_vit("plain", depth=1), STATISTICS)
+    recipe = Recipe.preset("qvit", weight_bits=3, activation_bits=3)
+    assert recipe.activations.prefix_bits == 8
+    found = count_bitops(config, plan_scheme(config, recipe))
+    without = recipe.override(["activations.prefix_bits=0"])
+    plain = count_bitops(config, plan_scheme(config, without))
+    dim, hidden = config.embed_dim, config.hidden_dim
+    assert plain["blocks.0.mlp.fc1"] == 17 * dim * hidden * 3 * 3
+    assert found["blocks.0.mlp.fc1"] == dim * hidden * 3 * (16 * 3 + 8)
+    changed = {f"blocks.0.{name}" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
+    assert {name for name in plain if plain[name] != found[name]} == changed
