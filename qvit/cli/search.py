@@ -9,7 +9,7 @@ import click
 from qvit.cli.session import Result, Session, outline, tabulate, verb
 from qvit.cli.target import announce, name_folder
 from qvit.errors import UsageError
-from qvit.recipe import load_recipe, preset_names
+from qvit.recipe import Recipe, load_recipe, preset_names
 
 _JSON, _PICTURE = "search.json", "frontier.svg"
 
@@ -22,9 +22,10 @@ _JSON, _PICTURE = "search.json", "frontier.svg"
     "0.1. How many points of accuracy that is only labelled images say.",
 )  # fmt: skip
 @click.option(
-    "--w", "--weight-bits", "weight_bits", type=int, help="Bits that the recipe is for [4]."
-)
-@click.option("--a", "--act-bits", "act_bits", type=int, help="Likewise, of activations [4].")
+    "--w", "--weight-bits", "weight_bits", type=int,
+    help="Bits that the recipe is for [4, and 3 under limits for fewer, as quantize --bits auto has it].",
+)  # fmt: skip
+@click.option("--a", "--act-bits", "act_bits", type=int, help="Likewise, of activations.")
 @click.option(
     "--recipe", "recipe_name", default="qvit", metavar="NAME|FILE", help="See quantize [qvit]."
 )
@@ -58,15 +59,7 @@ def command(session: Session, model: str, **options: Any) -> Result:
 
     if options["max_kl"] is not None and not options["max_kl"] > 0:
         raise UsageError(f"--max-kl {options['max_kl']}: expected nats above 0, such as 0.1")
-    settings = list(options["settings"])
-    if options["seed"] is not None:
-        settings.append(f"seed={options['seed']}")
-    recipe = load_recipe(
-        options["recipe_name"], options["weight_bits"] or 4, options["act_bits"] or 4
-    )
-    if options["recipe_name"] in preset_names():  # a file means what it says of layers
-        recipe = recipe.with_open_ends()
-    recipe = recipe.override(settings)
+    recipes = _recipes(options)
     place = Place(options["on"] or HERE, options["batch"])
     source = zoo.resolve(model, weights=options["weights"])
     out = (options["out"] or Path("out") / f"{name_folder(model)}-search").resolve()
@@ -74,14 +67,32 @@ def command(session: Session, model: str, **options: Any) -> Result:
     if session.verbosity >= 0:
         announce(source)
     if options["dry_run"]:
-        plan = {**plan_frontier(source, recipe, place), "out": str(out)}
+        plan = {**plan_frontier(source, recipes, place), "out": str(out)}
         return Result(plan, outline(plan))
-    found, recipes = trace_frontier(
-        source, recipe, place, options["max_kl"], progress=session.progress
+    found, points = trace_frontier(
+        source, recipes, place, options["max_kl"], progress=session.progress
     )
-    _write(out, found, recipes)
+    _write(out, found, points)
     found = {**found, "out": str(out)}
     return Result(found, _render(found))
+
+
+def _recipes(options: Mapping[str, Any]) -> list[Recipe]:
+    """Those that quantize --bits auto would choose from; one alone where the user says which."""
+    from qvit.search.frontier import COSTS
+    from qvit.search.start import preset_starts
+
+    settings = list(options["settings"])
+    if options["seed"] is not None:
+        settings.append(f"seed={options['seed']}")
+    name, weights, inputs = (options[k] for k in ("recipe_name", "weight_bits", "act_bits"))
+    if name in preset_names() and weights is None and inputs is None:
+        recipes = preset_starts(name, COSTS)
+    else:
+        recipes = [load_recipe(name, weights or 4, inputs or 4)]
+        if name in preset_names():  # a file means what it says of layers
+            recipes = [recipe.with_open_ends() for recipe in recipes]
+    return [recipe.override(settings) for recipe in recipes]
 
 
 def _check(out: Path, overwrite: bool) -> None:

@@ -82,6 +82,7 @@ class Searcher:
         self._space, self._images, self._settings, self._seed = space, images, settings, seed
         self._model = SwitchableModel(folded, widths, space.recipe.weights.range)
         self._answers = Answers(self._model, config, space.recipe)
+        self._measured: dict[tuple[int, ...], float] = {}
         with torch.no_grad():
             self._expected = torch.cat([vit(some, Float()) for some in images.split(PART)])
 
@@ -114,9 +115,22 @@ class Searcher:
         """KL from the float model, nats, of an allocation, a mean over all images; over as many as the curvature has
         where answers take long.
         """
-        asked = self._ask(self._space, bits, self._settings.curved)
-        found, expected = (logits.log_softmax(-1) for logits in asked)
-        return float((expected.exp() * (expected - found)).sum(-1).double().mean())
+        key = tuple(map(int, bits))
+        if key not in self._measured:
+            asked = self._ask(self._space, bits, self._settings.curved)
+            found, expected = (logits.log_softmax(-1) for logits in asked)
+            each = (expected.exp() * (expected - found)).sum(-1)
+            self._measured[key] = float(each.double().mean())
+        return self._measured[key]
+
+    @property
+    def asked(self) -> int:
+        """How many images `measure` asks about."""
+        return (
+            len(self._images)
+            if self._answers.fast
+            else min(self._settings.curved, len(self._images))
+        )
 
     def _ask(self, space: Space, bits: Tensor | Sequence[int], few: int) -> tuple[Tensor, Tensor]:
         """Logits of an allocation, and of the float model, on all images; on a few where answers take long."""

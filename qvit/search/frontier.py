@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from qvit.models.config import ViTConfig
+from qvit.recipe import Recipe
 from qvit.search.allocation import Space
 from qvit.search.bitops import count_macs
-from qvit.search.budgets import Budget
-from qvit.search.costs import CostTable
 from qvit.search.descent import Searcher, Settings
 from qvit.search.levels import MEASURED
+from qvit.search.start import Start, choose_start
 
 COSTS = ("size", "bitops", "latency")
 POINTS = 6  # a cost
 _BISECTIONS = 4
-MEASUREMENTS = POINTS + _BISECTIONS  # at most
+# At most: beside what is found, of the largest allocation that needs no search.
+MEASUREMENTS = 2 * (POINTS + _BISECTIONS)
 
 # Of a core without AVX-512, for 10^9 multiply-accumulates of an image: a pass on the grids (a ViT-Tiny's 0.13 s, and
 # more on a busy core), and the curvature of all widths. Of 10^6 weights: the grids of the widths that are measured.
@@ -27,82 +28,107 @@ _PASS_SECONDS, _CURVATURE_SECONDS, _GRID_SECONDS = 0.15, 0.4, 0.4
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """An allocation that was found under a budget. bits: int64 [choices]. divergence: KL in nats, on leaves. costs: Of
-    every table, by its name. limited: Which of them had a limit.
+    """An allocation that was found under a limit.
+
+    space: What it is an allocation of. bits: int64 [choices]. divergence: KL in nats, on leaves. costs: Of every table,
+    by its name. limited: Which of them had a limit. limit: That.
     """
 
+    space: Space
     bits: Tensor
     divergence: float
     costs: dict[str, float]
     limited: str
+    limit: float
 
-    def describe(self, space: Space) -> dict[str, Any]:
+    @property
+    def recipe(self) -> Recipe:
+        """That gives layers these bits, on the grids on which they were measured."""
+        return self.space.recipe_of(self.bits)
+
+    def describe(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "limited": self.limited,
+            "limit": self.limit,
             "kl": round(self.divergence, 5),
             **self.costs,
-            "layers": space.layers(self.bits),
+            "layers": self.space.layers(self.bits),
         }
 
 
 class Frontier:
     """Finds allocations within limits on one cost after the other, and measures them.
 
-    note: Called before each measurement, with what it is of.
+    starts: Of recipes of which each limit has the one that suits it, the one for most bits first, as `qvit quantize
+    --bits auto` has. search: That makes a Searcher of a space; called once for each that a limit asks for. note: Called
+    before each search, with what it is for.
     """
 
     def __init__(
-        self, searcher: Searcher, tables: Sequence[CostTable], note: Callable[[str], None]
+        self,
+        starts: Sequence[Start],
+        search: Callable[[Space], Searcher],
+        note: Callable[[str], None],
     ) -> None:
-        self._searcher, self._tables, self._note = searcher, tables, note
-        self._known: dict[tuple[int, ...], float] = {}
+        self._starts, self._search, self._note = starts, search, note
+        self._searchers: dict[int, Searcher] = {}
 
-    def points(self, table: CostTable, count: int = POINTS) -> list[Point]:
-        """Under limits evenly spread from the smallest cost to the largest, the cheaper first, equal ones once."""
-        shares = torch.linspace(0, 1, count, dtype=torch.float64).tolist()
-        found = [self._at(table, share) for share in shares]
-        return list({tuple(point.bits.tolist()): point for point in found}.values())
+    def points(self, name: str, count: int = POINTS) -> list[Point]:
+        """Under limits on a cost, evenly spread from the smallest to the largest, the cheaper first, each once."""
+        least, most = self._ends(name)
+        limits = torch.linspace(least, most, count, dtype=torch.float64).tolist()
+        limits[0], limits[-1] = least, most  # to the last digit
+        found = [self._at(name, limit) for limit in limits]
+        return list({(id(p.space), *p.bits.tolist()): p for p in found}.values())
 
-    def cheapest(self, table: CostTable, most: float, points: Sequence[Point]) -> Point | None:
+    def cheapest(self, name: str, most: float, points: Sequence[Point]) -> Point | None:
         """The cheapest point found whose divergence is `most` at most: between two of `points` the limit is halved a
         few times. None where not even eight bits everywhere reach it.
         """
         good = [point for point in points if point.divergence <= most]
         if not good:
             return None
-        best = min(good, key=lambda point: point.costs[table.name])
-        worse = [p for p in points if p.costs[table.name] < best.costs[table.name]]
-        spread = table.largest - table.smallest
-        low = max([p.costs[table.name] for p in worse], default=best.costs[table.name])
+        best = min(good, key=lambda point: point.costs[name])
+        worse = [p.costs[name] for p in points if p.costs[name] < best.costs[name]]
+        low = max(worse, default=best.costs[name])
         for _ in range(_BISECTIONS):
-            middle = (low + best.costs[table.name]) / 2
-            point = self._at(table, (middle - table.smallest) / spread if spread else 1.0)
+            middle = (low + best.costs[name]) / 2
+            point = self._at(name, max(middle, self._ends(name)[0]))
             if point.divergence <= most:
-                best = min((best, point), key=lambda p: p.costs[table.name])
+                best = min((best, point), key=lambda p: p.costs[name])
             else:
                 low = middle
         return best
 
-    def _at(self, table: CostTable, share: float) -> Point:
-        limit = table.smallest + share * (table.largest - table.smallest)
-        budgets = [Budget(table, max(limit, table.smallest))]
-        bits = self._searcher.find(budgets)
-        key = tuple(bits.tolist())
-        if key not in self._known:
-            self._note(f"{table.name} {table.say(limit)}")
-            self._known[key] = self._searcher.measure(bits)
-        costs = {each.name: each.whole(bits) for each in self._tables}
-        return Point(bits, self._known[key], costs, table.name)
+    @property
+    def images(self) -> int:
+        """How many divergences are of."""
+        return min(searcher.asked for searcher in self._searchers.values())
+
+    def _ends(self, name: str) -> tuple[float, float]:
+        """The least that an allocation costs with any recipe, and the most with the first."""
+        least = min(start.table(name).smallest for start in self._starts)
+        return least, self._starts[0].table(name).largest
+
+    def _at(self, name: str, limit: float) -> Point:
+        start = choose_start(self._starts, {name: limit})
+        self._note(f"{name} {start.table(name).say(limit)}")
+        space = start.space
+        searcher = self._searchers.get(id(space)) or self._search(space)
+        self._searchers[id(space)] = searcher
+        found = searcher.search(start.budgets({name: limit}))
+        costs = {each: start.table(each).whole(found.bits) for each in COSTS}
+        return Point(space, found.bits, found.divergence, costs, name, limit)
 
 
-def estimate_seconds(config: ViTConfig, choices: int, measurements: int) -> float:
-    """How long a search takes that measures so many allocations, and each choice alone, at the worst: on one core
-    without AVX-512.
+def estimate_seconds(config: ViTConfig, choices: int, measurements: int, recipes: int = 1) -> float:
+    """How long a search takes that measures so many allocations, and each choice of every recipe alone, at the worst:
+    on one core without AVX-512.
     """
     shapes = config.linears()
     weights = sum(n * k for n, k in shapes.values())
     settings = Settings()
-    passes = settings.curved * (measurements * _PASS_SECONDS + _CURVATURE_SECONDS)
-    passes += settings.few * choices * len(MEASURED) * _PASS_SECONDS
-    return passes * count_macs(config) / 1e9 + _GRID_SECONDS * weights / 1e6
+    passes = settings.curved * (measurements * _PASS_SECONDS + recipes * _CURVATURE_SECONDS)
+    passes += settings.few * recipes * choices * len(MEASURED) * _PASS_SECONDS
+    return passes * count_macs(config) / 1e9 + recipes * _GRID_SECONDS * weights / 1e6

@@ -19,7 +19,7 @@ from qvit.search.frontier import COSTS, MEASUREMENTS, POINTS, Frontier, Point, e
 from qvit.search.latency import Place
 from qvit.search.qvit import Training, estimate_training, train_bits
 from qvit.search.sample import draw_sample, plan_sample
-from qvit.search.start import begin, make_cost_table
+from qvit.search.start import Start, begin
 from qvit.synthesis.leaves import draw_pictures
 from qvit.zoo import Source
 
@@ -111,62 +111,65 @@ def allocate(
     return space.recipe_of(found.bits), known
 
 
-def plan_frontier(source: Source, recipe: Recipe, place: Place) -> dict[str, Any]:
+def plan_frontier(source: Source, recipes: Sequence[Recipe], place: Place) -> dict[str, Any]:
     """What `trace_frontier` would cost, without weights. Raises UsageError for what is no plain ViT."""
     config = read_shape(source)
-    space = Space.of(config, recipe)
+    choices = len(Space.of(config, recipes[0]).choices)
+    measurements = len(COSTS) * MEASUREMENTS
     return {
         "model": source.timm_name,
-        "choices": len(space.choices),
+        "choices": choices,
         "images": IMAGES,
         "points": len(COSTS) * POINTS,
         "latency": {"on": place.name, "batch": place.batch},
-        "estimated_seconds": round(
-            estimate_seconds(config, len(space.choices), len(COSTS) * MEASUREMENTS)
-        ),
+        "estimated_seconds": round(estimate_seconds(config, choices, measurements, len(recipes))),
     }
 
 
 def trace_frontier(
-    source: Source, recipe: Recipe, place: Place, most: float | None, *, progress: bool = True
+    source: Source,
+    recipes: Sequence[Recipe],
+    place: Place,
+    most: float | None,
+    *,
+    progress: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Recipe]]:
     """The frontier of KL against every cost, and recipes of its points by name: "size-0", ..., "latency-cheapest".
 
-    most: Where given, the cheapest allocation of each cost whose KL is not above it is sought, too. Raises the errors
-    of `zoo.load`.
+    recipes: Of which each limit has the one that suits it (see `begin`). most: Where given, the cheapest allocation of
+    each cost whose KL is not above it is sought, too. Raises the errors of `zoo.load`.
     """
     config = read_shape(source)
-    space = Space.of(config, recipe)
-    tables = [make_cost_table(name, config, space, place) for name in COSTS]
+    starts = [Start(config, Space.of(config, recipe), place) for recipe in recipes]
+    vit = read_model(zoo.load(source, seed=recipes[0].seed), source.pretrained_cfg)
     bar = tqdm(total=len(COSTS) * POINTS, unit="point", disable=None if progress else True)
     with bar:
-        bar.set_description("curvature")
-        frontier = Frontier(make_searcher(source, space), tables, bar.set_description)
+        frontier = Frontier(starts, lambda space: _searcher(vit, space), bar.set_description)
         points: dict[str, Point] = {}
-        for table in tables:
-            found = frontier.points(table)
-            points |= {f"{table.name}-{i}": point for i, point in enumerate(found)}
-            best = None if most is None else frontier.cheapest(table, most, found)
+        for name in COSTS:
+            found = frontier.points(name)
+            points |= {f"{name}-{i}": point for i, point in enumerate(found)}
+            best = None if most is None else frontier.cheapest(name, most, found)
             if best is not None:
-                points[f"{table.name}-cheapest"] = best
+                points[f"{name}-cheapest"] = best
             bar.update(POINTS)
-    recipes = {name: space.recipe_of(point.bits) for name, point in points.items()}
+    found = {name: point.recipe for name, point in points.items()}
     shown = [
         {
             "recipe": name,
-            "bits": name_scheme(config, plan_scheme(config, recipes[name])),
-            **point.describe(space),
+            "bits": name_scheme(config, plan_scheme(config, found[name])),
+            **point.describe(),
         }
         for name, point in points.items()
     ]
     return {
         "model": source.timm_name,
-        "images": IMAGES,
-        "seed": recipe.seed,
+        "images": frontier.images,
+        "seed": recipes[0].seed,
         "max_kl": most,
-        "latency": _circumstances(tables[-1], place),
+        "latency": _circumstances(starts[0].table("latency"), place),
         "points": shown,
-    }, recipes
+    }, found
 
 
 def _train(source: Source, space: Space, budgets: Sequence[Budget], progress: bool) -> Found:

@@ -31,6 +31,28 @@ def depend_on_inputs(limits: Iterable[str]) -> bool:
     return bool(set(limits) - {"size"})
 
 
+class Start:
+    """The choices that a recipe leaves, and what they cost.
+
+    place: Where latency counts, see `make_cost_table`.
+    """
+
+    def __init__(self, config: ViTConfig, space: Space, place: Place | None = None) -> None:
+        self.space = space
+        self._config, self._place = config, place
+        self._tables: dict[str, CostTable] = {}
+
+    def table(self, name: str) -> CostTable:
+        """Of "size", "bitops" or "latency"; made when it is first asked for."""
+        if name not in self._tables:
+            self._tables[name] = make_cost_table(name, self._config, self.space, self._place)
+        return self._tables[name]
+
+    def budgets(self, limits: Mapping[str, float]) -> list[Budget]:
+        """Of limits by name."""
+        return [Budget(self.table(name), limit) for name, limit in limits.items()]
+
+
 def begin(
     config: ViTConfig,
     recipes: Sequence[Recipe],
@@ -39,27 +61,31 @@ def begin(
     *,
     heads: bool = False,
 ) -> tuple[Space, list[Budget]]:
-    """The choices that the first recipe leaves with whose own bits the budgets hold, and these budgets; where they hold
-    with none, those of the last one that can meet them.
+    """The choices of the recipe that suits limits (`choose_start`), and the budgets that these are.
 
     limits: By name, see `make_cost_table`. heads: Whether weights of attention heads are choices of their own. Raises
     UsageError for limits that nothing meets, and for recipes that leave no choice.
     """
-    found = []
-    for recipe in recipes:
-        space = Space.of(config, recipe, activations=depend_on_inputs(limits), heads=heads)
-        budgets = [
-            Budget(make_cost_table(name, config, space, place), limit)
-            for name, limit in limits.items()
-        ]
-        found.append((space, budgets))
-        if first_within(budgets, [space.usual(recipe.weights.bits)]) is not None:
+    activations = depend_on_inputs(limits)
+    spaces = [Space.of(config, r, activations=activations, heads=heads) for r in recipes]
+    start = choose_start([Start(config, space, place) for space in spaces], limits)
+    return start.space, start.budgets(limits)
+
+
+def choose_start(starts: Sequence[Start], limits: Mapping[str, float]) -> Start:
+    """The first with whose recipe's own bits the limits are met; where they are with none, the last one that can meet
+    them. Raises UsageError for limits that nothing meets.
+    """
+    possible = []
+    for start in starts:
+        possible.append(start)
+        budgets, space = start.budgets(limits), start.space
+        if first_within(budgets, [space.usual(space.recipe.weights.bits)]) is not None:
             break
-    while len(found) > 1 and not _can_meet(found[-1][1]):
-        found.pop()
-    space, budgets = found[-1]
-    check_budgets(budgets)
-    return space, budgets
+    while len(possible) > 1 and not _can_meet(possible[-1].budgets(limits)):
+        possible.pop()
+    check_budgets(possible[-1].budgets(limits))
+    return possible[-1]
 
 
 def _can_meet(budgets: Sequence[Budget]) -> bool:

@@ -43,6 +43,30 @@ def test_every_cost_has_its_points_and_a_recipe_for_each(searched):
     assert all(point["kl"] <= 0.05 for point in cheapest.values())
 
 
+def test_few_bits_have_the_grids_of_the_recipe_of_few_bits(searched):
+    out, found = searched
+    recipes = [load_recipe(str(out / f"{point['recipe']}.yaml")) for point in found["points"]]
+    assert {recipe.weights.group for recipe in recipes} == {16, 32}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "groups"),
+    [([], [32, 16]), (["--w", "4"], [32]), (["--a", "3"], [16]), (["--recipe", "FILE"], [8])],
+)
+def test_a_recipe_that_is_named_is_the_only_one(
+    tiny_model, tmp_path, monkeypatch, arguments, groups
+):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(load_recipe("qvit", 4, 4).override(["weights.group=8"]).to_yaml())
+    asked = []
+    monkeypatch.setattr(
+        "qvit.search.run.plan_frontier", lambda source, recipes, place: asked.extend(recipes) or {}
+    )
+    arguments = [str(path) if word == "FILE" else word for word in arguments]
+    assert run(["search", str(tiny_model), "--dry-run", "-q", *arguments]) == 0
+    assert [recipe.weights.group for recipe in asked] == groups
+
+
 def test_the_picture_is_one(searched):
     out, found = searched
     root = ET.parse(out / "frontier.svg").getroot()
