@@ -123,13 +123,13 @@ def command(session: Session, model: str, **options: Any) -> Result:
         if limits:  # bits are not found yet: these would be those that the search begins with
             plan = {key: value for key, value in plan.items() if key not in _OF_BITS}
         plan = {**found, **plan, "out": str(out), "recipe": recipe.to_dict()}
-        return Result(plan, outline(plan))
+        return Result(plan, outline(_worded(plan)))
     seconds = {"search": round(time.perf_counter() - begun, 2)} if limits else {}
     summary = pipeline.quantize(
         source, recipe, out, overwrite=options["overwrite"], progress=session.progress
     )
     summary = {**summary, **found, "seconds": seconds | summary["seconds"]}
-    return Result(summary, outline(summary))
+    return Result(summary, outline(_worded(summary)))
 
 
 _OF_BITS = {"scheme", "tensor_bytes", "bytes"}
@@ -138,6 +138,27 @@ _BUDGETS = {
     "bitops": ("--max-bitops", "BitOps"),
     "latency": ("--max-latency", "s"),
 }
+
+
+def _worded(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of a search for people: amounts of budgets with their units."""
+    if "search" not in summary:
+        return dict(summary)
+    from qvit.search.costs import say_amount
+
+    def worded(name: str, budget: Mapping[str, Any]) -> dict[str, Any]:
+        unit = _BUDGETS[name][1]
+        # a limit that is given as it is said here can be met
+        said = {k: say_amount(budget[k], unit, up=k == "smallest") for k in _AMOUNTS if k in budget}
+        return {**budget, **said}
+
+    search = dict(summary["search"])
+    budgets = search.get("budgets", search)  # those of a plan, or among what was found
+    told = {name: worded(name, budgets[name]) for name in _BUDGETS if name in budgets}
+    return {**summary, "search": search | ({"budgets": told} if "budgets" in search else told)}
+
+
+_AMOUNTS = ("limit", "found", "smallest", "largest")
 
 
 def _limits(options: Mapping[str, Any]) -> dict[str, float]:

@@ -33,7 +33,7 @@ class Budget:
         if least > self.limit:
             say = self.table.say
             raise UsageError(
-                f"a budget of {say(self.limit)} cannot be met: the smallest that is possible is {say(least)}"
+                f"a budget of {say(self.limit)} cannot be met: the smallest that is possible is {say(least, up=True)}"
             )
 
 

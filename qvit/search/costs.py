@@ -5,6 +5,7 @@ whose groups are those of the layer; a modelled latency is but for what one laye
 the whole, too, which is what counts.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -136,9 +137,9 @@ class CostTable:
         apart = apart * (self.places < len(wanted)).unsqueeze(2)
         return (apart[:, 0].unsqueeze(2) + apart[:, 1].unsqueeze(1)).flatten(1)
 
-    def say(self, amount: float) -> str:
-        """An amount with its unit: "8,000,000 B", "0.612 ms"."""
-        return f"{1000 * amount:,.3f} ms" if self.unit == "s" else f"{amount:,.0f} {self.unit}"
+    def say(self, amount: float, *, up: bool = False) -> str:
+        """An amount with its unit: "8,000,000 B", "0.612 ms"; up: never rounded down, of a limit to ask for."""
+        return say_amount(amount, self.unit, up=up)
 
     def _at(self, bits: Tensor | Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Where in the costs an allocation is."""
@@ -168,6 +169,15 @@ class CostTable:
 
 
 _LAST = len(WIDTHS) - 1
+
+
+def say_amount(amount: float, unit: str, *, up: bool = False) -> str:
+    """As `CostTable.say` does, of a unit that a table has."""
+    digits, name = (3, "ms") if unit == "s" else (0, unit)
+    shown = 1000 * amount if unit == "s" else amount
+    if up:
+        shown = math.ceil(shown * 10**digits) / 10**digits
+    return f"{shown:,.{digits}f} {name}"
 
 
 Measure = Callable[[ModelScheme], tuple[float, Mapping[str, float]]]

@@ -1,5 +1,6 @@
 """From a source, a recipe and limits to the recipe whose layers have the bits that were found."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from qvit.search.start import Start, begin
 from qvit.synthesis.leaves import draw_pictures
 from qvit.zoo import Source
 
+logger = logging.getLogger("qvit")
+
 IMAGES = 64  # dead leaves
 METHODS = ("curvature", "qvit")
 _MEASUREMENTS = 2  # of what is found, and of the largest allocation that needs no search
@@ -43,6 +46,7 @@ def plan_search(
     """
     config = read_shape(source)
     space, budgets = begin(config, recipes, limits, place, heads=heads)
+    _remark_loose(budgets)
     if method == "qvit":
         training = Training()
         plan = {"steps": training.steps, **plan_sample(space.recipe)}
@@ -91,6 +95,7 @@ def allocate(
     """
     config = read_shape(source)
     space, budgets = begin(config, recipes, limits, place, heads=heads)
+    _remark_loose(budgets)
     if method == "qvit":
         found = _train(source, space, budgets, progress)
     else:
@@ -109,6 +114,16 @@ def allocate(
         },
     }
     return space.recipe_of(found.bits), known
+
+
+def _remark_loose(budgets: Sequence[Budget]) -> None:
+    for budget in budgets:
+        say, most = budget.table.say, budget.table.largest
+        if budget.limit >= most:
+            logger.info(
+                "a %s of %s binds nothing: the most that any bits cost is %s",
+                budget.table.name, say(budget.limit), say(most, up=True),
+            )  # fmt: skip
 
 
 def plan_frontier(source: Source, recipes: Sequence[Recipe], place: Place) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`qvit quantize --bits auto`: budgets that hold on the file, and refusals before any work."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -166,6 +167,27 @@ def test_latency_of_a_card_that_is_not_here(tiny_model, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)["search"]
     assert found["latency"]["found"] <= middle * (1 + 1e-6)
     assert (out / "model.safetensors").stat().st_size == found["size"]["found"] <= 1e6
+
+
+def test_amounts_are_told_with_their_units(tiny_model, capsys):
+    pytest.importorskip("triton")
+    command = ["quantize", str(tiny_model), "--bits", "auto", "--max-latency", "1s", "--dry-run"]
+    command += ["--on", "nvidia-h200", "--w", "4"]
+    assert run([*command, "--max-size", "64000"]) == 0
+    told = capsys.readouterr()
+    assert "limit: 1,000.000 ms\n" in told.out
+    assert "limit: 64,000 B\n" in told.out
+    (smallest,) = re.findall(r"smallest: (0\.0\d\d) ms\n", told.out)
+    (largest,) = re.findall(r"largest: (0\.0\d\d) ms\n", told.out)
+    assert 0 < float(smallest) <= float(largest)
+    assert told.err.count("binds nothing") == 1
+    assert "a latency of 1,000.000 ms binds nothing: the most that any bits cost is" in told.err
+    command[5] = f"{smallest}ms"  # as it is told, it can be met
+    assert run(command) == 0
+    assert "binds nothing" not in capsys.readouterr().err
+    command[5] = f"{float(smallest) - 0.001:.3f}ms"
+    assert run(command) == 2
+    assert f"the smallest that is possible is {smallest} ms" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
