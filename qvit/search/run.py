@@ -2,16 +2,18 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from qvit import zoo
+from qvit.models.config import ViTConfig
 from qvit.models.plan import name_scheme, plan_scheme
 from qvit.models.timm_import import read_model, read_shape
 from qvit.models.vit import ViT
-from qvit.recipe import Recipe
+from qvit.recipe import MAX_BITS, Recipe
 from qvit.search.allocation import Space
 from qvit.search.budgets import Budget, fit
 from qvit.search.costs import CostTable
@@ -20,7 +22,8 @@ from qvit.search.frontier import COSTS, MEASUREMENTS, POINTS, Frontier, Point, e
 from qvit.search.latency import Place
 from qvit.search.qvit import Training, estimate_training, train_bits
 from qvit.search.sample import draw_sample, plan_sample
-from qvit.search.start import Start, begin
+from qvit.search.start import Start, begin, choose_start
+from qvit.search.stopwatch import UnmeasuredError
 from qvit.synthesis.leaves import draw_pictures
 from qvit.zoo import Source
 
@@ -42,10 +45,11 @@ def plan_search(
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe that a search would begin with, and what it would choose among, without weights: the number of
     choices, and of each budget the limit and the smallest and largest cost that is possible; and the seconds that it
-    would take, at the worst. Raises what `allocate` raises.
+    would take, at the worst. Nothing is measured: a latency of here that was not before has its limit alone, and the
+    recipe is that for the other limits. Raises what `allocate` raises.
     """
     config = read_shape(source)
-    space, budgets = begin(config, recipes, limits, place, heads=heads)
+    space, budgets = _begin_plan(config, recipes, limits, place or Place(), heads=heads)
     _remark_loose(budgets)
     if method == "qvit":
         training = Training()
@@ -55,21 +59,44 @@ def plan_search(
     else:
         plan = {"images": IMAGES}
         seconds = estimate_seconds(config, len(space.choices), _MEASUREMENTS)
+    tables = {budget.table.name: budget.table for budget in budgets}
     return space.recipe, {
         "method": method,
         "choices": len(space.choices),
         **plan,
         "estimated_seconds": round(seconds),
         "budgets": {
-            b.table.name: {
-                "limit": b.limit,
-                "smallest": b.table.smallest,
-                "largest": b.table.largest,
-                **_circumstances(b.table, place),
-            }
-            for b in budgets
+            name: {"limit": limit, **_possible(tables.get(name), place)}
+            for name, limit in limits.items()
         },
     }
+
+
+def _begin_plan(
+    config: ViTConfig,
+    recipes: Sequence[Recipe],
+    limits: Mapping[str, float],
+    place: Place,
+    *,
+    heads: bool,
+) -> tuple[Space, list[Budget]]:
+    """As `begin` does, without a measurement; without the budget that needs one, where it does."""
+    try:
+        return begin(config, recipes, limits, replace(place, measures=False), heads=heads)
+    except UnmeasuredError:
+        logger.info("latency was not measured here yet, and a dry run does not: the search will")
+    others = {name: limit for name, limit in limits.items() if name != "latency"}
+    starts = [Start(config, Space.of(config, recipe, heads=heads)) for recipe in recipes]
+    start = choose_start(starts, others) if others else starts[0]
+    return start.space, start.budgets(others)
+
+
+def _possible(table: CostTable | None, place: Place | None) -> dict[str, Any]:
+    """What a budget may be, by its table; None: that of a latency that was not measured."""
+    if table is None:
+        return {"known": "not measured yet", **_where(place)}
+    possible = {"smallest": table.smallest, "largest": table.largest}
+    return {**possible, **_circumstances(table, place)}
 
 
 def allocate(
@@ -127,8 +154,13 @@ def _remark_loose(budgets: Sequence[Budget]) -> None:
 
 
 def plan_frontier(source: Source, recipes: Sequence[Recipe], place: Place) -> dict[str, Any]:
-    """What `trace_frontier` would cost, without weights. Raises UsageError for what is no plain ViT."""
+    """What `trace_frontier` would cost, without weights. Raises UsageError for what is no plain ViT, and for
+    recipes whose layers can have no bits of their own.
+    """
     config = read_shape(source)
+    for recipe in recipes:
+        space = Space.of(config, recipe)
+        plan_scheme(config, space.recipe_of(space.uniform(MAX_BITS)))  # what refuses, refuses now
     choices = len(Space.of(config, recipes[0]).choices)
     measurements = len(COSTS) * MEASUREMENTS
     return {
@@ -216,7 +248,9 @@ def _searcher(vit: ViT, space: Space) -> Searcher:
 
 def _circumstances(table: CostTable, place: Place | None) -> dict[str, Any]:
     """How a latency is known."""
-    if not table.origin:
-        return {}
+    return {"known": table.origin, **_where(place)} if table.origin else {}
+
+
+def _where(place: Place | None) -> dict[str, Any]:
     where = place or Place()
-    return {"known": table.origin, "on": where.name, "batch": where.batch}
+    return {"on": where.name, "batch": where.batch}

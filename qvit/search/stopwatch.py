@@ -25,13 +25,23 @@ from qvit.quant.schemes import ModelScheme
 _FEWEST, _MOST, _SECONDS = 3, 30, 1.0  # passes, and how long there shall be more of them
 
 
+class UnmeasuredError(Exception):
+    """What was to be known without a measurement is not."""
+
+
 def measure_seconds(
-    config: ViTConfig, scheme: ModelScheme, batch: int, folder: Path | None = None
+    config: ViTConfig,
+    scheme: ModelScheme,
+    batch: int,
+    folder: Path | None = None,
+    *,
+    measures: bool = True,
 ) -> dict[str, float]:
     """Seconds of every layer of a pass over `batch` images, on a GPU if there is one.
 
     folder: Where they are kept by this machine's name (None: the user's cache). Layers of one shape, bits and scales
-    share an entry of a backend, the mean of their times; a model whose layers are all known is not run.
+    share an entry of a backend, the mean of their times; a model whose layers are all known is not run. measures:
+    Whether others are; UnmeasuredError where they are not to be.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     place = folder or machine.cache_folder()
@@ -40,6 +50,8 @@ def measure_seconds(
     ending = f"residual {scheme.residual} batch {batch} {name_backend(device)}"
     keys = {name: f"{key} {ending}" for name, key in _keys(config, scheme).items()}
     if not known.keys() >= set(keys.values()):
+        if not measures:
+            raise UnmeasuredError
         times: dict[str, list[float]] = defaultdict(list)
         for name, seconds in _time_layers(config, scheme, batch, device).items():
             if name in keys:

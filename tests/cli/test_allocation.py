@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from qvit import zoo
+from qvit import machine, zoo
 from qvit.cli import run
 from qvit.cli.quantities import read_quantity
 from qvit.errors import UsageError
+from qvit.models.timm_import import read_shape
+from qvit.search import stopwatch
+from qvit.search.allocation import Space
+from qvit.search.latency import Place, latency_table
 from qvit.search.qvit import Training, train_bits
+from qvit.search.start import preset_starts
 
 SETTLED = [
     word
@@ -167,6 +172,36 @@ def test_latency_of_a_card_that_is_not_here(tiny_model, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)["search"]
     assert found["latency"]["found"] <= middle * (1 + 1e-6)
     assert (out / "model.safetensors").stat().st_size == found["size"]["found"] <= 1e6
+
+
+def test_a_dry_run_measures_nothing(tiny_model, tmp_path, capsys, monkeypatch):
+    """What was measured before it tells."""
+    monkeypatch.setattr(machine, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(stopwatch, "_time_layers", lambda *_: pytest.fail("measured something"))
+    command = ["quantize", str(tiny_model), "--bits", "auto", "--max-latency", "1s", "--dry-run"]
+    assert run([*command, "--json"]) == 0
+    told = capsys.readouterr()
+    (budget,) = json.loads(told.out)["search"]["budgets"].values()
+    assert budget == {"limit": 1.0, "known": "not measured yet", "on": "here", "batch": 1}
+    assert "a dry run does not" in told.err
+    assert not list(tmp_path.iterdir())
+    command += ["--max-size", "1MB", "--json"]
+    assert run([*command, "-q"]) == 0
+    plan = json.loads(capsys.readouterr().out)["search"]
+    assert plan["choices"] == 10 + 9 + 2  # weights, inputs but pixels, attentions
+    assert plan["budgets"].keys() == {"size", "latency"}
+    assert plan["budgets"]["size"]["smallest"] > 0
+    assert run([*command, "-q", "--max-bitops", "1k"]) == 2
+    assert "a budget of 1,000 BitOps cannot be met" in capsys.readouterr().err
+
+    monkeypatch.setattr(stopwatch, "_time_layers", lambda *_: {"head": 0.5})
+    config = read_shape(zoo.resolve(str(tiny_model)))
+    for recipe in preset_starts("qvit", ["latency"]):
+        latency_table(config, Space.of(config, recipe), Place())
+    monkeypatch.setattr(stopwatch, "_time_layers", lambda *_: pytest.fail("measured something"))
+    assert run([*command, "-q"]) == 0
+    budget = json.loads(capsys.readouterr().out)["search"]["budgets"]["latency"]
+    assert (budget["known"], budget["smallest"]) == ("measured", 0.5)
 
 
 def test_amounts_are_told_with_their_units(tiny_model, capsys):

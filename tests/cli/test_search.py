@@ -98,6 +98,8 @@ def test_a_dry_run_says_what_it_would_take(tiny_model, capsys, monkeypatch):
         (["--on", "abacus"], "latency is modelled for"),
         (SETTLED, "no bits are left to find"),
         (["--dry-run", *SETTLED], "no bits are left to find"),
+        (["--recipe", "paper-psaq"], "layers belongs to qvit's own quantizers"),
+        (["--recipe", "paper-psaq", "--dry-run"], "layers belongs to qvit's own quantizers"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tiny_model, arguments, message, capsys):

@@ -256,7 +256,7 @@ def test_a_table_of_here(monkeypatch):
         "norm": 2.0,
         "last": 3.0,
     }
-    monkeypatch.setattr("qvit.search.latency.measure_seconds", lambda *_: times)
+    monkeypatch.setattr("qvit.search.latency.measure_seconds", lambda *_, **__: times)
     table = latency_table(VIT.config, SPACE, Place())
     assert table.origin == "measured"
     assert table.fixed == 3.0
