@@ -173,7 +173,7 @@ def _limits(options: Mapping[str, Any]) -> dict[str, float]:
         raise UsageError(f"{given}: for a search of bits; add --bits auto")
     if options["bits"] is not None and not limits:
         raise UsageError(
-            "--bits auto needs a budget: --max-size 8MB, --max-bitops 76G, --max-latency 0.6ms, or several"
+            f"--bits {options['bits']} needs a budget: --max-size 8MB, --max-bitops 76G, --max-latency 0.6ms, or more"
         )
     if options["bit_search"] is not None and options["bits"] is None:
         raise UsageError("--bit-search says how bits are searched; add --bits auto")

@@ -228,7 +228,8 @@ def test_amounts_are_told_with_their_units(tiny_model, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--bits", "auto"], "needs a budget"),
+        (["--bits", "auto"], "--bits auto needs a budget"),
+        (["--bits", "heads"], "--bits heads needs a budget"),
         (["--max-size", "8MB"], "add --bits auto"),
         (["--bit-search", "qvit"], "--bit-search says how bits are searched; add --bits auto"),
         (["--bits", "auto", "--max-size", "much"], "--max-size much: expected a number of B"),

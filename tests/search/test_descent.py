@@ -14,6 +14,7 @@ from qvit.search.answers import Answers
 from qvit.search.budgets import Budget, fit, hold
 from qvit.search.costs import CostTable, bitops_table, size_table
 from qvit.search.descent import Searcher, Settings, descend
+from qvit.search.latency import Place, latency_table
 from tests.support import float_vit, images_for
 
 RECIPE = Recipe.preset("qvit", weight_bits=4, activation_bits=4).without_images().with_open_ends()
@@ -63,6 +64,22 @@ def test_what_a_choice_costs_alone_is_what_it_was_said_to(searched):
     cheap = [i for i, value in enumerate(measured) if value < 3e-4]
     assert len(cheap) >= 6
     assert max(told[i] for i in cheap) < min(told[i] for i in dear)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.4])
+def test_three_budgets_hold_at_once(searched, share):
+    """Size, BitOps, and the modelled latency of a card, whose whole is not the sum of its layers."""
+    pytest.importorskip("triton")
+    space, searcher, size, bitops = searched
+    latency = latency_table(float_vit().config, space, Place("nvidia-l4", batch=4096))
+    tables = size, bitops, latency
+    limits = [t.smallest + share * (t.largest - t.smallest) for t in tables]
+    budgets = [Budget(table, limit) for table, limit in zip(tables, limits, strict=True)]
+    found = searcher.find(budgets)
+    wanted = torch.linspace(2, 8, len(found), dtype=torch.float64)
+    for bits in (found, fit(wanted, budgets)):
+        assert all(t.whole(bits) <= limit for t, limit in zip(tables, limits, strict=True))
+    assert max(t.whole(found) / limit for t, limit in zip(tables, limits, strict=True)) > 0.98
 
 
 def test_an_impossible_budget_is_refused_before_anything_is_computed(searched, monkeypatch):
@@ -163,6 +180,6 @@ def test_where_answers_take_long_few_images_are_asked(searched, monkeypatch):
         lambda self, images, recipe: asked.append(len(images)) or answers(self, images, recipe),
     )
     searcher.measure(space.uniform(4))
-    assert asked == [FEW.curved]
+    assert asked == [FEW.curved] == [searcher.asked]
     assert searcher.losses.shape == (len(space.choices), 7)
     assert set(asked[1:]) == {FEW.few}
