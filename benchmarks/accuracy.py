@@ -11,11 +11,14 @@ from torch import Tensor
 
 from benchmarks.cells import Cell
 from benchmarks.classes import EVEN, SHARED, SYNSETS, link_classes
+from benchmarks.searching.limits import limits_of_uniform, starts_of
 from benchmarks.sources import source
 from qvit import evaluation, pipeline, zoo
 from qvit.data import DataConfig, open_images
 from qvit.deployment import QuantViT
+from qvit.models.timm_import import read_shape
 from qvit.recipe import Recipe
+from qvit.search.run import allocate
 from qvit.synthesis import calibration_images
 from qvit_kernels import backends
 
@@ -36,6 +39,8 @@ _VARIANTS = {
 }  # fmt: skip
 # Weights rounded for real images, as with --calib-data: what the same recipe could reach.
 _REAL = "real"
+# Bits of every layer found within the bytes and BitOps that the scheme takes, as with --bits auto.
+_AUTO = "auto"
 # More or fewer images, as with --budget.
 _BUDGETS = ("quick", "full")
 # recipe, weight bits, activation bits, a variant of it
@@ -48,11 +53,13 @@ SCHEMES = (
     ("qvit", 4, 4, "ends4"),
     ("qvit", 4, 4, "attention4"),
     ("qvit", 4, 4, "all4"),
+    ("qvit", 4, 4, _AUTO),
     ("qvit", 4, 4, _REAL),
     ("qvit", 4, 4, "quick"),
     ("qvit", 4, 4, "full"),
     ("qvit", 3, 8, ""),
     ("qvit", 3, 3, ""),
+    ("qvit", 3, 3, _AUTO),
     ("qvit", 3, 3, "uniform"),
     ("qvit", 3, 3, _REAL),
     ("qvit", 2, 8, ""),
@@ -73,7 +80,7 @@ def cells() -> Iterator[Cell]:
             seeded = recipe.override([f"seed={seed}"])
             words = [name, f"w{w}a{a}", *([variant] if variant else []), f"seed{seed}"]
             label = "-".join(["accuracy-vit_t", *words])
-            measured = _assess_with_real_images if variant == _REAL else _assess
+            measured = {_REAL: _assess_with_real_images, _AUTO: _assess_found}.get(variant, _assess)
             yield label, lambda recipe=seeded, measured=measured: measured(recipe)
 
 
@@ -86,6 +93,13 @@ def _assess_with_real_images(recipe: Recipe) -> dict[str, Any]:
         )
     found["recipe"]["synthesis"]["data"] = "imagenet/train, even classes"
     return found
+
+
+def _assess_found(recipe: Recipe) -> dict[str, Any]:
+    """The bits are found from the weights alone."""
+    limits = limits_of_uniform(read_shape(source()), recipe.weights.bits)
+    found, search = allocate(source(), starts_of(recipe.seed), limits, progress=False)
+    return {**_assess(found), "search": search}
 
 
 def _assess(recipe: Recipe) -> dict[str, Any]:

@@ -26,12 +26,12 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks import cells  # noqa: E402
 from benchmarks.development import BOTH, IMAGES_FROM, expected, predict  # noqa: E402
+from benchmarks.searching.limits import limits_of_uniform, starts_of  # noqa: E402
 from benchmarks.searching.rivals import draw_random, measure_alone  # noqa: E402
 from benchmarks.searching.table import table  # noqa: E402
 from benchmarks.sources import DEMO, VIT_TINY, float_vit, source  # noqa: E402
 from qvit import evaluation, pipeline  # noqa: E402
 from qvit.deployment import QuantViT  # noqa: E402
-from qvit.recipe import Recipe  # noqa: E402
 from qvit.search.allocation import Space  # noqa: E402
 from qvit.search.budgets import Budget, fit  # noqa: E402
 from qvit.search.descent import Searcher, Settings, descend  # noqa: E402
@@ -41,7 +41,7 @@ from qvit.search.qvit import Training, train_bits  # noqa: E402
 from qvit.search.run import IMAGES as SEARCHED  # noqa: E402
 from qvit.search.run import make_searcher  # noqa: E402
 from qvit.search.sample import draw_sample  # noqa: E402
-from qvit.search.start import begin, make_cost_table, preset_starts  # noqa: E402
+from qvit.search.start import begin  # noqa: E402
 
 IMAGES = {VIT_TINY: 1000, DEMO: 400}  # that judge
 # By HDX, by the published penalty, and bits of heads.
@@ -253,13 +253,8 @@ class Trial:
     def _begin(self, *, heads: bool) -> tuple[Space, list[Budget]]:
         """What `qvit quantize --bits auto`, or heads, begins with under the costs of the uniform preset."""
         config = float_vit(self.model).config
-        preset = Recipe.preset("qvit", weight_bits=self.bits, activation_bits=self.bits)
-        uniform = Space.of(config, preset.with_open_ends())
-        bits = uniform.usual(self.bits)
-        names = ("size", "bitops")
-        limits = {n: make_cost_table(n, config, uniform, None).whole(bits) for n in names}
-        recipes = [r.override([f"seed={self.seed}"]) for r in preset_starts("qvit", limits)]
-        return begin(config, recipes, limits, heads=heads)
+        limits = limits_of_uniform(config, self.bits)
+        return begin(config, starts_of(self.seed), limits, heads=heads)
 
     @cached_property
     def _searcher(self) -> Searcher:

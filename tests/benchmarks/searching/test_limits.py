@@ -1,0 +1,23 @@
+from benchmarks.searching.limits import limits_of_uniform, starts_of
+from benchmarks.sources import DEMO, source
+from qvit import pipeline
+from qvit.models.timm_import import read_shape
+from qvit.recipe import Recipe
+from qvit.search.start import begin
+
+
+def test_limits_are_what_the_preset_takes():
+    config = read_shape(source(DEMO))
+    three, four = (limits_of_uniform(config, bits) for bits in (3, 4))
+    preset = Recipe.preset("qvit", weight_bits=4, activation_bits=4)
+    assert four["size"] == pipeline.plan(source(DEMO), preset)["bytes"]
+    assert all(three[name] < four[name] for name in four)
+
+
+def test_the_start_is_the_preset_of_as_many_bits():
+    config = read_shape(source(DEMO))
+    for bits, group in ((3, 16), (4, 32)):
+        space, budgets = begin(config, starts_of(7), limits_of_uniform(config, bits))
+        assert space.recipe.weights.group == group
+        assert space.recipe.seed == 7
+        assert len(budgets) == 2
