@@ -73,7 +73,9 @@ def pool_of(
     start = time.perf_counter()
     made = None
     if not _complete(out):
-        made = synthesize(subject.source, settings, out, seed=seed, progress=False)
+        made = synthesize(
+            subject.source, settings, out, seed=seed, device=subject.device, progress=False
+        )
         (out.parent / f"{out.name}.seconds").write_text(f"{time.perf_counter() - start:.1f}")
     spent = out.parent / f"{out.name}.seconds"
     facts = {
