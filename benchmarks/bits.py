@@ -37,11 +37,11 @@ from qvit.search.budgets import Budget, fit  # noqa: E402
 from qvit.search.descent import Searcher, Settings, descend  # noqa: E402
 from qvit.search.exchange import loss_of  # noqa: E402
 from qvit.search.greedy import descend_greedily  # noqa: E402
-from qvit.search.qvit import Training, train_bits  # noqa: E402
 from qvit.search.run import IMAGES as SEARCHED  # noqa: E402
 from qvit.search.run import make_searcher  # noqa: E402
 from qvit.search.sample import draw_sample  # noqa: E402
 from qvit.search.start import begin  # noqa: E402
+from qvit.search.trained import Training, train_bits  # noqa: E402
 
 IMAGES = {VIT_TINY: 1000, DEMO: 400}  # that judge
 # By HDX, by the published penalty, and bits of heads.

@@ -20,10 +20,10 @@ from qvit.search.costs import CostTable
 from qvit.search.descent import Found, Searcher, Settings
 from qvit.search.frontier import COSTS, MEASUREMENTS, POINTS, Frontier, Point, estimate_seconds
 from qvit.search.latency import Place
-from qvit.search.qvit import Training, estimate_training, train_bits
 from qvit.search.sample import draw_sample, plan_sample
 from qvit.search.start import Start, begin, choose_start
 from qvit.search.stopwatch import UnmeasuredError
+from qvit.search.trained import Training, estimate_training, train_bits
 from qvit.synthesis.leaves import draw_pictures
 from qvit.zoo import Source
 
@@ -113,9 +113,9 @@ def allocate(
 
     limits: By name, "size" in bytes of model.safetensors, "bitops" of an image, "latency" in seconds of a pass at
     `place`. Bits of activations are searched where one of them depends on these, and are the recipe's elsewhere.
-    method: "curvature" (descent.py), whose images are dead leaves, so that nothing is read; or "qvit" (qvit.py), which
-    trains on the recipe's images where these are the user's. heads: Whether weights of attention heads have bits of
-    their own. progress: Show a bar of its steps on stderr, if that is a terminal.
+    method: "curvature" (descent.py), whose images are dead leaves, so that nothing is read; or "qvit" (trained.py),
+    which trains on the recipe's images where these are the user's. heads: Whether weights of attention heads have bits
+    of their own. progress: Show a bar of its steps on stderr, if that is a terminal.
 
     Raises UsageError for a limit that nothing meets, or limits that nothing meets together, before any weights are
     read, and the errors of `zoo.load`; for the user's images those of `open_images`.

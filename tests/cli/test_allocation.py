@@ -15,8 +15,8 @@ from qvit.models.timm_import import read_shape
 from qvit.search import stopwatch
 from qvit.search.allocation import Space
 from qvit.search.latency import Place, latency_table
-from qvit.search.qvit import Training, train_bits
 from qvit.search.start import preset_starts
+from qvit.search.trained import Training, train_bits
 
 SETTLED = [
     word

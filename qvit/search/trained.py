@@ -35,7 +35,7 @@ from qvit.models.watching import FloatTeacher
 from qvit.recipe import MAX_BITS, MIN_BITS, Distillation
 from qvit.search.allocation import WIDTHS, Space
 from qvit.search.bitops import count_macs
-from qvit.search.budgets import Budget, check_budgets, first_within
+from qvit.search.budgets import Budget, check_budgets, first_within, guides
 from qvit.search.sample import Sample
 from qvit.search.steering import Steering
 
@@ -82,7 +82,7 @@ def train_bits(
     check_budgets(budgets)
     student = _begin(vit, space, budgets)
     weights = torch.optim.AdamW(_groups(student, training))
-    widths = _Widths(student.bits, budgets, training)
+    widths = _Widths(student.bits, guides(budgets, student.whole_bits()), training)
     order = torch.Generator().manual_seed(seed)
     taken: list[int] = []
     teacher, known = FloatTeacher(vit), None

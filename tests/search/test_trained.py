@@ -15,14 +15,14 @@ from qvit.models.floating import Float
 from qvit.models.timm_import import read_model
 from qvit.models.watching import WatchedFloat, watch
 from qvit.recipe import Recipe
-from qvit.search import qvit
+from qvit.search import trained
 from qvit.search.allocation import Space
 from qvit.search.budgets import Budget, fit, hold, meets
 from qvit.search.costs import bitops_table, size_table
 from qvit.search.descent import Searcher, Settings
-from qvit.search.qvit import Training, press, train_bits
 from qvit.search.sample import Sample, draw_sample
 from qvit.search.start import begin, make_cost_table, preset_starts
+from qvit.search.trained import Training, press, train_bits
 from qvit.synthesis.leaves import draw_pictures
 from tests.search.test_descent import linear_table
 from tests.support import float_vit, images_for
@@ -43,7 +43,7 @@ def sample(labels=None):
     return Sample(images_for(VIT, 8), labels)
 
 
-def trained(budgets=None, training=FEW, seed=0, sample=sample()):  # noqa: B008
+def train(budgets=None, training=FEW, seed=0, sample=sample()):  # noqa: B008
     return train_bits(VIT, SPACE, sample, budgets or budgets_of(4), training, seed=seed)
 
 
@@ -78,11 +78,11 @@ def test_a_share_too_much_of_any_budget_presses_alike():
 
 
 def test_widths_begin_one_above_and_stay_in_the_last_tenth(monkeypatch):
-    begun = qvit._begin(VIT, SPACE, budgets_of(4))
+    begun = trained._begin(VIT, SPACE, budgets_of(4))
     assert begun.bits.tolist() == [5.0] * len(SPACE.choices)
     moves = []
-    monkeypatch.setattr(qvit._Widths, "move", lambda self, bits, share: moves.append(share))
-    assert trained().tolist() == [5.0] * len(SPACE.choices)
+    monkeypatch.setattr(trained._Widths, "move", lambda self, bits, share: moves.append(share))
+    assert train().tolist() == [5.0] * len(SPACE.choices)
     assert len(moves) == 9
     assert moves == sorted(moves, reverse=True)
     assert moves[0] == 1
@@ -91,7 +91,7 @@ def test_widths_begin_one_above_and_stay_in_the_last_tenth(monkeypatch):
 @pytest.mark.parametrize("penalty", [0.1, None], ids=["penalty", "hdx"])
 def test_budgets_are_met(penalty):
     budgets = budgets_of(4)
-    found = fit(trained(budgets, replace(FEW, penalty=penalty), sample=sample()), budgets)
+    found = fit(train(budgets, replace(FEW, penalty=penalty), sample=sample()), budgets)
     assert found.dtype == torch.int64
     assert meets(budgets, found)
     assert hold(budgets, found)
@@ -104,7 +104,7 @@ def test_budgets_pull_costs_down(penalty):
     start = BITOPS.total(SPACE.uniform(5))
     training = replace(FEW, penalty=penalty, growth=1.0)
     costs = [
-        BITOPS.total(trained([budget], training).round().long())
+        BITOPS.total(train([budget], training).round().long())
         for budget in (tight, replace(loose, limit=10 * start))
     ]
     assert costs[0] < 0.98 * start
@@ -116,24 +116,24 @@ def test_it_repeats_by_its_seed_and_leaves_the_float_model_alone():
     losses = []
     first = train_bits(VIT, SPACE, sample(), budgets_of(4), FEW, seed=1, note=losses.append)
     assert len(losses) == FEW.steps
-    assert torch.equal(first, trained(seed=1))
-    assert not torch.equal(first, trained(seed=2))
+    assert torch.equal(first, train(seed=1))
+    assert not torch.equal(first, train(seed=2))
     assert all(torch.equal(value, before[name]) for name, value in VIT.state_dict().items())
 
 
 def test_labels_take_the_place_of_the_float_model():
-    student = qvit._begin(VIT, SPACE, budgets_of(4))
-    student.take(qvit.plan_scheme(VIT.config, SPACE.recipe_of(student.whole_bits())))
+    student = trained._begin(VIT, SPACE, budgets_of(4))
+    student.take(trained.plan_scheme(VIT.config, SPACE.recipe_of(student.whole_bits())))
     labels = torch.arange(8) % VIT.config.num_classes
     known, places = sample(labels), [3, 1, 6]
     with torch.no_grad():
         seen = student(known.images[places])
         theirs = watch(VIT, known.images[places], WatchedFloat())
         assert torch.equal(theirs.logits, VIT(known.images[places], Float()))
-        teacher = qvit.FloatTeacher(VIT)
-        found = qvit._loss(teacher, student, known, places, FEW)
+        teacher = trained.FloatTeacher(VIT)
+        found = trained._loss(teacher, student, known, places, FEW)
         assert torch.equal(found, F.cross_entropy(seen.logits, labels[places]))
-        found = qvit._loss(teacher, student, sample(), places, replace(FEW, heads=3.0))
+        found = trained._loss(teacher, student, sample(), places, replace(FEW, heads=3.0))
         expected = soft_divergence(theirs.logits, seen.logits) + 3 * head_distance(theirs, seen)
     assert float(found) == pytest.approx(float(expected))
 
