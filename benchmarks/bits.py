@@ -27,7 +27,7 @@ from torch import Tensor  # noqa: E402
 from benchmarks import cells  # noqa: E402
 from benchmarks.development import BOTH, IMAGES_FROM, expected, predict  # noqa: E402
 from benchmarks.searching.limits import limits_of_uniform, starts_of  # noqa: E402
-from benchmarks.searching.rivals import draw_random, measure_alone  # noqa: E402
+from benchmarks.searching.rivals import draw_random, measure_sensitivities, penalized  # noqa: E402
 from benchmarks.searching.table import table  # noqa: E402
 from benchmarks.sources import DEMO, VIT_TINY, float_vit, source  # noqa: E402
 from qvit import evaluation, pipeline  # noqa: E402
@@ -139,7 +139,8 @@ class Trial:
             "found": searched,
             "greedy": descend_greedily(losses, budgets),
             "penalty": fit(
-                descend(losses, uniform.double(), budgets, Settings(penalty=10.0)), budgets
+                descend(losses, uniform.double(), budgets, Settings(), penalized(budgets, 10.0)),
+                budgets,
             ),
         }
         generator = torch.Generator().manual_seed(self.seed)
@@ -167,7 +168,7 @@ class Trial:
         """
         space, budgets = self._begun
         start = time.process_time()
-        losses = measure_alone(self._searcher.measure, len(space.choices))
+        losses = measure_sensitivities(self._searcher.measure, len(space.choices))
         bits = descend_greedily(losses, budgets)
         return {
             **self._known,

@@ -3,9 +3,9 @@
 Budgets of size, BitOps, modelled latency, and pairs of them. The limit of one budget lies anywhere between the smallest
 and the largest cost; those of two are a little above the costs of a random allocation, so that they can be met. Dynamic
 programming says whether an allocation lies within 5 % below all limits, and what losses add up to there at least; what
-they add up to anywhere within the limits, at least, is Lagrange's bound. A limit of latency is met where the modelled
-pass of the whole model is within it; both bounds know sums of layers only, from which mixed bits are up to a hundredth
-away. A budget that is refused counts as not met.
+they add up to anywhere within the limits, at least, is Lagrange's bound. A limit is met where the whole file, or the
+modelled pass of the whole model, is within it; both bounds know sums of layers only, which files are up to three
+thousandths below, and passes a hundredth away from. A budget that is refused counts as not met.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.cells import Cell
 from benchmarks.searching.bounds import NEAR, least_loss, least_loss_near
+from benchmarks.searching.rivals import penalized
 from qvit import zoo
 from qvit.errors import UsageError
 from qvit.models.timm_import import read_shape
@@ -59,9 +60,9 @@ def _measure(seed: int) -> dict[str, Any]:
         budgets = draw_budgets([tables[name] for name in kind], len(space.choices), generator)
         methods = {"hdx": _search(searcher, budgets)}
         for penalty in PENALTIES:
-            settings = Settings(penalty=penalty)
+            direct = penalized(budgets, penalty)
             middle = torch.full((len(space.choices),), 4.0, dtype=torch.float64)
-            wanted = descend(searcher.losses, middle, budgets, settings)
+            wanted = descend(searcher.losses, middle, budgets, Settings(), direct)
             bits = wanted.round().clamp(MIN_BITS, MAX_BITS).long()
             methods[f"penalty {penalty:g}"] = _describe(bits, budgets, searcher.losses)
         near = least_loss_near(budgets, searcher.losses)

@@ -176,8 +176,8 @@ def _saving_move(bits: Tensor, wanted: Tensor, budgets: Sequence[Budget]) -> Ten
     farther = table.distances(wanted) - table.distances(wanted).gather(
         1, table.cells_of(bits).unsqueeze(1)
     )
-    price = farther.view_as(saved).clamp(min=_FREE) / saved
-    price = torch.where(saved > _LEAST, price, torch.inf).flatten()
+    price = farther.view_as(saved).clamp(min=_FREE_BELOW) / saved
+    price = torch.where(saved > _LEAST_SAVED, price, torch.inf).flatten()
     if not price.isfinite().any():
         return None
     layer, cell = divmod(int(price.argmin()), saved[0].numel())
@@ -185,7 +185,7 @@ def _saving_move(bits: Tensor, wanted: Tensor, budgets: Sequence[Budget]) -> Ten
 
 
 # Of a limit: what saves less is rounding. Of a squared bit: moves towards what is wanted are as good as free.
-_LEAST, _FREE = 1e-12, 1e-6
+_LEAST_SAVED, _FREE_BELOW = 1e-12, 1e-6
 
 
 def _filled(bits: Tensor, wanted: Tensor, budgets: Sequence[Budget]) -> Tensor:

@@ -1,13 +1,13 @@
 """Which layers get how many bits: real-valued widths, descending on what they cost the model's answers, without data.
 
 From Q-ViT (Li et al. 2022) are the real-valued widths, rounded straight through where budgets look at them, the scales
-of every width, BitOps, and its penalty, to compare with HDX's rule. Different is the objective: not the loss of a
-network that is trained meanwhile, with labels, but the sum of what each tensor's bits cost alone
-(models/curvature.py, levels.py), log-linear between whole widths. That is found once; the descent takes a second.
+of every width, and BitOps; budgets turn the gradient by HDX's rule. Different is the objective: not the loss of a
+network that is trained meanwhile, with labels, but the sum of what each tensor's bits cost alone (models/curvature.py,
+levels.py), log-linear between whole widths. That is found once; the descent takes a second.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -27,7 +27,9 @@ from qvit.search.budgets import Budget, check_budgets, first_within, fit, guides
 from qvit.search.exchange import exchange, loss_of
 from qvit.search.greedy import descend_greedily
 from qvit.search.levels import lift
-from qvit.search.steering import Steering, shortened, unit
+from qvit.search.steering import Steering
+
+Direct = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +39,7 @@ class Settings:
     curved: Images of the curvature. batch: Of these at a time. few: That each choice is measured on where answers take
     long: of a ViT-Tiny 0.1 s an image, three hundred times.
     steps: Of descent. rate: Length of the first step over all bits, in bits per root of their number; it falls to a
-    hundredth. margin, growth: HDX's, for gradients of length 1. penalty: None for HDX, or the weight of Q-ViT's penalty
-    against a gradient of length 1.
+    hundredth. margin, growth: HDX's, for gradients of length 1.
     """
 
     curved: int = 16
@@ -48,7 +49,6 @@ class Settings:
     rate: float = 0.05
     margin: float = 0.02
     growth: float = 0.05
-    penalty: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ _MEASURED = (2, 3, 4, 6, 8)
 
 def _fill(measured: Tensor) -> Tensor:
     """Losses of all widths, fp64 [choices, 7], of those of the measured ones: log-linear in between."""
-    logs = measured.clamp(min=_LEAST).log()
+    logs = measured.clamp(min=_LEAST_LOSS).log()
     columns = []
     for bits in WIDTHS:
         above = next(place for place, known in enumerate(_MEASURED) if known >= bits)
@@ -197,20 +197,24 @@ def _fill(measured: Tensor) -> Tensor:
     return torch.stack(columns, 1).exp()
 
 
-def descend(losses: Tensor, bits: Tensor, budgets: Sequence[Budget], settings: Settings) -> Tensor:
+def descend(
+    losses: Tensor,
+    bits: Tensor,
+    budgets: Sequence[Budget],
+    settings: Settings,
+    direct: Direct | None = None,
+) -> Tensor:
     """Real-valued bits of small loss near the budgets' bounds, the mean over the last half of the way.
 
-    losses: fp64 [choices, 7], positive, at 2 to 8 bits; bits: fp64 [choices], where to begin.
+    losses: fp64 [choices, 7], positive, at 2 to 8 bits; bits: fp64 [choices], where to begin. direct: From the gradient
+    of the losses, and the allocation nearby, to the direction to descend along; None: by HDX's rule.
     """
-    steering = Steering(budgets, margin=settings.margin, growth=settings.growth)
-    logs = losses.clamp(min=_LEAST).log()
+    if direct is None:
+        direct = Steering(budgets, margin=settings.margin, growth=settings.growth).direct
+    logs = losses.clamp(min=_LEAST_LOSS).log()
     mean = torch.zeros_like(bits)
     for step in range(settings.steps):
-        gradient, rounded = _slopes(logs, bits), bits.round()
-        if settings.penalty is None:
-            direction = steering.direct(gradient, rounded)
-        else:
-            direction = shortened(unit(gradient) + _press(rounded, budgets, settings.penalty))
+        direction = direct(_slopes(logs, bits), bits.round())
         length = settings.rate * len(bits) ** 0.5 * 0.01 ** (step / settings.steps)
         bits = (bits - length * direction).clamp(MIN_BITS, MAX_BITS)
         if 2 * step >= settings.steps:
@@ -218,16 +222,7 @@ def descend(losses: Tensor, bits: Tensor, budgets: Sequence[Budget], settings: S
     return mean
 
 
-def _press(bits: Tensor, budgets: Sequence[Budget], penalty: float) -> Tensor:
-    """The gradient of Q-ViT's penalty, in shares of the limits, costs with slopes of length 1."""
-    found = torch.zeros(len(bits), dtype=torch.float64)
-    for budget in budgets:
-        excess = max(budget.violation(bits), 0.0)
-        found += 2 * penalty * excess * unit(budget.table.slopes(bits))
-    return found
-
-
-_LEAST = 1e-12  # nats; nothing that costs less matters, and its logarithm would
+_LEAST_LOSS = 1e-12  # nats; nothing that costs less matters, and its logarithm would
 
 
 def _slopes(logs: Tensor, bits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from qvit.recipe import MAX_BITS, MIN_BITS
 from qvit.search.budgets import Budget, hold
 
-_LEAST = 1e-9  # of the sum: what gains less is rounding
+_LEAST_GAIN = 1e-9  # of the sum: what gains less is rounding
 
 
 def exchange(bits: Tensor, losses: Tensor, budgets: Sequence[Budget]) -> Tensor:
@@ -29,7 +29,7 @@ def _best_pair(bits: Tensor, losses: Tensor, budgets: Sequence[Budget]) -> Tenso
         table = budget.table
         room = budget.limit - table.whole(bits)
         change[table.steps(bits).unsqueeze(1) + table.steps(bits, -1) > room] = torch.inf
-    least = -_LEAST * float(loss_of(losses, bits).sum())
+    least = -_LEAST_GAIN * float(loss_of(losses, bits).sum())
     for place in change.flatten().argsort().tolist():
         more, less = divmod(place, len(bits))
         if change[more, less] >= least:

@@ -1,4 +1,4 @@
-"""Which way bits go: down the gradient of a loss, turned towards the budgets by HDX's rule."""
+"""Which way bits go: down the gradient of a loss, turned towards the budgets by HDX's rule, or pressed by a penalty."""
 
 from collections.abc import Sequence
 
@@ -33,6 +33,14 @@ class Steering:
             worst = max(violations)
             only = [v if v == worst else 0.0 for v in violations]
             return shortened(self._constraints.steer(gradient, only, costs))
+
+
+def press(violations: Sequence[float], slopes: Tensor, penalty: float) -> Tensor:
+    """The gradient of Q-ViT's penalty, `penalty` times the sum of the squares of what is exceeded: fp64 [choices].
+
+    violations: Of each budget, in any unit, exceeded where positive; slopes: fp64 [budgets, choices], their gradients.
+    """
+    return 2 * penalty * torch.tensor(violations, dtype=torch.float64).clamp(min=0) @ slopes
 
 
 def unit(gradient: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from qvit.search.allocation import WIDTHS, Space
 from qvit.search.bitops import count_macs
 from qvit.search.budgets import Budget, check_budgets, first_within, guides
 from qvit.search.sample import Sample
-from qvit.search.steering import Steering
+from qvit.search.steering import Steering, press
 
 Note = Callable[[float], None]
 
@@ -174,7 +174,7 @@ class _Widths:
         if self._penalty is None:
             gradient = self._steering.direct(gradient, rounded)
         else:
-            gradient = gradient + press(rounded, self._budgets, self._penalty)
+            gradient = gradient + press_as_published(rounded, self._budgets, self._penalty)
         bits.grad = gradient.float()
         self._optimiser.param_groups[0]["lr"] = share * self._most
         self._optimiser.step()
@@ -186,18 +186,15 @@ _MEMORY = 0.9, 0.9
 _PUBLISHED = 21.455
 
 
-def press(bits: Tensor, budgets: Sequence[Budget], penalty: float) -> Tensor:
+def press_as_published(bits: Tensor, budgets: Sequence[Budget], penalty: float) -> Tensor:
     """The gradient of Q-ViT's penalty by the widths of an allocation, fp64 [choices].
 
     The published one counts in G BitOps, of a budget of 21.455. A budget of another model or of another cost is
     counted in as many parts, so that a share too much of it is worth the same.
     """
-    found = torch.zeros(len(bits), dtype=torch.float64)
-    for budget in budgets:
-        parts = _PUBLISHED / budget.limit
-        excess = max(0.0, parts * budget.table.total(bits) - _PUBLISHED)
-        found += 2 * penalty * excess * parts * budget.table.slopes(bits)
-    return found
+    violations = [_PUBLISHED * budget.violation(bits) for budget in budgets]
+    slopes = [_PUBLISHED / budget.limit * budget.table.slopes(bits) for budget in budgets]
+    return press(violations, torch.stack(slopes), penalty)
 
 
 # Of a core without AVX-512, for 10^9 multiply-accumulates of an image: float model, student, and its gradients; that is

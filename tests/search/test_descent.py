@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 
+from benchmarks.searching.rivals import penalized
 from qvit.deployment import cpu_preparation
 from qvit.errors import UsageError
 from qvit.recipe import Recipe
@@ -109,8 +110,10 @@ def linear_table(name: str, prices: list[float]) -> CostTable:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("penalty", [None, 10.0], ids=["hdx", "penalty"])
-def test_exhaustive_search_finds_little_better(count, penalty):
+@pytest.mark.parametrize(
+    "rule", [lambda budgets: None, lambda budgets: penalized(budgets, 10.0)], ids=["hdx", "penalty"]
+)
+def test_exhaustive_search_finds_little_better(count, rule):
     """Losses that fall fourfold a bit, four choices, one and two budgets."""
     generator = torch.Generator().manual_seed(count)
     for _ in range(3):
@@ -121,9 +124,8 @@ def test_exhaustive_search_finds_little_better(count, penalty):
             prices = (1 + 3 * torch.rand(4, generator=generator)).tolist()
             share = float(torch.rand(1, generator=generator))
             budgets.append(Budget(linear_table(f"cost{i}", prices), sum(prices) * (3 + 3 * share)))
-        settings = Settings(penalty=penalty)
         start = torch.full((4,), 3.0, dtype=torch.float64)
-        bits = fit(descend(losses, start, budgets, settings), budgets)
+        bits = fit(descend(losses, start, budgets, Settings(), rule(budgets)), budgets)
 
         def loss(bits: torch.Tensor, losses: torch.Tensor = losses) -> float:
             return float(losses.gather(1, (bits - 2).unsqueeze(1)).sum())

@@ -22,7 +22,7 @@ from qvit.search.costs import bitops_table, size_table
 from qvit.search.descent import Searcher, Settings
 from qvit.search.sample import Sample, draw_sample
 from qvit.search.start import begin, make_cost_table, preset_starts
-from qvit.search.trained import Training, press, train_bits
+from qvit.search.trained import Training, press_as_published, train_bits
 from qvit.synthesis.leaves import draw_pictures
 from tests.search.test_descent import linear_table
 from tests.support import float_vit, images_for
@@ -61,14 +61,14 @@ def test_the_penalty_is_the_published_one():
         (penalty(bits + step) - penalty(bits - step)) / 2e-3
         for step in 1e-3 * torch.eye(3, dtype=torch.float64)
     ]
-    assert press(bits, [budget], 0.1).tolist() == pytest.approx(expected)
-    assert press(bits, [Budget(table, 1e12)], 0.1).tolist() == [0.0, 0.0, 0.0]
+    assert press_as_published(bits, [budget], 0.1).tolist() == pytest.approx(expected)
+    assert press_as_published(bits, [Budget(table, 1e12)], 0.1).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_share_too_much_of_any_budget_presses_alike():
     bits = SPACE.uniform(5)
     found = [
-        press(bits, [Budget(table, table.total(bits) / 1.1)], 0.1) @ bits.double()
+        press_as_published(bits, [Budget(table, table.total(bits) / 1.1)], 0.1) @ bits.double()
         for table in (
             linear_table("size", [1.0] * len(bits)),
             linear_table("size", [1e9] * len(bits)),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.searching.rivals import measure_alone
+from benchmarks.searching.rivals import measure_sensitivities
 
 
 def test_each_choice_is_measured_alone():
@@ -16,7 +16,7 @@ def test_each_choice_is_measured_alone():
             return 0.0  # fewer bits can only seem better
         return float((torch.tensor([1.0, 10.0]) / 4.0**bits).sum())
 
-    losses = measure_alone(measure, 2)
+    losses = measure_sensitivities(measure, 2)
     assert len(asked) == 1 + 2 * 6
     assert all(bits.count(8) >= 1 for bits in asked)
     whole = measure(torch.tensor([8, 8]))
