@@ -41,11 +41,11 @@ from qvit.search.run import IMAGES as SEARCHED  # noqa: E402
 from qvit.search.run import make_searcher  # noqa: E402
 from qvit.search.sample import draw_sample  # noqa: E402
 from qvit.search.start import begin  # noqa: E402
-from qvit.search.trained import Training, train_bits  # noqa: E402
+from qvit.search.trained import PENALTY, Training, train_bits  # noqa: E402
 
 IMAGES = {VIT_TINY: 1000, DEMO: 400}  # that judge
 # By HDX, by the published penalty, and bits of heads.
-TRAINED = {"qvit": None, "qvit-penalty": 0.1, "qvit-heads": None}
+TRAINED = {"qvit": None, "qvit-penalty": PENALTY, "qvit-heads": None}
 SENSITIVITY = "sensitivity"  # greedy, by what each tensor's bits cost alone, measured
 HEADS = "heads"  # found, of every attention head's weights
 _FOUND_ALONE = (*TRAINED, SENSITIVITY, HEADS)  # by cells of their own

@@ -23,7 +23,7 @@ from qvit.search.latency import Place
 from qvit.search.sample import draw_sample, plan_sample
 from qvit.search.start import Start, begin, choose_start
 from qvit.search.stopwatch import UnmeasuredError
-from qvit.search.trained import Training, estimate_training, train_bits
+from qvit.search.trained import PENALTY, Training, estimate_training, train_bits
 from qvit.synthesis.leaves import draw_pictures
 from qvit.zoo import Source
 
@@ -221,8 +221,9 @@ def trace_frontier(
 
 def _train(source: Source, space: Space, budgets: Sequence[Budget], progress: bool) -> Found:
     """By Q-ViT; the user's images are looked at before any weights."""
-    seed, training = space.recipe.seed, Training()
+    seed = space.recipe.seed
     sample = draw_sample(read_shape(source), space.recipe, source.pretrained_cfg)
+    training = Training(penalty=None if sample.labels is None else PENALTY)
     vit = read_model(zoo.load(source, seed=seed), source.pretrained_cfg)
     with tqdm(total=training.steps, unit="step", disable=None if progress else True) as bar:
 

@@ -4,9 +4,9 @@ Each choice of a Space has a real-valued width, rounded straight through; each w
 that are learned; gradients reach widths as quant/learned_bits.py derives. Widths begin one above what the budgets leave
 to a uniform allocation, and stay as they are in the last tenth of the steps.
 
-Without data, the loss is KL from the float model and MimiQ's structural distance of heads, on synthetic images; with
-labels it is the cross-entropy, as published. Budgets press by Q-ViT's penalty, or turn the gradient by HDX's rule; what
-comes out is rounded within them. The trained weights are not kept: `qvit quantize` rounds the float ones, for the bits
+Without labels, the loss is KL from the float model and MimiQ's structural distance of heads, on synthetic images or the
+user's, and budgets turn its gradient by HDX's rule. With labels the objective is the published one: cross-entropy, and
+Q-ViT's penalty on what budgets are exceeded by. What comes out of either is rounded within them. The trained weights are not kept: `qvit quantize` rounds the float ones, for the bits
 that were found.
 
 Published are 750,000 steps of 512 images with labels. Here are eighty of eight, and two constants are for them:
@@ -40,6 +40,7 @@ from qvit.search.sample import Sample
 from qvit.search.steering import Steering, press
 
 Note = Callable[[float], None]
+PENALTY = 0.1  # the published weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class Training:
 
     steps: Of the whole. batch: Images of each. rate: AdamW's of weights, of about 0.05 each; it falls to 0 by a cosine,
     as all do. decay: Of weights alone. travel: Bits that a width goes, at a usual gradient. heads: Weight of the heads'
-    distance beside KL. penalty: Weight of Q-ViT's penalty, published 0.1; None for HDX. margin, growth: HDX's. frozen:
+    distance beside KL. penalty: Weight of Q-ViT's penalty; None for HDX. margin, growth: HDX's. frozen:
     Share of the steps, the last, in which widths stay.
     """
 

@@ -120,10 +120,10 @@ def test_an_impossible_budget_is_refused_before_the_weights_are_read(
 @pytest.mark.parametrize("labelled", [False, True], ids=["float model", "labels"])
 def test_bits_that_are_trained(tiny_model, tiny_images, tmp_path, capsys, monkeypatch, labelled):
     monkeypatch.setattr("qvit.search.run.Training", partial(Training, steps=3, batch=4))
-    samples = []
+    begun = []
     monkeypatch.setattr(
         "qvit.search.run.train_bits",
-        lambda *args, **options: samples.append(args[2]) or train_bits(*args, **options),
+        lambda *args, **options: begun.append((args[2], args[4])) or train_bits(*args, **options),
     )
     monkeypatch.setattr("qvit.search.sample._LEAVES", 8)
     command = ["quantize", str(tiny_model), "--bits", "auto", "--bit-search", "qvit", "-q"]
@@ -142,7 +142,9 @@ def test_bits_that_are_trained(tiny_model, tiny_images, tmp_path, capsys, monkey
     found = json.loads(capsys.readouterr().out)["search"]
     assert found["method"] == "qvit"
     assert found["bitops"]["found"] <= 30e6
-    assert [s.labels is not None for s in samples] == [labelled]  # trained once, on these
+    [(sample, training)] = begun
+    assert (sample.labels is not None) == labelled
+    assert training.penalty == (0.1 if labelled else None)  # as published, or HDX's rule
     assert run(["info", str(out), "--json"]) == 0
 
 
