@@ -6,8 +6,8 @@ to a uniform allocation, and stay as they are in the last tenth of the steps.
 
 Without labels, the loss is KL from the float model and MimiQ's structural distance of heads, on synthetic images or the
 user's, and budgets turn its gradient by HDX's rule. With labels the objective is the published one: cross-entropy, and
-Q-ViT's penalty on what budgets are exceeded by. What comes out of either is rounded within them. The trained weights are not kept: `qvit quantize` rounds the float ones, for the bits
-that were found.
+Q-ViT's penalty on what budgets are exceeded by. What comes out of either is rounded within them. The trained weights
+are not kept: `qvit quantize` rounds the float ones, for the bits that were found.
 
 Published are 750,000 steps of 512 images with labels. Here are eighty of eight, and two constants are for them:
 the rate of widths, ten times that of weights, would not move one by a bit, and is what takes it a few bits along; and
