@@ -6,8 +6,8 @@ and the largest cost; those of two are a little above the costs of a random allo
 programming says whether an allocation lies within 5 % below all limits, and what losses add up to there at least; what
 they add up to anywhere within the limits, at least, is Lagrange's bound. A limit is met where the whole file, or the
 modelled pass of the whole model, is within it; both bounds know sums of layers only, which files are up to three
-thousandths below, and passes a hundredth away from. Where it finds none and a method has, there is one. A budget that is
-refused counts as not met.
+thousandths below, and passes a hundredth away from. Where it finds none and a method has, there is one. A budget
+that is refused counts as not met.
 """
 
 from collections.abc import Iterator, Sequence
