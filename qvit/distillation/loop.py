@@ -23,12 +23,13 @@ from qvit.distillation.augmentation import augment
 from qvit.distillation.divergence import soft_divergence
 from qvit.distillation.pool import Order, Pool
 from qvit.distillation.processes import Processes
-from qvit.distillation.progress import LOG, RunLog, digest, load_state, save_state
+from qvit.distillation.progress import LOG, RunLog, load_state, save_state
 from qvit.distillation.trainer import Trainer
 from qvit.errors import UsageError
 from qvit.models.student import Student, Teacher
 from qvit.recipe import Distillation
 from qvit.synthesis.seeds import generator_for
+from qvit.synthesis.teacher import hash_state
 
 _SAVE_SECONDS = 60.0
 _LINES = 1000  # of steps in a log
@@ -246,7 +247,7 @@ class _Run:
             "settings": asdict(self.settings),
             "seed": self.seed,
             "images": self.pool.digest(),
-            "student": digest(self.student),
+            "student": hash_state(self.student),
             "steps": self.trainer.steps,
             "processes": self.processes.count,
             "threads": torch.get_num_threads(),

@@ -6,7 +6,6 @@ log.jsonl   losses of steps, and after every epoch how the student does on image
 What a killed run had logged beyond its last state is cut off when it goes on, and written again with the same numbers.
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import nn
 
 from qvit.errors import InputError, UsageError
 from qvit.synthesis.shards import write_whole
@@ -102,15 +100,6 @@ def load_state(folder: Path, run: Mapping[str, Any], device: str) -> dict[str, A
             f"{folder} holds another run ({told}); repeat the command that began it, or choose another folder"
         )
     return state
-
-
-def digest(module: nn.Module) -> str:
-    """sha256 (hex) of the names and bytes of all parameters and buffers."""
-    found = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

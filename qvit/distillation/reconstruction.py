@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from qvit.distillation.pool import Order, Pool
-from qvit.distillation.progress import digest, load_state, save_state
+from qvit.distillation.progress import load_state, save_state
 from qvit.errors import QvitError
 from qvit.models.execution import Execution
 from qvit.models.floating import Float
@@ -31,6 +31,7 @@ from qvit.models.relaxed import Relaxations, executions_of, relax, settle
 from qvit.models.streams import begin_stream, pass_stream
 from qvit.models.vit import Block, ViT
 from qvit.recipe import Reconstruction
+from qvit.synthesis.teacher import hash_state
 
 # Errors below this share of the target's mean square are rounding noise of fp32, and no unit.
 _LEAST = 1e-10
@@ -190,7 +191,7 @@ def _describe(student: ViT, pool: Pool, settings: Reconstruction, seed: int) -> 
         "settings": asdict(settings),
         "seed": seed,
         "images": Pool(pool.images).digest(),
-        "student": digest(student),
+        "student": hash_state(student),
         "threads": torch.get_num_threads(),
         "device": student.patch_embed.gain.device.type,
         "torch": str(torch.__version__),

@@ -20,7 +20,6 @@ from qvit.synthesis import synthesize
 from qvit.synthesis.seeds import derive_seed
 from qvit.zoo import Source
 
-PUBLISHED_EPOCHS = 30
 _CALIBRATION = 32  # images that static ranges are taken from
 
 

@@ -75,6 +75,11 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) 
     return reference.round_half_even(torch.clamp(x / scale, low, high)) * scale
 
 
+def slowed(parameter: Tensor, factor: Tensor | float) -> Tensor:
+    """The value unchanged, its gradient times `factor`."""
+    return parameter.detach() + (parameter - parameter.detach()) * factor
+
+
 def scale_and_zero_point(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """The grid that covers low..high (and zero); the zero point of a symmetric scheme is zero."""
     if scheme.symmetric:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qvit.quant.observers import fake_quantize, observe, scale_and_zero_point
+from qvit.quant.observers import fake_quantize, observe, scale_and_zero_point, slowed
 from qvit.quant.schemes import Granularity, Mode, Scheme
 
 
@@ -91,9 +91,4 @@ class Quantizer(nn.Module):
         """Scale and zero point with LSQ's gradient factor 1 / sqrt(values a scale * largest code)."""
         shared = values.numel() / max(self.scale.numel(), 1)
         factor = 1 / math.sqrt(shared * self.scheme.codes[1])
-        return _scale_gradient(self.scale, factor), _scale_gradient(self.zero_point, factor)
-
-
-def _scale_gradient(parameter: Tensor, factor: float) -> Tensor:
-    """The value unchanged, its gradient times `factor`."""
-    return parameter.detach() + (parameter - parameter.detach()) * factor
+        return slowed(self.scale, factor), slowed(self.zero_point, factor)

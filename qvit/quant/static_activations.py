@@ -8,7 +8,7 @@ higher.
 import torch
 from torch import Tensor, nn
 
-from qvit.quant.observers import fake_quantize, observe, scale_and_zero_point
+from qvit.quant.observers import fake_quantize, observe, scale_and_zero_point, slowed
 from qvit.quant.schemes import Granularity, Mode, Scheme
 from qvit.quant.tracking import Company
 from qvit.recipe.static import Static
@@ -119,11 +119,11 @@ class LearnedStep(ActivationQuantizer):
         # Gradients are averaged over the processes: with its own values they would be sqrt(count) times as long.
         count = 1 if self.company is None else self.company.count
         factor = self.step_gradient * (x.numel() * count * self._top()).rsqrt()
-        scale = _slowed(self.scale, factor)
+        scale = slowed(self.scale, factor)
         if not self.traps:
             # The value is held above zero, the gradient is not held: a step that was pushed there finds back.
             scale = scale + (scale.detach().clamp_min(_LEAST_STEP) - scale.detach())
-        zero_point = _slowed(self.zero_point, factor)
+        zero_point = slowed(self.zero_point, factor)
         zero_point = zero_point + self.signed * 2 ** (self.bits - 1)
         return fake_quantize(x, scale, zero_point, self.scheme)
 
@@ -268,8 +268,3 @@ def observe_ranges(module: nn.Module, on: bool) -> None:
     for part in module.modules():
         if isinstance(part, ActivationQuantizer):
             part.observing = on
-
-
-def _slowed(parameter: Tensor, factor: Tensor) -> Tensor:
-    """The value unchanged, its gradient times `factor`."""
-    return parameter.detach() + (parameter - parameter.detach()) * factor
