@@ -47,6 +47,7 @@ _BUDGETS = ("quick", "full")
 SCHEMES = (
     ("qvit", 8, 8, ""),
     ("qvit", 4, 8, ""),
+    ("qvit", 4, 8, _AUTO),
     ("qvit", 4, 8, _REAL),
     ("qvit", 4, 8, "full"),
     ("qvit", 4, 4, ""),
@@ -58,11 +59,13 @@ SCHEMES = (
     ("qvit", 4, 4, "quick"),
     ("qvit", 4, 4, "full"),
     ("qvit", 3, 8, ""),
+    ("qvit", 3, 8, _AUTO),
     ("qvit", 3, 3, ""),
     ("qvit", 3, 3, _AUTO),
     ("qvit", 3, 3, "uniform"),
     ("qvit", 3, 3, _REAL),
     ("qvit", 2, 8, ""),
+    ("qvit", 2, 8, _AUTO),
     ("qvit", 2, 4, ""),
     ("plain", 8, 8, ""),
     ("plain", 4, 4, ""),
@@ -97,8 +100,9 @@ def _assess_with_real_images(recipe: Recipe) -> dict[str, Any]:
 
 def _assess_found(recipe: Recipe) -> dict[str, Any]:
     """The bits are found from the weights alone."""
-    limits = limits_of_uniform(read_shape(source()), recipe.weights.bits)
-    found, search = allocate(source(), starts_of(recipe.seed), limits, progress=False)
+    bits = recipe.weights.bits, recipe.activations.bits
+    limits = limits_of_uniform(read_shape(source()), *bits)
+    found, search = allocate(source(), starts_of(recipe.seed, limits), limits, progress=False)
     return {**_assess(found), "search": search}
 
 

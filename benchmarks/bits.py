@@ -254,8 +254,8 @@ class Trial:
     def _begin(self, *, heads: bool) -> tuple[Space, list[Budget]]:
         """What `qvit quantize --bits auto`, or heads, begins with under the costs of the uniform preset."""
         config = float_vit(self.model).config
-        limits = limits_of_uniform(config, self.bits)
-        return begin(config, starts_of(self.seed), limits, heads=heads)
+        limits = limits_of_uniform(config, self.bits, self.bits)
+        return begin(config, starts_of(self.seed, limits), limits, heads=heads)
 
     @cached_property
     def _searcher(self) -> Searcher:

@@ -120,8 +120,8 @@ def test_found_bits_are_far_nearer_to_the_float_model_than_uniform_ones(
 ):
     """At the bytes and BitOps of W3A3: KL 0.23 instead of 0.80 on a thousand images."""
     source = zoo.resolve("vit_t", weights=shared / WEIGHTS)
-    limits = limits_of_uniform(vit.config, 3)
-    found, search = allocate(source, starts_of(0), limits, progress=False)
+    limits = limits_of_uniform(vit.config, 3, 3)
+    found, search = allocate(source, starts_of(0, limits), limits, progress=False)
     expected = logits_of(vit, Float(), images)
     kls = []
     for name, bits in (("found", found), ("uniform", recipe("W3A3"))):

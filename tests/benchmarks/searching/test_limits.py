@@ -8,7 +8,7 @@ from qvit.search.start import begin
 
 def test_limits_are_what_the_preset_takes():
     config = read_shape(source(DEMO))
-    three, four = (limits_of_uniform(config, bits) for bits in (3, 4))
+    three, four = (limits_of_uniform(config, bits, bits) for bits in (3, 4))
     preset = Recipe.preset("qvit", weight_bits=4, activation_bits=4)
     assert four["size"] == pipeline.plan(source(DEMO), preset)["bytes"]
     assert all(three[name] < four[name] for name in four)
@@ -17,7 +17,17 @@ def test_limits_are_what_the_preset_takes():
 def test_the_start_is_the_preset_of_as_many_bits():
     config = read_shape(source(DEMO))
     for bits, group in ((3, 16), (4, 32)):
-        space, budgets = begin(config, starts_of(7), limits_of_uniform(config, bits))
+        limits = limits_of_uniform(config, bits, bits)
+        space, budgets = begin(config, starts_of(7, limits), limits)
         assert space.recipe.weights.group == group
         assert space.recipe.seed == 7
         assert len(budgets) == 2
+
+
+def test_activations_of_eight_bits_keep_them():
+    config = read_shape(source(DEMO))
+    limits = limits_of_uniform(config, 4, 8)
+    assert list(limits) == ["size"]
+    space, _ = begin(config, starts_of(0, limits), limits)
+    assert {choice.kind for choice in space.choices} == {"W"}
+    assert space.recipe.activations.bits == 8
