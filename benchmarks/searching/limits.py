@@ -11,8 +11,8 @@ from qvit.search.start import make_cost_table, preset_starts
 def limits_of_uniform(
     config: ViTConfig, weight_bits: int, activation_bits: int
 ) -> dict[str, float]:
-    """Bytes and BitOps of the preset of so many bits, which has others at both ends and in the attention products; bytes
-    alone where activations have 8 bits, which they keep.
+    """Bytes and BitOps of the preset of so many bits, which has others at both ends and in the attention products;
+    bytes alone where activations have 8 bits, which they keep.
     """
     preset = Recipe.preset("qvit", weight_bits=weight_bits, activation_bits=activation_bits)
     space = Space.of(config, preset.with_open_ends(), activations=activation_bits < MAX_BITS)
