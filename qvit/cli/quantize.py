@@ -240,7 +240,8 @@ def _with_images(
             raise UsageError(
                 f"--calib-data {data}: {recipe.name} at {recipe.scheme} learns from no images; leave it out"
             )
+    from qvit.recipe import CUSTOM
     from qvit.synthesis import calibration_images
 
     images = calibration_images(data, cfg, leaves=leaves or 0)
-    return [replace(recipe, synthesis=images) for recipe in recipes]
+    return [replace(recipe, synthesis=images, budget=CUSTOM) for recipe in recipes]

@@ -16,7 +16,7 @@ from qvit.recipe.bits import (
 from qvit.recipe.distillation import DISTILLATIONS, Distillation
 from qvit.recipe.parts import RANGES, Activations, Attention, Transforms, Weights
 from qvit.recipe.presets import ENDS
-from qvit.recipe.publications import BUDGETS, PUBLICATIONS
+from qvit.recipe.publications import BUDGETS, CUSTOM, PUBLICATIONS
 from qvit.recipe.quantization import RESIDUALS, Recipe, load_recipe, preset_names
 from qvit.recipe.reconstruction import Reconstruction
 from qvit.recipe.static import Static
@@ -24,6 +24,7 @@ from qvit.recipe.synthesis import METHODS, PRECISIONS, Synthesis
 
 __all__ = [
     "BUDGETS",
+    "CUSTOM",
     "DISTILLATIONS",
     "ENDS",
     "MAX_BITS",

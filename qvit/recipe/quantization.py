@@ -28,7 +28,7 @@ class Recipe:
     """Everything that decides the bytes of a quantized model, apart from the float weights.
 
     `budget`: what the counts of images, iterations and epochs come from: a name, a share of the published ones, or
-    "custom" where they were set one by one.
+    "custom" where settings, or a user's images, have changed them; what a stage that was added has is its own.
     `layers`: bits of single layers, by patterns of their names: {"blocks.*.mlp.fc2": "W4A8", "head": "W8"}; where two
     match, the later one holds. "blocks.*.attn" are the attention products: "A4", of Q, K, V and the softmax numerators.
     Weights of heads may differ: "W4,4,3A4" in "blocks.0.attn.proj" of three heads, which are slices of its columns; in

@@ -78,6 +78,7 @@ def test_real_images_take_the_place_of_synthetic_ones(tiny_model, tmp_path, caps
     out = tmp_path / "out"
     assert run([*arguments, "-o", str(out), "-q", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"]["images_read"] == 3
+    assert "budget: custom" in (out / "recipe.yaml").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
     beside = [*arguments, "--calib-leaves", "2", "-o", str(out), "--overwrite", "-q", "--json"]
     assert run(beside) == 0
