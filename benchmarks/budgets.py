@@ -10,7 +10,8 @@ thousandths below, and passes a hundredth away from. Where it finds none and a m
 that is refused counts as not met.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle, islice
 from statistics import median
 from typing import Any
@@ -29,7 +30,7 @@ from qvit.recipe import MAX_BITS, MIN_BITS, Recipe
 from qvit.search.allocation import Space
 from qvit.search.budgets import Budget, hold
 from qvit.search.costs import CostTable
-from qvit.search.descent import Searcher, Settings, descend
+from qvit.search.descent import Settings, descend
 from qvit.search.exchange import loss_of
 from qvit.search.latency import Place
 from qvit.search.run import make_searcher
@@ -63,14 +64,15 @@ def _measure(seed: int) -> dict[str, Any]:
     rows = []
     for kind in islice(cycle(KINDS), COUNT):
         budgets = draw_budgets([tables[name] for name in kind], len(space.choices), generator)
-        methods = {"hdx": _search(searcher, budgets)}
+        methods = {"hdx": _attempt(searcher.find, budgets, searcher.losses)}
         for penalty in PENALTIES:
             direct = penalized(budgets, penalty)
             middle = torch.full((len(space.choices),), 4.0, dtype=torch.float64)
             wanted = descend(searcher.losses, middle, budgets, Settings(), direct)
             bits = wanted.round().clamp(MIN_BITS, MAX_BITS).long()
             methods[f"penalty {penalty:g}"] = _describe(bits, budgets, searcher.losses)
-        methods["qvit"] = _describe(_train(space, budgets, seed), budgets, searcher.losses)
+        train = partial(_train, space, seed)
+        methods["qvit"] = _attempt(train, budgets, searcher.losses)
         near = least_loss_near(budgets, searcher.losses)
         rows.append(
             {
@@ -97,15 +99,17 @@ def draw_budgets(
     return [Budget(t, t.whole(bits) * more) for t, more in zip(tables, room, strict=True)]
 
 
-def _search(searcher: Searcher, budgets: Sequence[Budget]) -> dict[str, Any]:
+def _attempt(
+    find: Callable[[Sequence[Budget]], Tensor], budgets: Sequence[Budget], losses: Tensor
+) -> dict[str, Any]:
     try:
-        bits = searcher.find(budgets)
+        bits = find(budgets)
     except UsageError as error:
         return {"meets": False, "refused": str(error)}
-    return _describe(bits, budgets, searcher.losses)
+    return _describe(bits, budgets, losses)
 
 
-def _train(space: Space, budgets: Sequence[Budget], seed: int) -> Tensor:
+def _train(space: Space, seed: int, budgets: Sequence[Budget]) -> Tensor:
     """What Q-ViT's training ends with under its penalty, as published but for the missing labels, to whole bits."""
     vit = float_vit(MODEL)
     sample = draw_sample(vit.config, space.recipe, zoo.resolve(MODEL).pretrained_cfg)

@@ -36,6 +36,7 @@ from benchmarks.comparison.rows import (  # noqa: E402
 from benchmarks.comparison.subjects import (  # noqa: E402
     SPLITS,
     Subject,
+    ending,
     judge,
     softmax_reach,
     subject,
@@ -102,7 +103,7 @@ def planned(
                 continue
             if seconds and time.monotonic() - started > seconds:
                 return
-            name = f"{model}-{budget}-{row.name}-{split}-seed{seed}"
+            name = f"{model}-{budget}-{row.name}-{split}-{ending(seed, device)}"
             yield name, lambda row=row, seed=seed: measure(model, budget, row, seed, split, device)
 
 
@@ -117,7 +118,7 @@ def measure(
     training = trained = None
     start = time.perf_counter()
     if row.images in TOGETHER:
-        name = f"{model}-{budget_name}-{row.name}-seed{seed}"
+        name = f"{model}-{budget_name}-{row.name}-{ending(seed, device)}"
         images, trained = train_together(tested, student, row.images, budget, name, seed)
     else:
         pool, images = pool_of(tested, row.images, budget_name, budget, seed)

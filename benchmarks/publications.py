@@ -27,6 +27,7 @@ from benchmarks.comparison.images import SCRATCH  # noqa: E402
 from benchmarks.comparison.publication import Followed, check_fits, fits, follow  # noqa: E402
 from benchmarks.comparison.subjects import (  # noqa: E402
     SPLITS,
+    ending,
     judge,
     softmax_reach,
     subject,
@@ -118,9 +119,8 @@ def _cells(
 ) -> Iterator[cells.Cell]:
     for seed in seeds:
         for recipe in recipes:
-            name = (
-                f"{model}-{recipe.name}-{recipe.scheme.lower()}-{recipe.budget}-{split}-seed{seed}"
-            )
+            scheme = recipe.scheme.lower()
+            name = f"{model}-{recipe.name}-{scheme}-{recipe.budget}-{split}-{ending(seed, device)}"
             seeded = replace(recipe, seed=seed)
             yield name, lambda seeded=seeded: measure(model, seeded, split, device)
 
@@ -128,9 +128,9 @@ def _cells(
 def measure(model: str, recipe: Recipe, split: str, device: str = "cpu") -> dict[str, Any]:
     """One cell."""
     tested = subject(model, device)
-    folder = SCRATCH / "publications" / f"{model}-{recipe.name}-{recipe.budget}-seed{recipe.seed}"
-    if device != "cpu":
-        folder = folder.with_name(f"{folder.name}-{device}")
+    name = f"{model}-{recipe.name}-{recipe.budget}-{ending(recipe.seed, device)}"
+    folder = SCRATCH / "publications" / name
+    continued = folder.exists()  # then nobody knows the seconds of what was there
 
     def look(student: Student) -> dict[str, Any]:
         found = judge(student, model, split, _EVALUATED, device)
@@ -152,7 +152,7 @@ def measure(model: str, recipe: Recipe, split: str, device: str = "cpu") -> dict
         "settings": recipe.to_dict(),
         "images": found.made,
         "trained": found.trained,
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": None if continued else round(time.perf_counter() - start, 1),
     }
 
 
@@ -182,7 +182,8 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         row += ["-" if count is None else count for count in cell["counts"].values()]
         row += ["-" if before is None else f"{before['top1']:.1f}", f"{result['top1']:.1f}"]
         row += [f"{low:.1f} to {high:.1f}", f"{result['agreement']:.1f}", f"{result['kl']:.3f}"]
-        lines.append(f"| {' | '.join(map(str, row))} | {cell['seconds']:.0f} |")
+        row += ["-" if cell["seconds"] is None else f"{cell['seconds']:.0f}"]
+        lines.append(f"| {' | '.join(map(str, row))} |")
     if found:
         lines.append(f"\nThe float model: {found[0]['result']['float']['top1']:.1f}.")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.cells import ROOT
 from benchmarks.comparison.budgets import Budget
-from benchmarks.comparison.subjects import Subject
+from benchmarks.comparison.subjects import Subject, ending
 from qvit.distillation import Pool
 from qvit.recipe import Synthesis
 from qvit.synthesis import open_images, synthesize
@@ -69,7 +69,11 @@ def pool_of(
     if kind == "real":
         return _real(subject, int(count), seed), {"method": method, "images": int(count)}
     settings = settings_of(method, budget)
-    out = SCRATCH / f"{subject.source.name}-{budget_name}" / f"{method}-seed{seed}"
+    out = (
+        SCRATCH
+        / f"{subject.source.name}-{budget_name}"
+        / f"{method}-{ending(seed, subject.device)}"
+    )
     start = time.perf_counter()
     made = None
     if not _complete(out):

@@ -102,6 +102,11 @@ class Subject:
         return Pool(pixels, torch.tensor([images.labels[i] for i in chosen]))
 
 
+def ending(seed: int, device: str) -> str:
+    """Of the names of cells and folders: what is computed elsewhere has other bits."""
+    return f"seed{seed}" if device == "cpu" else f"seed{seed}-{device}"
+
+
 @lru_cache(maxsize=2)
 def subject(name: str, device: str = "cpu") -> Subject:
     """By alias. Raises RequirementError where there is no such device."""

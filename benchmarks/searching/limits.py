@@ -14,6 +14,10 @@ def limits_of_uniform(
     """Bytes and BitOps of the preset of so many bits, which has others at both ends and in the attention products;
     bytes alone where activations have 8 bits, which they keep.
     """
+    if activation_bits not in (weight_bits, MAX_BITS):
+        raise ValueError(
+            f"W{weight_bits}A{activation_bits}: activations of as many bits, or of {MAX_BITS}"
+        )
     preset = Recipe.preset("qvit", weight_bits=weight_bits, activation_bits=activation_bits)
     space = Space.of(config, preset.with_open_ends(), activations=activation_bits < MAX_BITS)
     uniform = space.usual(weight_bits)

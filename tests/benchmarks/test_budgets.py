@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.budgets import _describe, _search
+from benchmarks.budgets import _attempt, _describe
 from benchmarks.budgets import table as table_of
 from benchmarks.searching.rivals import draw_random
 from qvit.search.budgets import Budget, check_budgets, hold
@@ -23,24 +23,23 @@ def test_rivals_meet_their_budgets():
     assert hold(budgets, descend_greedily(losses, budgets))
 
 
-class _Searcher:
-    """Finds two bits everywhere, or refuses."""
+LOSSES = torch.ones(7, 7, dtype=torch.float64)
 
-    losses = torch.ones(7, 7, dtype=torch.float64)
 
-    def find(self, budgets):
-        check_budgets(budgets)
-        return torch.full((7,), 2)
+def _find(budgets):
+    """Two bits everywhere, or a refusal."""
+    check_budgets(budgets)
+    return torch.full((7,), 2)
 
 
 def test_a_refused_budget_is_one_that_is_not_met():
     generator = torch.Generator().manual_seed(0)
     table = random_table("size", generator)
     least = table.smallest
-    refused = _search(_Searcher(), [Budget(table, 0.9 * least)])
+    refused = _attempt(_find, [Budget(table, 0.9 * least)], LOSSES)
     assert not refused["meets"]
     assert "cannot be met" in refused["refused"]
-    found = _search(_Searcher(), [Budget(table, table.largest)])
+    found = _attempt(_find, [Budget(table, table.largest)], LOSSES)
     assert found["meets"]
     penalty = {"meets": True, "of_limit": {"size": 0.97}, "sum_of_losses": 9.0}
     budgets = [
@@ -63,7 +62,7 @@ def test_what_meets_a_limit_is_judged_by_the_whole_model():
     bits = torch.full((7,), 2)
     limit = table.total(bits)
     slower = replace(table, whole_of=lambda some: 1.01 * table.total(some))
-    assert _describe(bits, [Budget(table, limit)], _Searcher.losses)["meets"]
-    described = _describe(bits, [Budget(slower, limit)], _Searcher.losses)
+    assert _describe(bits, [Budget(table, limit)], LOSSES)["meets"]
+    described = _describe(bits, [Budget(slower, limit)], LOSSES)
     assert not described["meets"]
     assert described["of_limit"] == {"latency": 1.01}
