@@ -34,6 +34,7 @@ from qvit.models.rounding import round_weights
 from qvit.models.timm_import import read_config, read_model, read_shape
 from qvit.models.vit import ViT
 from qvit.models.vit_students import SimulatedStudent
+from qvit.models.watching import FloatTeacher
 from qvit.quant.schemes import ModelScheme
 from qvit.recipe import PUBLICATIONS, Recipe
 from qvit.recipe.bits import matches
@@ -162,7 +163,14 @@ def _learn(
         folder = training_beside(out)
         with stages("training"):
             found["training"] = train(
-                source, vit, student, recipe, images, folder, progress=stages.progress
+                source,
+                vit,
+                FloatTeacher(vit),
+                student,
+                recipe,
+                images,
+                folder,
+                progress=stages.progress,
             )
     return found
 

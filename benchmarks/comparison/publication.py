@@ -8,10 +8,8 @@ from typing import Any
 import torch
 
 from benchmarks.comparison.subjects import Subject
-from qvit.distillation import Pixels, Pool, distil
-from qvit.distillation.game import Rules, play
-from qvit.distillation.renewal import distil_renewed
-from qvit.distillation.stage import makes_own_images
+from qvit.distillation import Pool
+from qvit.distillation.stage import makes_own_images, train
 from qvit.errors import UsageError
 from qvit.models.networks import Network
 from qvit.models.student import Student
@@ -81,48 +79,11 @@ def follow(
     if recipe.distillation is None:
         assert calibrated is not None
         return Followed(made, calibrated, None, calibrated)
-    trained = _train(tested, student, recipe, pool, training)
+    trained = train(
+        tested.source, tested.network, tested.teacher, student, recipe, images, training, progress=False
+    )  # fmt: skip
+    trained.pop("path")
     return Followed(made, calibrated, trained, look(student))
-
-
-def _train(
-    tested: Subject, student: Student, recipe: Recipe, pool: Pool | None, folder: Path
-) -> dict[str, Any]:
-    """As qvit/distillation/stage.py chooses, for any kind of student. pool: None where images are made on the way."""
-    assert recipe.synthesis is not None
-    assert recipe.distillation is not None
-    cfg = tested.source.pretrained_cfg
-    pixels = Pixels(cfg["mean"], cfg["std"])
-    if recipe.game is not None:
-        rules = Rules(recipe.game, recipe.synthesis, recipe.distillation)
-        found = play(
-            tested.network, student, rules, seed=recipe.seed, folder=folder, progress=False
-        )
-        found.pop("trace")
-        return found
-    if pool is None:
-        return distil_renewed(
-            tested.source,
-            tested.teacher,
-            student,
-            recipe.synthesis,
-            recipe.distillation,
-            every=recipe.distillation.renew,
-            seed=recipe.seed,
-            folder=folder,
-            pixels=pixels,
-            progress=False,
-        )
-    return distil(
-        tested.teacher,
-        student,
-        pool,
-        recipe.distillation,
-        seed=recipe.seed,
-        pixels=pixels,
-        folder=folder,
-        progress=False,
-    )
 
 
 def fits(recipe: Recipe, network: Network) -> bool:

@@ -1,4 +1,4 @@
-"""Distillation as a stage of the pipeline: images from a folder, or a game, into the weights of a folded ViT."""
+"""Distillation as a recipe has it: images from a folder, or made on the way, or a game, into a student's weights."""
 
 from pathlib import Path
 from typing import Any
@@ -8,17 +8,17 @@ from qvit.distillation.loop import Pixels, distil
 from qvit.distillation.pool import Pool
 from qvit.distillation.renewal import distil_renewed
 from qvit.errors import UsageError
-from qvit.models.vit import ViT
-from qvit.models.vit_students import SimulatedStudent
-from qvit.models.watching import FloatTeacher
+from qvit.models.networks import Network
+from qvit.models.student import Student, Teacher
 from qvit.recipe import Recipe
 from qvit.zoo import Source
 
 
 def train(
     source: Source,
-    vit: ViT,
-    student: SimulatedStudent,
+    network: Network,
+    teacher: Teacher,
+    student: Student,
     recipe: Recipe,
     images: Path,
     folder: Path,
@@ -28,9 +28,10 @@ def train(
     """Train a student after its float model, in place, as a recipe says.
 
     Args:
-        source: Where the float model comes from, for images that are made on the way.
-        vit: The float model.
-        student: Of its folded copy, with ranges.
+        source: Where the float model comes from, for its normalisation and for images that are made on the way.
+        network: The float model.
+        teacher: The same, as students see it.
+        student: With ranges; without those of activations, which it may have, where images are made on the way.
         recipe: With `distillation`; its images are made first, or on the way, see `makes_own_images`.
         images: Where `synthesize` has put them, if they are made first.
         folder: For state and log; what it holds of the same run is continued.
@@ -46,31 +47,32 @@ def train(
     """
     if recipe.distillation is None or recipe.synthesis is None:
         raise UsageError("the recipe trains nothing: turn that on with --set distillation=METHOD")
+    pixels = Pixels(source.pretrained_cfg["mean"], source.pretrained_cfg["std"])
     if recipe.game is not None:
         rules = Rules(recipe.game, recipe.synthesis, recipe.distillation)
-        found = play(vit, student, rules, seed=recipe.seed, folder=folder, progress=progress)
+        found = play(network, student, rules, seed=recipe.seed, folder=folder, progress=progress)
         found.pop("trace")
     elif recipe.distillation.renew:
         found = distil_renewed(
             source,
-            FloatTeacher(vit),
+            teacher,
             student,
             recipe.synthesis,
             recipe.distillation,
             every=recipe.distillation.renew,
             seed=recipe.seed,
             folder=folder,
-            pixels=Pixels(vit.config.mean, vit.config.std),
+            pixels=pixels,
             progress=progress,
         )
     else:
         found = distil(
-            FloatTeacher(vit),
+            teacher,
             student,
             Pool.read(images),
             recipe.distillation,
             seed=recipe.seed,
-            pixels=Pixels(vit.config.mean, vit.config.std),
+            pixels=pixels,
             folder=folder,
             progress=progress,
         )

@@ -19,7 +19,9 @@ def test_a_part_is_held_against_the_default():
     [line] = table([cell("", 0.15), cell("weights.group=0", 0.19)]).splitlines()[2:]
     assert "| 0.1500, 0.1900 | 0.0400 +- 0.0000 |" in line
     [line] = table([cell("", 0.15), cell(LEAVES, 0.12)]).splitlines()[2:]
-    assert "| 0.1200, 0.1500 | 0.0300 +- 0.0000 |" in line  # a change that is no part of the default
+    assert (
+        "| 0.1200, 0.1500 | 0.0300 +- 0.0000 |" in line
+    )  # a change that is no part of the default
 
 
 @pytest.mark.parametrize("change", TRAINED)
