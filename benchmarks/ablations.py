@@ -168,20 +168,19 @@ def _measure(model: str, recipe: Recipe, change: str) -> dict[str, Any]:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown, a row a change: gains of the part in KL, the default's beside them; of training, those of the default
-    with as many leaves.
+    with as many leaves. Pairs are of processors of a kind.
     """
     lines = ["| model | scheme | part | KL with it, without | gain, each seed | agreement | cost |"]
     lines.append("| --- " * 7 + "|")
     for model, (bits, changes) in product(MODELS, CHANGES.items()):
         of_scheme = [c for c in found if (c["model"], *c["bits"]) == (model, *bits)]
-        by_change = {(c["change"], c["seed"]): c for c in of_scheme}
+        by_change = {(c["change"], *_circumstances(c)): c for c in of_scheme}
         for change, (part, cost) in changes.items():
             control = _MORE_LEAVES if change.startswith(f"{_MORE_LEAVES} ") else ""
             rows = [c for c in of_scheme if c["change"] == change]
+            keys = [(control, *_circumstances(row)) for row in rows]
             pairs = [
-                (by_change[control, row["seed"]], row)
-                for row in rows
-                if (control, row["seed"]) in by_change
+                (by_change[k], row) for k, row in zip(keys, rows, strict=True) if k in by_change
             ]
             if not pairs:
                 continue
@@ -194,6 +193,12 @@ def table(found: list[dict[str, Any]]) -> str:
                 f"| {cost if model == VIT_TINY else ''} |"
             )
     return "\n".join(lines)
+
+
+def _circumstances(cell: dict[str, Any]) -> tuple[int, bool]:
+    """What a pair has in common: the seed, and whether the processor has VNNI, whose last bits are others."""
+    features = cell.get("machine", {}).get("cpu_features", ())
+    return cell["seed"], any("vnni" in feature for feature in features)
 
 
 def _mean(
