@@ -77,8 +77,10 @@ def command(session: Session, model: str, **options: Any) -> Result:
     return Result(found, _render(found))
 
 
-def _recipes(options: Mapping[str, Any]) -> list[Recipe]:
-    """Those that quantize --bits auto would choose from; one alone where the user says which."""
+def _recipes(options: Mapping[str, Any]) -> dict[str, list[Recipe]]:
+    """By cost, those that quantize --bits auto would choose from under a limit on it; one alone for all costs where the
+    user says which.
+    """
     from qvit.search.frontier import COSTS
     from qvit.search.start import preset_starts
 
@@ -87,12 +89,13 @@ def _recipes(options: Mapping[str, Any]) -> list[Recipe]:
         settings.append(f"seed={options['seed']}")
     name, weights, inputs = (options[k] for k in ("recipe_name", "weight_bits", "act_bits"))
     if name in preset_names() and weights is None and inputs is None:
-        recipes = preset_starts(name, COSTS)
+        recipes = {cost: preset_starts(name, [cost]) for cost in COSTS}
     else:
-        recipes = [load_recipe(name, weights or 4, inputs or 4)]
+        recipe = load_recipe(name, weights or 4, inputs or 4)
         if name in preset_names():  # a file means what it says of layers
-            recipes = [recipe.with_open_ends() for recipe in recipes]
-    return [recipe.override(settings) for recipe in recipes]
+            recipe = recipe.with_open_ends()
+        recipes = {cost: [recipe] for cost in COSTS}
+    return {cost: [each.override(settings) for each in own] for cost, own in recipes.items()}
 
 
 def _check(out: Path, overwrite: bool) -> None:

@@ -1,6 +1,6 @@
 """The frontier of a model: what allocations cost, and how far they are from the float model, from few bits to many."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,14 +60,14 @@ class Point:
 class Frontier:
     """Finds allocations within limits on one cost after the other, and measures them.
 
-    starts: Of recipes of which each limit has the one that suits it, the one for most bits first, as `qvit quantize
-    --bits auto` has. search: That makes a Searcher of a space; called once for each that a limit asks for. note: Called
-    before each search, with what it is for.
+    starts: By cost, of recipes of which each limit has the one that suits it, the one for most bits first, as `qvit
+    quantize --bits auto` has (`starts_by_cost`). search: That makes a Searcher of a space; called once for each that a
+    limit asks for. note: Called before each search, with what it is for.
     """
 
     def __init__(
         self,
-        starts: Sequence[Start],
+        starts: Mapping[str, Sequence[Start]],
         search: Callable[[Space], Searcher],
         note: Callable[[str], None],
     ) -> None:
@@ -108,11 +108,11 @@ class Frontier:
 
     def _ends(self, name: str) -> tuple[float, float]:
         """The least that an allocation costs with any recipe, and the most with the first."""
-        least = min(start.table(name).smallest for start in self._starts)
-        return least, self._starts[0].table(name).largest
+        least = min(start.table(name).smallest for start in self._starts[name])
+        return least, self._starts[name][0].table(name).largest
 
     def _at(self, name: str, limit: float) -> Point:
-        start = choose_start(self._starts, {name: limit})
+        start = choose_start(self._starts[name], {name: limit})
         self._note(f"{name} {start.table(name).say(limit)}")
         space = start.space
         searcher = self._searchers.get(id(space)) or self._search(space)
@@ -123,12 +123,12 @@ class Frontier:
 
 
 def estimate_seconds(config: ViTConfig, choices: int, measurements: int, recipes: int = 1) -> float:
-    """How long a search takes that measures so many allocations, and each choice of every recipe alone, at the worst:
-    on one core without AVX-512.
+    """How long a search takes that measures so many allocations, and each choice alone, at the worst: on one core
+    without AVX-512. choices: Of all recipes together.
     """
     shapes = config.linears()
     weights = sum(n * k for n, k in shapes.values())
     settings = Settings()
     passes = settings.curved * (measurements * _PASS_SECONDS + recipes * _CURVATURE_SECONDS)
-    passes += settings.few * recipes * choices * len(MEASURED) * _PASS_SECONDS
+    passes += settings.few * choices * len(MEASURED) * _PASS_SECONDS
     return passes * count_macs(config) / 1e9 + recipes * _GRID_SECONDS * weights / 1e6

@@ -21,7 +21,7 @@ from qvit.search.descent import Found, Searcher, Settings
 from qvit.search.frontier import COSTS, MEASUREMENTS, POINTS, Frontier, Point, estimate_seconds
 from qvit.search.latency import Place
 from qvit.search.sample import draw_sample, plan_sample
-from qvit.search.start import Start, begin, choose_start
+from qvit.search.start import Start, begin, choose_start, starts_by_cost
 from qvit.search.stopwatch import UnmeasuredError
 from qvit.search.trained import PENALTY, Training, estimate_training, train_bits
 from qvit.synthesis.leaves import draw_pictures
@@ -153,29 +153,33 @@ def _remark_loose(budgets: Sequence[Budget]) -> None:
             )  # fmt: skip
 
 
-def plan_frontier(source: Source, recipes: Sequence[Recipe], place: Place) -> dict[str, Any]:
+def plan_frontier(
+    source: Source, recipes: Mapping[str, Sequence[Recipe]], place: Place
+) -> dict[str, Any]:
     """What `trace_frontier` would cost, without weights. Raises UsageError for what is no plain ViT, and for
     recipes whose layers can have no bits of their own.
     """
     config = read_shape(source)
-    for recipe in recipes:
-        space = Space.of(config, recipe)
+    starts = starts_by_cost(config, recipes, place)
+    spaces = [start.space for start in {s for own in starts.values() for s in own}]
+    for space in spaces:
         plan_scheme(config, space.recipe_of(space.uniform(MAX_BITS)))  # what refuses, refuses now
-    choices = len(Space.of(config, recipes[0]).choices)
+    choices = [len(space.choices) for space in spaces]
     measurements = len(COSTS) * MEASUREMENTS
+    seconds = estimate_seconds(config, sum(choices), measurements, len(spaces))
     return {
         "model": source.timm_name,
-        "choices": choices,
+        "choices": max(choices),
         "images": IMAGES,
         "points": len(COSTS) * POINTS,
         "latency": {"on": place.name, "batch": place.batch},
-        "estimated_seconds": round(estimate_seconds(config, choices, measurements, len(recipes))),
+        "estimated_seconds": round(seconds),
     }
 
 
 def trace_frontier(
     source: Source,
-    recipes: Sequence[Recipe],
+    recipes: Mapping[str, Sequence[Recipe]],
     place: Place,
     most: float | None,
     *,
@@ -183,12 +187,13 @@ def trace_frontier(
 ) -> tuple[dict[str, Any], dict[str, Recipe]]:
     """The frontier of KL against every cost, and recipes of its points by name: "size-0", ..., "latency-cheapest".
 
-    recipes: Of which each limit has the one that suits it (see `begin`). most: Where given, the cheapest allocation of
-    each cost whose KL is not above it is sought, too. Raises the errors of `zoo.load`.
+    recipes: By cost, of which each limit has the one that suits it (see `begin`). most: Where given, the cheapest
+    allocation of each cost whose KL is not above it is sought, too. Raises the errors of `zoo.load`.
     """
     config = read_shape(source)
-    starts = [Start(config, Space.of(config, recipe), place) for recipe in recipes]
-    vit = read_model(zoo.load(source, seed=recipes[0].seed), source.pretrained_cfg)
+    starts = starts_by_cost(config, recipes, place)
+    seed = recipes[COSTS[0]][0].seed
+    vit = read_model(zoo.load(source, seed=seed), source.pretrained_cfg)
     bar = tqdm(total=len(COSTS) * POINTS, unit="point", disable=None if progress else True)
     with bar:
         frontier = Frontier(starts, lambda space: _searcher(vit, space), bar.set_description)
@@ -212,9 +217,9 @@ def trace_frontier(
     return {
         "model": source.timm_name,
         "images": frontier.images,
-        "seed": recipes[0].seed,
+        "seed": seed,
         "max_kl": most,
-        "latency": _circumstances(starts[0].table("latency"), place),
+        "latency": _circumstances(starts["latency"][0].table("latency"), place),
         "points": shown,
     }, found
 

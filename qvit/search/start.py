@@ -53,6 +53,27 @@ class Start:
         return [Budget(self.table(name), limit) for name, limit in limits.items()]
 
 
+def starts_by_cost(
+    config: ViTConfig, recipes: Mapping[str, Sequence[Recipe]], place: Place | None = None
+) -> dict[str, list[Start]]:
+    """What limits on one cost may begin with, of the recipes that each cost has: a start for each of these, and the
+    same one for all costs that have it. Bits of activations are choices where one of those costs depends on them.
+    """
+    starts: list[tuple[Recipe, Start]] = []
+    found: dict[str, list[Start]] = {}
+    for name, own in recipes.items():
+        found[name] = []
+        for recipe in own:
+            start = next((start for known, start in starts if known == recipe), None)
+            if start is None:
+                limits = [each for each, others in recipes.items() if recipe in others]
+                activations = depend_on_inputs(limits)
+                start = Start(config, Space.of(config, recipe, activations=activations), place)
+                starts.append((recipe, start))
+            found[name].append(start)
+    return found
+
+
 def begin(
     config: ViTConfig,
     recipes: Sequence[Recipe],

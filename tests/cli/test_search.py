@@ -49,22 +49,41 @@ def test_few_bits_have_the_grids_of_the_recipe_of_few_bits(searched):
     assert {recipe.weights.group for recipe in recipes} == {16, 32}
 
 
+def test_a_limit_of_size_has_the_presets_that_auto_has_under_it(searched):
+    """Activations of eight bits, which are settled and take nothing of a file."""
+    out, found = searched
+    for point in found["points"]:
+        settled = [("A" not in bits) for bits in point["layers"].values()]
+        assert all(settled) if point["limited"] == "size" else not any(settled[1:])
+        recipe = load_recipe(str(out / f"{point['recipe']}.yaml"))
+        assert (recipe.activations.bits == 8) == (point["limited"] == "size")
+
+
 @pytest.mark.parametrize(
-    ("arguments", "groups"),
-    [([], [32, 16]), (["--w", "4"], [32]), (["--a", "3"], [16]), (["--recipe", "FILE"], [8])],
+    ("arguments", "grids", "of_size"),
+    [
+        ([], [(32, 4), (16, 3)], [(32, 8), (16, 8)]),
+        (["--w", "4"], [(32, 4)], [(32, 4)]),
+        (["--a", "3"], [(16, 3)], [(16, 3)]),
+        (["--recipe", "FILE"], [(8, 4)], [(8, 4)]),
+    ],
 )
 def test_a_recipe_that_is_named_is_the_only_one(
-    tiny_model, tmp_path, monkeypatch, arguments, groups
+    tiny_model, tmp_path, monkeypatch, arguments, grids, of_size
 ):
     path = tmp_path / "recipe.yaml"
     path.write_text(load_recipe("qvit", 4, 4).override(["weights.group=8"]).to_yaml())
-    asked = []
+    asked = {}
     monkeypatch.setattr(
-        "qvit.search.run.plan_frontier", lambda source, recipes, place: asked.extend(recipes) or {}
+        "qvit.search.run.plan_frontier", lambda source, recipes, place: asked.update(recipes) or {}
     )
     arguments = [str(path) if word == "FILE" else word for word in arguments]
     assert run(["search", str(tiny_model), "--dry-run", "-q", *arguments]) == 0
-    assert [recipe.weights.group for recipe in asked] == groups
+    known = {
+        cost: [(recipe.weights.group, recipe.activations.bits) for recipe in recipes]
+        for cost, recipes in asked.items()
+    }
+    assert known == {"size": of_size, "bitops": grids, "latency": grids}
 
 
 def test_the_picture_is_one(searched):

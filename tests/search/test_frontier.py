@@ -6,7 +6,7 @@ from qvit.search import frontier as frontier_of
 from qvit.search.allocation import Space
 from qvit.search.descent import Searcher, Settings
 from qvit.search.frontier import Frontier, estimate_seconds
-from qvit.search.start import Start, begin, preset_starts
+from qvit.search.start import Start, begin, preset_starts, starts_by_cost
 from tests.search.test_costs import BITOPS, SIZE, SPACE, VIT
 from tests.support import images_for
 
@@ -27,7 +27,8 @@ def search(space: Space) -> Searcher:
 
 @pytest.fixture(scope="module")
 def frontier(costs):
-    return Frontier([Start(VIT.config, SPACE)], search, lambda _: None)
+    start = Start(VIT.config, SPACE)
+    return Frontier({"size": [start], "bitops": [start]}, search, lambda _: None)
 
 
 def test_more_cost_is_nearer_the_float_model(frontier):
@@ -54,19 +55,36 @@ def test_the_cheapest_keeps_to_the_drop_and_costs_no_more_than_the_points(fronti
     assert frontier.cheapest("size", points[-1].divergence / 2, points[-1:]) is None
 
 
-def test_a_point_is_no_worse_than_what_auto_finds_under_its_limit():
-    recipes = [recipe.without_images() for recipe in preset_starts("qvit", ["bitops"])]
-    starts = [Start(VIT.config, Space.of(VIT.config, recipe)) for recipe in recipes]
-    points = Frontier(starts, search, lambda _: None).points("bitops", 9)
+@pytest.mark.parametrize(("cost", "activations"), [("size", 8), ("bitops", 3)])
+def test_a_point_is_no_worse_than_what_auto_finds_under_its_limit(cost, activations):
+    recipes = {
+        name: [recipe.without_images() for recipe in preset_starts("qvit", [name])]
+        for name in ("size", "bitops")
+    }
+    starts = starts_by_cost(VIT.config, recipes)
+    points = Frontier(starts, search, lambda _: None).points(cost, 9)
     few = next(point for point in points if point.recipe.weights.group == 16)
-    assert few.recipe.activations.prefix_bits == 8  # of the preset for three bits
+    assert few.recipe.activations.bits == activations  # of the preset for three bits
+    assert few.recipe.activations.prefix_bits == (8 if activations == 3 else 0)
     assert points[-1].recipe.weights.group == 32
     for point in (points[0], few):
-        space, budgets = begin(VIT.config, recipes, {"bitops": point.limit})
+        space, budgets = begin(VIT.config, recipes[cost], {cost: point.limit})
         assert point.recipe == space.recipe_of(point.bits)  # with the grids that auto has
         assert point.divergence <= search(space).search(budgets).divergence
-    alone = Start(VIT.config, SPACE).budgets({"bitops": few.limit})
-    assert few.divergence < 0.9 * search(SPACE).search(alone).divergence
+    if cost == "bitops":  # of a small file, finer grids take too much themselves
+        alone = Start(VIT.config, SPACE).budgets({cost: few.limit})
+        assert few.divergence < 0.9 * search(SPACE).search(alone).divergence
+
+
+def test_costs_that_have_the_same_recipe_share_a_start():
+    """A named one is searched with open activations for size, too; where only size has it, they are settled."""
+    few, many = (preset_starts("qvit", [name])[0] for name in ("bitops", "size"))
+    found = starts_by_cost(VIT.config, {"size": [few], "bitops": [few]})
+    assert found["size"][0] is found["bitops"][0]
+    assert {choice.kind for choice in found["size"][0].space.choices} == {"W", "A"}
+    found = starts_by_cost(VIT.config, {"size": [many], "bitops": [few]})
+    assert {choice.kind for choice in found["size"][0].space.choices} == {"W"}
+    assert {choice.kind for choice in found["bitops"][0].space.choices} == {"W", "A"}
 
 
 def test_more_choices_and_more_measurements_take_longer():
