@@ -27,6 +27,12 @@ class Budget:
         """By which share of the limit the layers of an allocation add up to more; negative where they do not."""
         return self.table.total(bits) / self.limit - 1
 
+    def room(self, bits: Tensor | Sequence[int]) -> float:
+        """What a change of an allocation may cost by the sum of layers so that the budget may hold: about, on the large
+        side. `hold` has the last word on what costs no more.
+        """
+        return self.limit * (1 + self.table.apart) - self.table.whole(bits)
+
     def check(self) -> None:
         """Raises UsageError where no allocation meets the budget, with the smallest that one does."""
         least = self.table.smallest
@@ -192,9 +198,8 @@ def _filled(bits: Tensor, wanted: Tensor, budgets: Sequence[Budget]) -> Tensor:
     """A bit more where most is lacking, while one fits."""
     while True:
         lacking = torch.where(bits < MAX_BITS, wanted - bits, -torch.inf)
-        for budget in budgets:  # about, which hold() has the last word on
-            room = budget.limit * (1 + _ABOUT) - budget.table.whole(bits)
-            lacking[budget.table.steps(bits) > room] = -torch.inf
+        for budget in budgets:
+            lacking[budget.table.steps(bits) > budget.room(bits)] = -torch.inf
         for place in lacking.argsort(descending=True).tolist():
             if lacking[place] == -torch.inf:
                 return bits
@@ -205,8 +210,3 @@ def _filled(bits: Tensor, wanted: Tensor, budgets: Sequence[Budget]) -> Tensor:
                 break
         else:
             return bits
-
-
-# Of a limit: what a bit more of a choice costs the whole and the sum of layers differ by less than that, as a rule (a
-# file by the digits of its offsets).
-_ABOUT = 1e-4

@@ -27,8 +27,8 @@ def _best_pair(bits: Tensor, losses: Tensor, budgets: Sequence[Budget]) -> Tenso
     change.fill_diagonal_(torch.inf)  # with itself, which changes nothing and may look like a gain
     for budget in budgets:  # as if choices were alone in their layers
         table = budget.table
-        room = budget.limit - table.whole(bits)
-        change[table.steps(bits).unsqueeze(1) + table.steps(bits, -1) > room] = torch.inf
+        steps = table.steps(bits).unsqueeze(1) + table.steps(bits, -1)
+        change[steps > budget.room(bits)] = torch.inf
     least = -_LEAST_GAIN * float(loss_of(losses, bits).sum())
     for place in change.flatten().argsort().tolist():
         more, less = divmod(place, len(bits))

@@ -10,6 +10,7 @@ from qvit.errors import UsageError
 from qvit.models.plan import plan_scheme
 from qvit.search.budgets import Budget, check_budgets, first_within, fit, hold
 from qvit.search.costs import CostTable
+from qvit.search.latency import Place, latency_table
 from tests.search.test_costs import (
     BITOPS,
     COUNT,
@@ -44,10 +45,31 @@ def test_no_budget_is_exceeded_and_no_bit_can_be_added(wanted, size, bitops):
     assert hold(budgets, bits)
     assert bits.min() >= 2
     assert bits.max() <= 8
-    for place in range(COUNT):
-        more = bits.clone()
-        more[place] += 1
-        assert more[place] > 8 or not hold(budgets, more)
+    assert not addable(bits, budgets)
+
+
+def addable(bits, budgets) -> list[int]:
+    """Choices that may have a bit more, all of them tried."""
+    ones = torch.eye(COUNT, dtype=torch.int64)
+    tried = [place for place in range(COUNT) if bits[place] < 8]
+    return [place for place in tried if hold(budgets, bits + ones[place])]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("share", [None, 0.7])
+def test_no_bit_can_be_added_within_a_modelled_latency(seed, share):
+    """On a card where launches that wait for the slowest of what they do show: a bit more may take less of the whole
+    than of the layers' sum. Limits are just what models take.
+    """
+    pytest.importorskip("triton")
+    latency = latency_table(VIT.config, SPACE, Place("nvidia-l4", batch=4096))
+    others = [] if share is None else [budget(SIZE, share)]
+    generator = torch.Generator().manual_seed(seed)
+    for model in torch.randint(2, 9, (20, COUNT), generator=generator):
+        budgets = [Budget(latency, latency.whole(model)), *others]
+        bits = fit(model.double(), budgets)
+        assert hold(budgets, bits)
+        assert not addable(bits, budgets)
 
 
 def test_what_fits_is_taken_as_it_is():

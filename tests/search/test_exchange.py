@@ -45,6 +45,19 @@ def test_what_holds_only_for_the_whole_is_asked_of_the_whole():
     assert exchange(start, losses, [Budget(slow, 8.0)]).tolist() == [4, 4]
 
 
+def test_what_the_whole_allows_is_found_where_the_sum_exceeds_the_limit():
+    """A card on which more than four bits of the second choice cost less than the sum says."""
+    table = linear_table("latency", [1.0, 1.02])
+    card = replace(
+        table, whole_of=lambda bits: table.total(bits) - 0.05 * (int(bits[1]) > 4), apart=0.01
+    )
+    losses = torch.tensor([[1.0], [1000.0]]) * 0.25 ** torch.arange(7, dtype=torch.float64)
+    start = torch.tensor([4, 4])
+    limit = table.total(start)
+    assert exchange(start, losses, [Budget(table, limit)]).tolist() == [4, 4]
+    assert exchange(start, losses, [Budget(card, limit)]).tolist() == [2, 6]
+
+
 def test_losses_that_bend_downwards_come_to_an_end(monkeypatch):
     """A bit more and a bit less of one choice changes nothing, though the losses on both sides add up to less."""
     tries = iter(range(1000))

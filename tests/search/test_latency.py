@@ -1,6 +1,7 @@
 """Latency tables: modelled for cards, and measured here, once."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -154,6 +155,25 @@ def test_grids_that_eight_bits_do_not_have_are_in_the_sum():
     generator = torch.Generator().manual_seed(0)
     for bits in torch.randint(2, 9, (5, len(space.choices)), generator=generator):
         assert table.whole(bits) == pytest.approx(told(bits), rel=1e-12)
+
+
+@pytest.mark.parametrize("heads", [False, True])
+@pytest.mark.parametrize("width", [3, 4])
+def test_bits_that_launch_the_same_are_asked_of_a_card_once(width, heads, monkeypatch):
+    """Exchanges ask for the whole of thousands of allocations."""
+    recipe = Recipe.preset("qvit", weight_bits=width, activation_bits=width).without_images()
+    space = Space.of(VIT.config, recipe.with_open_ends(), heads=heads)
+    table = latency_table(VIT.config, space, L4)
+    weights = torch.tensor([choice.kind == "W" for choice in space.choices])
+    generator = torch.Generator().manual_seed(0)
+    for bits in torch.randint(2, 9, (4, len(space.choices)), generator=generator):
+        scheme = plan_scheme(VIT.config, space.recipe_of(bits))
+        seconds = math.fsum(model_seconds(VIT.config, scheme, L4.batch, CARDS[L4.name]).values())
+        assert table.whole(bits) == pytest.approx(seconds, rel=1e-12)
+        others = torch.where(bits > 4, 13 - bits, 6 - bits)  # 5 to 8, or 2 to 4, the other way
+        with monkeypatch.context() as patch:
+            patch.setattr("qvit.search.latency.model_seconds", None)
+            assert table.whole(bits.where(~weights, others)) == table.whole(bits)
 
 
 def within(budgets):
