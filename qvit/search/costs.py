@@ -164,11 +164,6 @@ class CostTable:
         """What that costs whose layers add up to the most."""
         return self.whole(self.bits_of(self.cheapest(-self.costs)))
 
-    @property
-    def depends_on_inputs(self) -> bool:
-        """Whether bits of activations cost anything."""
-        return bool((self.costs[:, :, :1] != self.costs).any())
-
 
 _LAST = len(WIDTHS) - 1
 

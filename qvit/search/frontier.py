@@ -30,10 +30,12 @@ _PASS_SECONDS, _CURVATURE_SECONDS, _GRID_SECONDS = 0.15, 0.4, 0.4
 class Point:
     """An allocation that was found under a limit.
 
-    space: What it is an allocation of. bits: int64 [choices]. divergence: KL in nats, on leaves. costs: Of every table,
-    by its name. limited: Which of them had a limit. limit: That.
+    start: Which of the starts it is of, of all costs. space: What it is an allocation of. bits: int64 [choices].
+    divergence: KL in nats, on leaves. costs: Of every table, by its name. limited: Which of them had a limit. limit:
+    That.
     """
 
+    start: int
     space: Space
     bits: Tensor
     divergence: float
@@ -72,6 +74,8 @@ class Frontier:
         note: Callable[[str], None],
     ) -> None:
         self._starts, self._search, self._note = starts, search, note
+        # each once, also where several costs have it
+        self._distinct = list(dict.fromkeys(start for own in starts.values() for start in own))
         self._searchers: dict[int, Searcher] = {}
 
     def points(self, name: str, count: int = POINTS) -> list[Point]:
@@ -80,7 +84,7 @@ class Frontier:
         limits = torch.linspace(least, most, count, dtype=torch.float64).tolist()
         limits[0], limits[-1] = least, most  # to the last digit
         found = [self._at(name, limit) for limit in limits]
-        return list({(id(p.space), *p.bits.tolist()): p for p in found}.values())
+        return list({(p.start, *p.bits.tolist()): p for p in found}.values())
 
     def cheapest(self, name: str, most: float, points: Sequence[Point]) -> Point | None:
         """The cheapest point found whose divergence is `most` at most: between two of `points` the limit is halved a
@@ -114,12 +118,12 @@ class Frontier:
     def _at(self, name: str, limit: float) -> Point:
         start = choose_start(self._starts[name], {name: limit})
         self._note(f"{name} {start.table(name).say(limit)}")
-        space = start.space
-        searcher = self._searchers.get(id(space)) or self._search(space)
-        self._searchers[id(space)] = searcher
+        space, number = start.space, self._distinct.index(start)
+        searcher = self._searchers.get(number) or self._search(space)
+        self._searchers[number] = searcher
         found = searcher.search(start.budgets({name: limit}))
         costs = {each: start.table(each).whole(found.bits) for each in COSTS}
-        return Point(space, found.bits, found.divergence, costs, name, limit)
+        return Point(number, space, found.bits, found.divergence, costs, name, limit)
 
 
 def estimate_seconds(config: ViTConfig, choices: int, measurements: int, recipes: int = 1) -> float:

@@ -113,11 +113,6 @@ def test_the_smallest_is_that_of_two_bits():
         assert table.smallest == table.whole(SPACE.uniform(2))
 
 
-def test_only_products_pay_for_activations():
-    assert BITOPS.depends_on_inputs
-    assert not SIZE.depends_on_inputs
-
-
 HEADS = Space.of(VIT.config, RECIPE, heads=True)
 HEAD_SIZE, HEAD_BITOPS = size_table(VIT.config, HEADS), bitops_table(VIT.config, HEADS)
 HEAD_COUNT = len(HEADS.choices)
