@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from qvit.models.watching import FloatTeacher
 from qvit.quant.schemes import ModelScheme
 from qvit.recipe import PUBLICATIONS, Recipe
 from qvit.recipe.bits import matches
+from qvit.recipe.publications import CUSTOM
 from qvit.synthesis import estimate, synthesize
 from qvit.zoo import Source
 
@@ -67,7 +69,7 @@ def quantize(
     out = out.resolve()
     _check_alone(recipe)
     check_target(out, overwrite=overwrite, is_ours=checkpoint.is_checkpoint)
-    _check_recipe(recipe)
+    _check_recipe(source, recipe)
     optional = recipe.weights.rounding != "nearest", recipe.distillation is not None
     plan_scheme(read_shape(source), recipe)  # refuses before weights are fetched
     stages = _Stages(progress, 5 + _makes_images(recipe) + sum(optional))
@@ -192,10 +194,12 @@ def _round(
     return reconstruct(vit, simulated, pool, settings, seed=recipe.seed, folder=folder, done=done)
 
 
-def _check_recipe(recipe: Recipe) -> None:
+def _check_recipe(source: Source, recipe: Recipe) -> None:
     if recipe.static is not None:
-        bits = f"--w {recipe.weights.bits} --a {recipe.activations.bits}"
-        publication = f"python benchmarks/publications.py --recipe {recipe.name} {bits}"
+        options = f"--model {shlex.quote(source.name)} --w {recipe.weights.bits} --a {recipe.activations.bits}"
+        if recipe.budget != CUSTOM:
+            options += f" --budget {recipe.budget}"
+        publication = f"python benchmarks/publications.py --recipe {recipe.name} {options}"
         told = f"; in a checkout, {publication} runs it with its own"
         raise UsageError(
             f"the quantizers of {recipe.name} are those of a publication, and simulated only: no backend computes "
@@ -217,16 +221,30 @@ def _check_recipe(recipe: Recipe) -> None:
 
 def _check_alone(recipe: Recipe) -> None:
     """Refuse to be one of several processes, where there is work that they would get into each other's way with."""
-    from timm.utils.distributed import is_distributed_env, world_info_from_env
-
-    if recipe.synthesis is None or not is_distributed_env():
+    count = _processes()
+    if recipe.synthesis is None or count == 1:
         return
     raise UsageError(
-        f"quantize is the work of one process, and {world_info_from_env()[2]} were started: each would round and train "
+        f"quantize is the work of one process, and {count} were started: each would round and train "
         "the whole model, in the same folders. Start it without torchrun, or in a SLURM job with srun -n 1. What "
         "several do together: images, by torchrun -m qvit synthesize, and training, by a program of yours that calls "
         "qvit.distillation.distil(processes=...)"
     )
+
+
+def _processes() -> int:
+    """How many a launcher started beside each other. A batch script of SLURM runs once, however many tasks its job has:
+    only steps, by srun, are of several.
+    """
+    from timm.utils.distributed import is_distributed_env, world_info_from_env
+
+    if not is_distributed_env():
+        return 1
+    if (
+        "WORLD_SIZE" not in os.environ
+    ):  # then it is the number of tasks of a SLURM job that timm goes by
+        return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    return world_info_from_env()[2]
 
 
 def plan(
@@ -237,7 +255,7 @@ def plan(
     Raises what `quantize` raises for a model, a target or processes that it would refuse.
     """
     _check_alone(recipe)
-    _check_recipe(recipe)
+    _check_recipe(source, recipe)
     training = plan_training(recipe)
     if out is not None:
         check_target(out.resolve(), overwrite=overwrite, is_ours=checkpoint.is_checkpoint)
