@@ -240,9 +240,7 @@ def _processes() -> int:
 
     if not is_distributed_env():
         return 1
-    if (
-        "WORLD_SIZE" not in os.environ
-    ):  # then it is the number of tasks of a SLURM job that timm goes by
+    if "WORLD_SIZE" not in os.environ:  # timm goes by the tasks of a SLURM job
         return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     return world_info_from_env()[2]
 
