@@ -150,7 +150,7 @@ def measure(model: str, recipe: Recipe, split: str, device: str = "cpu") -> dict
         "calibrated": None if found.calibrated is None else found.calibrated["result"],
         "counts": _counts(recipe, found),
         "settings": recipe.to_dict(),
-        "images": found.made,
+        "images": found.made and {k: v for k, v in found.made.items() if k != "path"},
         "trained": found.trained,
         "seconds": None if continued else round(time.perf_counter() - start, 1),
     }

@@ -50,6 +50,7 @@ def test_every_recipe_runs_as_published(model, recipes, tmp_path):
         )
         assert settings == published
         assert settings.static is not None
+        assert str(tmp_path) not in path.read_text()  # no folder of a machine
         assert cell["counts"]["steps"] == STEPS[recipe]
         assert cell["counts"]["iterations"] == 2
         assert cell["counts"]["images"] == (8 if recipe == "maskaq" else 4)  # anew each epoch
