@@ -1,6 +1,5 @@
 import json
 import pickle
-import re
 from dataclasses import replace
 
 import pytest
@@ -270,17 +269,6 @@ def test_rounding_is_learned_for_the_images(tiny_model, tmp_path):
     assert replayed["sha256"] == found["sha256"]
 
 
-@pytest.mark.parametrize("rounding", ["gptq", "learned"])
-def test_rounding_that_has_no_images_is_refused(tiny_model, tmp_path, rounding):
-    with pytest.raises(UsageError, match="--set synthesis=METHOD"):
-        NEAREST.override([f"weights.rounding={rounding}"])
-    played = Recipe.preset(
-        "paper-psaq-v2", weight_bits=4, activation_bits=4, budget="0.01"
-    ).override(["static=none", f"weights.rounding={rounding}"])
-    with pytest.raises(UsageError, match=r"set weights\.rounding=nearest"):
-        pipeline.plan(zoo.resolve(str(tiny_model)), played)
-
-
 def test_weights_are_rounded_for_the_users_images(tiny_model, tmp_path):
     source = zoo.resolve(str(tiny_model))
     images = synthesis.calibration_images("demo:24", source.pretrained_cfg, most=8)
@@ -297,13 +285,6 @@ def test_weights_are_rounded_for_the_users_images(tiny_model, tmp_path):
     assert "without any data" in (tmp_path / "free" / "README.md").read_text()
     # nobody's pictures are left lying about
     assert sorted(path.name for path in tmp_path.iterdir()) == ["free", "out"]
-
-
-def test_images_that_nobody_named_are_refused(tiny_model, tmp_path):
-    recipe = W4A4.override(["synthesis=folder"])
-    for refuse in (pipeline.quantize, pipeline.plan):
-        with pytest.raises(UsageError, match="--calib-data"):
-            refuse(zoo.resolve(str(tiny_model)), recipe, tmp_path / "out")
 
 
 TRAINED = NEAREST.override(
@@ -333,40 +314,6 @@ def test_a_trained_model_is_packed_and_says_so(tiny_model, tmp_path):
     assert repeated["sha256"] == found["sha256"]
 
 
-_LAUNCHED = ("WORLD_SIZE", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS")
-
-
-@pytest.mark.parametrize("variables", [_LAUNCHED[:1], _LAUNCHED[1:]], ids=["torchrun", "srun"])
-def test_one_of_several_processes_is_refused_what_they_would_all_do(
-    variables, tiny_model, tmp_path, monkeypatch
-):
-    """Before anything is written: two that train in one folder would spoil each other's state."""
-    source, out = zoo.resolve(str(tiny_model)), tmp_path / "out"
-    for name in _LAUNCHED:
-        monkeypatch.delenv(name, raising=False)
-    for name in variables:
-        monkeypatch.setenv(name, "2")
-    monkeypatch.setattr(zoo, "fetch", None)  # weights are not asked for
-    for recipe in (TRAINED, W4A4):
-        for refuse in (pipeline.quantize, pipeline.plan):
-            with pytest.raises(UsageError, match="and 2 were started: each") as told:
-                refuse(source, recipe, out)
-            assert "without torchrun" in str(told.value)
-    assert not list(tmp_path.iterdir())
-    monkeypatch.setenv(variables[-1], "1")
-    pipeline.plan(source, TRAINED, out)
-
-
-def test_a_batch_script_of_a_job_of_several_tasks_is_one_process(tiny_model, monkeypatch):
-    for name in _LAUNCHED:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("SLURM_NTASKS", "4")
-    pipeline.plan(zoo.resolve(str(tiny_model)), TRAINED)
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    with pytest.raises(UsageError, match="and 4 were started"):
-        pipeline.plan(zoo.resolve(str(tiny_model)), TRAINED)
-
-
 def test_a_model_may_come_out_of_a_game(tiny_model, tmp_path):
     source = zoo.resolve(str(tiny_model))
     recipe = Recipe.preset("paper-psaq-v2", weight_bits=4, activation_bits=4, budget="0.01")
@@ -393,20 +340,3 @@ def test_images_may_be_made_anew_for_the_student(tiny_model, tmp_path):
     found = pipeline.quantize(source, recipe, tmp_path / "out", progress=False)
     assert len(found["training"]["spans"]) == 2
     assert not (tmp_path / "out-images").exists()
-
-
-def test_quantizers_that_are_only_simulated_are_refused(tiny_model, tmp_path):
-    recipe = Recipe.preset("paper-mimiq", weight_bits=4, activation_bits=8, budget="0.05")
-    options = f"--recipe paper-mimiq --model {re.escape(str(tiny_model))} --w 4 --a 8"
-    instead = (
-        rf"--set static=none .*python benchmarks/publications\.py {options} --budget 0\.05 runs"
-    )
-    for refuse in (pipeline.quantize, pipeline.plan):
-        with pytest.raises(UsageError, match=instead):
-            refuse(zoo.resolve(str(tiny_model)), recipe, tmp_path / "out")
-    other = recipe.override(["synthesis.iterations=7"])  # of no budget
-    with pytest.raises(UsageError, match=f"{options} runs"):
-        pipeline.plan(zoo.resolve(str(tiny_model)), other)
-    with pytest.raises(UsageError, match=r"to qvit's own quantizers$"):
-        pipeline.plan(zoo.resolve(str(tiny_model)), replace(recipe, name="mine"))
-    assert not (tmp_path / "out").exists()
