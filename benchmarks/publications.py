@@ -32,13 +32,12 @@ from benchmarks.comparison.subjects import (  # noqa: E402
     softmax_reach,
     subject,
 )
+from benchmarks.comparison.table import is_reconstructed  # noqa: E402
 from qvit.errors import QvitError  # noqa: E402
 from qvit.models.student import Student  # noqa: E402
 from qvit.recipe import PUBLICATIONS, Recipe  # noqa: E402
 
 _EVALUATED = 500
-# Their formulas are not public.
-_RECONSTRUCTED = ("paper-psaq-v2", "paper-acq")
 
 
 @click.command()
@@ -176,7 +175,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for cell in found:
         name, result, before = cell["recipe"], cell["result"], cell["calibrated"]
-        ours = ", our reconstruction" if name in _RECONSTRUCTED else ""
+        ours = ", our reconstruction" if is_reconstructed(name) else ""
         low, high = result["top1_interval"]
         row = [f"{name}{ours}", cell["scheme"], cell["budget"], cell["seed"]]
         row += ["-" if count is None else count for count in cell["counts"].values()]

@@ -17,6 +17,7 @@ from qvit.data import DataConfig, open_images
 from qvit.demo.dataset import TEST_SEED, TRAINING_SEED
 from qvit.deployment.placement import require_device
 from qvit.distillation import Pool
+from qvit.distillation.renewal import CALIBRATED_ON
 from qvit.evaluation import Predictions, compare, divergences
 from qvit.models.calibration import set_weight_ranges
 from qvit.models.convolutional import ConvolutionalStudent, ResNetTeacher
@@ -35,7 +36,6 @@ from qvit.recipe import Recipe
 # classes of the training images, and the validation images.
 SPLITS = ("dev", "test")
 DEV_SEED = 3
-CALIBRATED_ON = 32  # images
 
 
 @dataclass(frozen=True, slots=True)

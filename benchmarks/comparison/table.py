@@ -33,14 +33,14 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-# Their formulas are not public.
-_RECONSTRUCTED = ("acq", "psaq-v2")
+def is_reconstructed(method: str) -> bool:
+    """Whether the formulas of a method, of images or of a recipe `paper-...`, are not public, and so ours."""
+    return method.removeprefix("paper-").startswith(("acq", "psaq-v2"))
 
 
 def _name(images: str) -> str:
     """Of a row, with a word where the method is not the publication's own."""
-    ours = images.startswith(_RECONSTRUCTED)
-    return f"{images} (our reconstruction)" if ours else images
+    return f"{images} (our reconstruction)" if is_reconstructed(images) else images
 
 
 def _mean(results: Sequence[dict[str, Any]], name: str, digits: int) -> str:

@@ -20,7 +20,7 @@ from qvit.synthesis import synthesize
 from qvit.synthesis.seeds import derive_seed
 from qvit.zoo import Source
 
-_CALIBRATION = 32  # images that static ranges are taken from
+CALIBRATED_ON = 32  # images that static ranges are taken from
 
 
 def distil_renewed(
@@ -79,7 +79,7 @@ def distil_renewed(
         )
         pool = Pool.read(made["path"])
         if not number:
-            student.calibrate(pool.images[:_CALIBRATION].float().to(device))
+            student.calibrate(pool.images[:CALIBRATED_ON].float().to(device))
         found = distil(
             teacher,
             student,
