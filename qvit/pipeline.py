@@ -188,7 +188,7 @@ def _round(
     """Round the weights for the recipe's images, in place; what `reconstruct` says of the blocks, if it did that."""
     pool, weights = Pool.read(images), recipe.weights
     if weights.rounding == "gptq":
-        round_weights(simulated, pool.images.float(), weights.damping, done)
+        round_weights(simulated, pool.images.float(), weights.damping, done, refit=weights.refit)
         return []
     settings, folder = weights.reconstruction, rounding_beside(out)
     return reconstruct(vit, simulated, pool, settings, seed=recipe.seed, folder=folder, done=done)

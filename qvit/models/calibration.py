@@ -18,11 +18,7 @@ def set_weight_ranges(folded: ViT, method: str = "mse") -> ViT:
     for module in folded.modules():
         if isinstance(module, Dense):
             assert module.scheme is not None
-            assert module.weight_scale is not None
-            grid = weight_grid(module.weight, module.scheme.weight, method)
-            module.weight_scale.copy_(grid.scale)
-            if module.weight_multiplier is not None and grid.multiplier is not None:
-                module.weight_multiplier.copy_(grid.multiplier)
+            module.take_grid(weight_grid(module.weight, module.scheme.weight, method))
     center_pixels(folded.patch_embed)
     return folded
 

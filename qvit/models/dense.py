@@ -47,10 +47,22 @@ class Dense(nn.Module):
         assert self.weight_scale is not None
         return Weight(self.codes_of(self.weight), self.weight_scale, self.weight_multiplier)
 
+    def grid(self) -> Grid:
+        """Scales and multipliers of the weight."""
+        assert self.weight_scale is not None
+        return Grid(self.weight_scale, self.weight_multiplier)
+
+    @torch.no_grad()
+    def take_grid(self, grid: Grid) -> None:
+        """Have other scales and multipliers."""
+        assert self.weight_scale is not None
+        self.weight_scale.copy_(grid.scale)
+        if self.weight_multiplier is not None and grid.multiplier is not None:
+            self.weight_multiplier.copy_(grid.multiplier)
+
     def steps(self) -> Tensor:
         """The step of every group of columns, fp32 [N, G]; G is 1 without groups."""
-        assert self.weight_scale is not None
-        return Grid(self.weight_scale, self.weight_multiplier).steps()
+        return self.grid().steps()
 
     def limits(self) -> Limits:
         """The smallest and the largest code: numbers, or what broadcasts to the weight by groups, [N, G, K / G]."""

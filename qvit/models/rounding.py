@@ -5,7 +5,7 @@ ones make up for earlier ones. The images may be synthetic: what they have to ge
 """
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ def round_weights(
     images: Tensor,
     damping: float,
     done: Callable[[str], None] | None = None,
+    *,
+    refit: bool = True,
 ) -> ViT:
     """Round the Linears of every block with compensation (quant.compensation), in place.
 
@@ -31,49 +33,53 @@ def round_weights(
     images from 0.218 to 0.246. So does the head, of whose inputs an image shows one.
 
     Args:
-        folded: With its weight ranges set; its grids stay as they are.
+        folded: With its weight ranges set, which the grids begin with.
         images: Normalised fp32 [B, C, H, W].
         damping: Share of the mean input moment that is added to each.
         done: Told the name of every finished block.
+        refit: False: the grids stay as they are.
 
     Returns:
         The model.
     """
+    rounded = partial(_round, damping=damping, refit=refit)
     parts = begin_stream(folded, images, Simulated()).split(BATCH)
     for i, block in enumerate(folded.blocks):
         assert isinstance(block, Block)
-        parts = _round_block(block, parts, damping)
+        parts = _round_block(block, parts, rounded)
         if done is not None:
             done(f"block {i + 1}")
     return folded
 
 
-def _round_block(block: Block, parts: Sequence[Tensor], damping: float) -> list[Tensor]:
+def _round_block(
+    block: Block, parts: Sequence[Tensor], rounded: Callable[[Dense, Sequence[Quantized]], None]
+) -> list[Tensor]:
     """Round the Linears of a block, and hand on what it makes of the residual stream's parts, [n, T, D] each.
 
     It is `Block.forward` for all images, step by step: no step is computed twice.
     """
     run, attn, mlp = Simulated(), block.attn, block.mlp
     inputs = [run.norm(x, block.norm1, to=attn.qkv) for x in parts]
-    _round(attn.qkv, inputs, damping)
+    rounded(attn.qkv, inputs)
     inputs = [run.attention(*run.qkv(h, attn), attn) for h in inputs]
-    _round(attn.proj, inputs, damping)
+    rounded(attn.proj, inputs)
     parts = [run.residual(x, h, attn.proj) for x, h in zip(parts, inputs, strict=True)]
     inputs = [run.norm(x, block.norm2, to=mlp.fc1) for x in parts]
-    _round(mlp.fc1, inputs, damping)
+    rounded(mlp.fc1, inputs)
     inputs = [run.gelu(h, mlp) for h in inputs]
-    _round(mlp.fc2, inputs, damping)
+    rounded(mlp.fc2, inputs)
     return [run.residual(x, h, mlp.fc2) for x, h in zip(parts, inputs, strict=True)]
 
 
-def _round(dense: Dense, inputs: Sequence[Quantized], damping: float) -> None:
-    """Put the weights of one Linear on their codes, for inputs [n, T, K]."""
-    steps = dense.steps().unsqueeze(-1)
-    grouped = dense.weight.unflatten(1, (steps.shape[1], -1)).shape
-    steps, low, high = (
-        torch.as_tensor(x).expand(grouped).flatten(1) for x in (steps, *dense.limits())
+def _round(dense: Dense, inputs: Sequence[Quantized], damping: float, refit: bool) -> None:
+    """Put the weights of one Linear on codes for inputs [n, T, K], with the grid that these ask for."""
+    assert dense.scheme is not None
+    weight, grid = compensate(
+        dense.weight, dense.grid(), _moments(inputs), dense.scheme.weight, damping, refit=refit
     )
-    dense.weight.copy_(compensate(dense.weight, steps, _moments(inputs), (low, high), damping))
+    dense.weight.copy_(weight)
+    dense.take_grid(grid)
 
 
 def _moments(inputs: Sequence[Quantized]) -> Tensor:

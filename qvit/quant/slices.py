@@ -67,8 +67,13 @@ def quantize_weight(weight: Tensor, steps: Tensor, scheme: Scheme) -> Tensor:
 
 def multiplier_limits(scheme: Scheme, groups: Tensor) -> Tensor:
     """Largest multiplier of the groups of a weight, which have something [N, G]: broadcasts to that."""
-    found = _by_slice(largest_multiplier, scheme, groups)
+    found = _by_slice(lambda bits: _multiplier_limit(bits, scheme), scheme, groups)
     return groups.new_tensor(found) if isinstance(found, int) else found.squeeze(-1)
+
+
+def _multiplier_limit(bits: int, scheme: Scheme) -> int:
+    """One of slices of rows without groups."""
+    return 1 if scheme.rows and bits > MAX_GROUPED_BITS else largest_multiplier(bits)
 
 
 def _by_slice(number: Callable[[int], int], scheme: Scheme, groups: Tensor) -> int | Tensor:

@@ -24,6 +24,8 @@ class Weights:
     `rounding`: each weight to its nearest code, or together, for the inputs that the recipe's images cause: a Linear
     after the other, in closed form ("gptq"), or a block after the other, by gradients ("learned").
     `damping`: of gptq; the share of the mean second moment of a Linear's inputs that is added to each.
+    `refit`: of gptq; whether scales and multipliers are chosen anew by the error that it leaves, or stay as `range` has
+    them.
     `reconstruction`: of learned.
     """
 
@@ -32,6 +34,7 @@ class Weights:
     range: str = "mse"
     rounding: str = "nearest"
     damping: float = 0.3
+    refit: bool = True
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
 
     def __post_init__(self) -> None:

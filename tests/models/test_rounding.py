@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -39,7 +41,7 @@ def test_a_rounded_model_is_closer_on_images_it_has_not_seen():
     assert rounded < 0.75 * nearest
 
 
-def test_weights_end_on_grids_that_stay_and_the_patch_embedding_is_left_alone():
+def test_weights_end_on_their_grids_and_the_ends_are_left_alone():
     vit = float_vit()
     before, after, finished = folded(vit), folded(vit), []
     round_weights(after, images_for(vit, count=4), 0.01, finished.append)
@@ -50,8 +52,9 @@ def test_weights_end_on_grids_that_stay_and_the_patch_embedding_is_left_alone():
     ]
     moved = []
     for old, new in pairs:
-        torch.testing.assert_close(new.steps(), old.steps(), rtol=0, atol=0)
         moved.append(not torch.equal(old.quantized_weight().codes, new.quantized_weight().codes))
+        # the grid moves with the codes
+        assert moved[-1] != torch.equal(new.steps(), old.steps())
         if moved[-1]:
             torch.testing.assert_close(new.weight, dequantized(new))
     assert moved == [False] + [True] * 8 + [False]
@@ -65,7 +68,9 @@ def test_what_a_rounded_block_hands_on_is_what_it_computes(shape):
     vit = float_vit(shape)
     block = folded(vit).blocks[0]
     x = torch.randn(5, 7, vit.config.embed_dim, generator=torch.Generator().manual_seed(0))
-    found = rounding._round_block(block, x.split(2), 0.3)
+    found = rounding._round_block(
+        block, x.split(2), partial(rounding._round, damping=0.3, refit=True)
+    )
     torch.testing.assert_close(torch.cat(found), block(x, Simulated()))
 
 

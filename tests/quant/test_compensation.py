@@ -1,10 +1,25 @@
+import functools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qvit.quant import compensation
 from qvit.quant.compensation import compensate
+from qvit.quant.ranges import Grid, weight_grid
+from qvit.quant.schemes import Granularity, Mode, Scheme
+from qvit.quant.slices import code_limits, multiplier_limits, quantize_weight
 from qvit_kernels.reference import code_range
+
+# Codes are chosen, and the grid stays as it is.
+keep_grid = functools.partial(compensate, refit=False)
+
+
+def scheme(bits, group=0, **slices):
+    """Of a weight."""
+    granularity = Granularity.GROUP if group else Granularity.CHANNEL
+    return Scheme(bits=bits, granularity=granularity, mode=Mode.STATIC, group=group, **slices)
 
 
 def nearest(weight, steps, bits):
@@ -19,12 +34,23 @@ def inputs(rows, columns, seed=0):
     return torch.randn(rows, columns, generator=generator) @ mixing * sizes
 
 
-def one_by_one(weight, steps, moments, bits, damping):
+def random_weight(rows, columns, seed=0):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def damped(moments, damping):
+    moments = moments.double()
+    return moments + damping * moments.diagonal().mean() * torch.eye(len(moments)).double()
+
+
+def squared_errors(found, weight, moments):
+    """Of each row's output."""
+    error = (found - weight).double()
+    return ((error @ moments) * error).sum(1)
+
+
+def one_by_one(weight, steps, moments, bits, order):
     """Each column is rounded, and all that remain are chosen anew for the least error, by solving for them."""
-    moments = moments.double() + damping * moments.diagonal().double().mean() * torch.eye(
-        len(moments), dtype=torch.float64
-    )
-    order = moments.diagonal().argsort(descending=True, stable=True).tolist()
     weight = weight.double().clone()
     for position, column in enumerate(order):
         rounded = nearest(weight[:, column], steps[:, column], bits)
@@ -40,56 +66,136 @@ def one_by_one(weight, steps, moments, bits, damping):
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 7), (5, 64), (4, 150)])
 def test_every_column_makes_good_what_those_before_it_spoiled(rows, columns):
-    generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(rows, columns, generator=generator)
-    steps = torch.rand(rows, columns, generator=generator) * 0.2 + 0.2
+    weight = random_weight(rows, columns, 1)
+    grid = Grid(torch.rand(rows, generator=torch.Generator().manual_seed(2)) * 0.2 + 0.2, None)
     x = inputs(3 * columns, columns)
     moments = x.T @ x
-    found = compensate(weight, steps, moments, code_range(4), 0.05)
-    torch.testing.assert_close(found, one_by_one(weight, steps, moments, 4, 0.05))
+    found, kept = keep_grid(weight, grid, moments, scheme(4), 0.05)
+    order = moments.diagonal().argsort(descending=True, stable=True).tolist()
+    steps = grid.steps().expand(weight.shape)
+    torch.testing.assert_close(found, one_by_one(weight, steps, damped(moments, 0.05), 4, order))
+    assert torch.equal(kept.scale, grid.scale)
+    assert kept.multiplier is None
+
+
+def test_groups_are_rounded_one_after_the_other():
+    """The one with the largest inputs first, and so are the columns in each."""
+    weight, x = random_weight(3, 12), inputs(40, 12)
+    grid = Grid(torch.full((3,), 0.1), torch.tensor([3.0, -2, 4]).expand(3, 3))
+    moments = x.T @ x
+    found, kept = keep_grid(weight, grid, moments, scheme(3, 4), 0.05)
+    sizes = moments.diagonal().view(3, 4)
+    order = [
+        4 * group + column
+        for group in sizes.sum(1).argsort(descending=True).tolist()
+        for column in sizes[group].argsort(descending=True).tolist()
+    ]
+    steps = grid.steps().repeat_interleave(4, 1)
+    torch.testing.assert_close(found, one_by_one(weight, steps, damped(moments, 0.05), 3, order))
+    assert kept.multiplier is not None
+    assert torch.equal(kept.multiplier, grid.multiplier)
 
 
 def test_unrelated_inputs_are_rounded_to_nearest():
-    weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
-    steps = torch.full((6, 1), 0.3)
-    found = compensate(weight, steps, torch.diag(torch.rand(40) + 0.1), code_range(4))
-    torch.testing.assert_close(found, nearest(weight, steps, 4))
+    weight, grid = random_weight(6, 40), Grid(torch.full((6,), 0.3), None)
+    found, _ = keep_grid(weight, grid, torch.diag(torch.rand(40) + 0.1), scheme(4))
+    torch.testing.assert_close(found, nearest(weight, 0.3, 4))
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(2, 4), st.integers(8, 80), st.integers(0, 10_000))
 def test_the_output_is_closer_than_after_rounding_to_nearest(bits, columns, seed):
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(16, columns, generator=generator)
-    steps = torch.full((16, 1), 3 / 2 ** (bits - 1))
-    x = inputs(4 * columns, columns, seed)
-    found = compensate(weight, steps, x.T @ x, code_range(bits))
-    codes = found / steps
-    assert torch.equal(codes, codes.round())
+    weight, x = random_weight(16, columns, seed), inputs(4 * columns, columns, seed)
+    grid = weight_grid(weight, scheme(bits))
+    found, grid = compensate(weight, grid, x.T @ x, scheme(bits))
+    codes = found / grid.steps()
+    torch.testing.assert_close(codes, codes.round())
     low, high = code_range(bits)
-    assert codes.min() >= low
-    assert codes.max() <= high
+    assert codes.min() >= low - 1e-3
+    assert codes.max() <= high + 1e-3
     ours = ((found - weight) @ x.T).square().mean()
-    plain = ((nearest(weight, steps, bits) - weight) @ x.T).square().mean()
-    assert ours < plain
+    plain = (nearest(weight, weight_grid(weight, scheme(bits)).steps(), bits) - weight) @ x.T
+    assert ours < plain.square().mean()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 8), st.integers(0, 10_000))
+def test_a_row_takes_another_scale_only_where_its_output_is_closer(bits, seed):
+    weight, x = random_weight(12, 24, seed), inputs(60, 24, seed)
+    moments, before = x.T @ x, weight_grid(weight, scheme(bits))
+    kept, _ = keep_grid(weight, before, moments, scheme(bits), 0.1)
+    found, grid = compensate(weight, before, moments, scheme(bits), 0.1)
+    errors = [squared_errors(w, weight, damped(moments, 0.1)) for w in (kept, found)]
+    moved = grid.scale != before.scale
+    assert moved.any()
+    assert (errors[1][moved] < errors[0][moved]).all()
+    assert torch.equal(found[~moved], kept[~moved])
+
+
+def test_a_group_takes_the_multiplier_with_which_it_adds_least(monkeypatch):
+    """A single group: what it adds is all there is, so that no multiplier near its own is better."""
+    weight, x = random_weight(20, 8), inputs(40, 8)
+    moments, one = x.T @ x, scheme(4, 8)
+    before = Grid(torch.full((20,), 0.05), torch.full((20, 1), -6.0))
+    monkeypatch.setattr(compensation, "_SCALES", (1.0,))
+    _, grid = compensate(weight, before, moments, one)
+    assert grid.multiplier is not None
+    tried = [Grid(before.scale, torch.full((20, 1), -float(m))) for m in range(4, 9)]
+    kept = [keep_grid(weight, each, moments, one)[0] for each in tried]
+    errors = torch.stack([squared_errors(w, weight, damped(moments, 0.01)) for w in kept])
+    assert torch.equal(grid.multiplier.squeeze(1), -4.0 - errors.argmin(0))
+    assert len(grid.multiplier.unique()) > 1
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        scheme(4, 8),
+        scheme(2, 16),
+        scheme(8, 0, rows=(4, 8)),
+        scheme(6, 8, rows=(2, 6, 4)),
+        scheme(8, 8, columns=(3, 8, 4)),
+    ],
+    ids=lambda of: f"{of.bits}-{of.group}-{of.rows or of.columns}",
+)
+def test_codes_and_multipliers_stay_within_their_limits(of):
+    weight, x = random_weight(12, 48), inputs(100, 48)
+    before = weight_grid(weight, of)
+    found, grid = compensate(weight, before, x.T @ x, of, 0.3)
+    # weights are codes times steps, whatever becomes of the grid
+    again = quantize_weight(found, grid.steps(), of)
+    spread = grid.steps().repeat_interleave(48 // grid.steps().shape[1], 1)
+    torch.testing.assert_close(found, again * spread)
+    low, high = (torch.as_tensor(x) for x in code_limits(of, grid.steps()))
+    grouped = again.unflatten(1, (grid.steps().shape[1], -1))
+    assert (grouped >= low).all()
+    assert (grouped <= high).all()
+    if grid.multiplier is None:
+        assert before.multiplier is None
+        return
+    size = grid.multiplier.abs()
+    assert torch.equal(size, size.round())
+    assert (size >= 1).all()
+    assert (size <= multiplier_limits(of, size)).all()
+    assert before.multiplier is not None
+    assert torch.equal(grid.multiplier.sign(), before.multiplier.sign())
+    assert not torch.equal(grid.multiplier, before.multiplier)
+
+
+def test_rows_without_groups_beside_others_keep_multipliers_of_one():
+    of = scheme(6, 8, rows=(3, 6))
+    weight, x = random_weight(8, 32), inputs(60, 32)
+    _, grid = compensate(weight, weight_grid(weight, of), x.T @ x, of)
+    assert grid.multiplier is not None
+    assert (grid.multiplier[4:] == 1).all()
+    assert (grid.multiplier[:4] != 1).any()
 
 
 def test_columns_that_are_never_seen_and_too_few_rows():
-    weight = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
-    x = inputs(5, 30)
-    x[:, [0, 7, 29]] = 0
-    steps = torch.full((4, 1), 0.4)
-    found = compensate(weight, steps, x.T @ x, code_range(4))
-    assert found.isfinite().all()
+    weight, x = random_weight(4, 30), inputs(5, 30)
     unseen = [0, 7, 29]
-    torch.testing.assert_close(found[:, unseen], nearest(weight, steps, 4)[:, unseen])
-
-
-def test_steps_may_differ_within_a_row_and_be_negative():
-    weight = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    steps = torch.tensor([0.5, -0.25]).repeat_interleave(4).expand(3, 8)
-    x = inputs(40, 8)
-    codes = compensate(weight, steps, x.T @ x, code_range(3)) / steps
-    torch.testing.assert_close(codes, codes.round())
-    assert codes.min() >= -4
-    assert codes.max() <= 3
+    x[:, unseen] = 0
+    grid = Grid(torch.full((4,), 0.4), None)
+    found, _ = keep_grid(weight, grid, x.T @ x, scheme(4))
+    assert found.isfinite().all()
+    torch.testing.assert_close(found[:, unseen], nearest(weight, 0.4, 4)[:, unseen])
