@@ -134,7 +134,7 @@ def _products(plans: Any, schemes: dict[str, dict[str, Any]]) -> Iterator[Case]:
                 lambda c, a=fc1, s=signs, b=bits, p=packed: plans.plan_gelu_quantize(
                     *a, "none", s, 32, b, 128, p, capability=c
                 )[0],
-                sample=m == 12608 and scheme in ("w8a8", "w4a8-groups32"),
+                sample=m == 12608 and scheme in ("w8a8", "w4a8-groups16"),
             )
             static = on_meta(1, 1)
             yield Case(
@@ -164,6 +164,7 @@ def _gemm_int4(plans: Any) -> Iterator[Case]:
         plans,
         {
             "w4a8": {"w4": True},
+            "w4a8-groups16": {"w4": True, "width": 16},
             "w4a8-groups32": {"w4": True, "width": 32},
             "w4a4-groups32": {"w4": True, "a4": True, "width": 32},
         },
