@@ -47,6 +47,8 @@ from qvit.zoo import Source
 _SECONDS_PER_MILLION = 0.2
 # gptq, per image and million weights: 6 s for ViT-Tiny and 32 images.
 _ROUNDING_SECONDS = 0.035
+# gptq, per million weights, for grids that move: 4 s for ViT-Tiny; and of that for each channel of the model's width.
+_REFIT_SECONDS = 0.5, 0.002
 
 
 def quantize(
@@ -269,6 +271,8 @@ def plan(
     seconds = _SECONDS_PER_MILLION
     if recipe.weights.rounding == "gptq" and recipe.synthesis is not None:
         seconds += _ROUNDING_SECONDS * recipe.synthesis.images
+        if recipe.weights.refit:
+            seconds += _REFIT_SECONDS[0] + _REFIT_SECONDS[1] * config.embed_dim
     return {
         "model": source.timm_name,
         "scheme": name_scheme(config, scheme),

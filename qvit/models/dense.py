@@ -54,8 +54,9 @@ class Dense(nn.Module):
 
     @torch.no_grad()
     def take_grid(self, grid: Grid) -> None:
-        """Have other scales and multipliers."""
+        """Have other scales and, where it has any, multipliers."""
         assert self.weight_scale is not None
+        assert (self.weight_multiplier is None) == (grid.multiplier is None)
         self.weight_scale.copy_(grid.scale)
         if self.weight_multiplier is not None and grid.multiplier is not None:
             self.weight_multiplier.copy_(grid.multiplier)

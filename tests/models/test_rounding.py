@@ -82,7 +82,7 @@ def test_every_shape_can_be_rounded(shape):
 
 
 @torch.no_grad()
-def test_heads_stay_on_their_grids():
+def test_heads_end_on_their_grids():
     vit = float_vit("three heads", depth=1)
     simulated, _ = both(vit, HEADS["wide"])
     attn = simulated.get_submodule("blocks.0.attn")

@@ -182,6 +182,74 @@ def test_codes_and_multipliers_stay_within_their_limits(of):
     assert not torch.equal(grid.multiplier, before.multiplier)
 
 
+def random_grid(weight, group):
+    """For 3 bits, with multipliers of up to ten times the least."""
+    generator = torch.Generator().manual_seed(7)
+    groups = torch.randint(4, 20, (len(weight), weight.shape[1] // group), generator=generator)
+    return Grid(torch.full((len(weight),), 0.04), groups.float())
+
+
+@pytest.mark.parametrize(
+    "size", [8, 100]
+)  # of a group: several are in a block, and a block is in one
+def test_what_moves_the_grid_rounds_on_it_as_on_one_that_stays(size):
+    weight, x = random_weight(20, 4 * size), inputs(8 * size, 4 * size)
+    of, moments, before = scheme(3, size), x.T @ x, random_grid(weight, size)
+    found, grid = compensate(weight, before, moments, of, 0.1)
+    again, _ = keep_grid(weight, grid, moments, of, 0.1)
+    torch.testing.assert_close(found, again)
+    kept, _ = keep_grid(weight, before, moments, of, 0.1)
+    errors = [squared_errors(w, weight, damped(moments, 0.1)) for w in (kept, found)]
+    assert errors[1].sum() < 0.9 * errors[0].sum()
+
+
+def test_each_row_takes_the_scale_with_which_all_its_groups_add_least(monkeypatch):
+    weight, x = random_weight(30, 64), inputs(200, 64)
+    of, moments, before = scheme(3, 16), x.T @ x, random_grid(weight, 16)
+    found, _ = compensate(weight, before, moments, of, 0.1)
+    alone = []
+    for factor in compensation._SCALES:
+        monkeypatch.setattr(compensation, "_SCALES", (factor,))
+        alone.append(compensate(weight, before, moments, of, 0.1)[0])
+    errors = [squared_errors(w, weight, damped(moments, 0.1)) for w in alone]
+    torch.testing.assert_close(
+        squared_errors(found, weight, damped(moments, 0.1)), torch.stack(errors).amin(0)
+    )
+
+
+def test_rows_that_are_rounded_in_parts_are_as_those_rounded_together(monkeypatch):
+    weight, x = random_weight(30, 32), inputs(100, 32)
+    of, before = scheme(3, 16), random_grid(weight, 16)
+    whole = compensate(weight, before, x.T @ x, of)
+    monkeypatch.setattr(compensation, "_AT_ONCE", 7 * 32 * len(compensation._SCALES))
+    parts = compensate(weight, before, x.T @ x, of)
+    assert torch.equal(parts[0], whole[0])
+    assert torch.equal(parts[1].steps(), whole[1].steps())
+
+
+def test_moments_may_have_any_factor():
+    """With columns that are never seen, too."""
+    weight, x = random_weight(30, 32), inputs(100, 32)
+    x[:, [3, 4, 5, 17, 31]] = 0
+    of, before = scheme(3, 16), random_grid(weight, 16)
+    found = [compensate(weight, before, factor * x.T @ x, of, 0.3) for factor in (1.0, 2.0**-20)]
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1].steps(), found[1][1].steps())
+
+
+def test_a_grid_on_which_nothing_is_gained_stays():
+    of, before = scheme(3, 16), weight_grid(random_weight(4, 32), scheme(3, 16))
+    found, kept = compensate(torch.zeros(4, 32), before, torch.eye(32), of)
+    assert not found.any()
+    assert torch.equal(kept.steps(), before.steps())
+
+
+def test_a_linear_that_sees_nothing_is_rounded_all_the_same():
+    weight, of = random_weight(4, 32), scheme(3, 16)
+    found, _ = compensate(weight, weight_grid(weight, of), torch.zeros(32, 32), of)
+    assert (found - weight).square().sum() < 0.1 * weight.square().sum()
+
+
 def test_rows_without_groups_beside_others_keep_multipliers_of_one():
     of = scheme(6, 8, rows=(3, 6))
     weight, x = random_weight(8, 32), inputs(60, 32)
