@@ -57,6 +57,14 @@ _TRAINING = {
         "not taken: distilled, KL, at a tenth of the rate",
         "none; three minutes",
     ),
+    f"{_EPOCHS} distillation.lr=1e-4 distillation.temperature=4": (
+        "not taken: the same after softer answers, of a temperature of 4",
+        "none; three minutes",
+    ),
+    f"{_EPOCHS} distillation.lr=1e-4 distillation.augment=true": (
+        "not taken: the same on crops, mirrored and in other colours",
+        "none; three minutes",
+    ),
     f"{_EPOCHS} {_FEATURES} distillation.lr=1e-2": (
         "not taken: distilled, outputs of blocks",
         "none; three minutes",
