@@ -26,13 +26,13 @@ _ROTATIONS = "transforms.qk=false transforms.v=false"
 _LEAVES = {
     "weights.rounding=nearest synthesis=none": (
         "weights rounded for dead leaves",
-        "none; half a minute",
+        "none; ten seconds",
     )
 }
 _REFIT = {
     "weights.refit=false": (
         "scales and multipliers chosen as weights are rounded",
-        "none; ten seconds",
+        "none; five seconds",
     )
 }
 _FOUR_BIT_ENDS = {
@@ -47,7 +47,7 @@ _LONG = f"{_MORE_LEAVES} distillation=kl distillation.epochs=30"
 _FEATURES = "distillation.kl=0 distillation.features=1"
 _HEADS = "distillation.lr=1e-4 distillation.heads=10"
 _TRAINING = {
-    _MORE_LEAVES: ("not taken: rounded for 200 leaves, not 60", "none; 80 seconds"),
+    _MORE_LEAVES: ("not taken: rounded for 200 leaves, not 60", "none; 40 seconds"),
     f"{_MORE_LEAVES} weights.rounding=learned": (
         "not taken: learned rounding in place of GPTQ",
         "none; half an hour",
@@ -103,7 +103,7 @@ CHANGES: dict[tuple[int, int], dict[str, tuple[str, str]]] = {
         "weights.group=0": ("groups of 16 weights", "a multiplication for four weights"),
         "weights.group=32": (
             "groups of 16 weights, not 32",
-            "3 % of the file; 263 and not 230 instructions a step of 128 columns on sm_80, none more on sm_90",
+            "3 % of the file; 263 and not 230 instructions a step of 128 columns of fc1 on sm_80, none on sm_90",
         ),
         **_NORM,
         _MORE_LEAVES: _TRAINING[_MORE_LEAVES],

@@ -47,7 +47,7 @@ from qvit.zoo import Source
 _SECONDS_PER_MILLION = 0.2
 # gptq, per image and million weights: 6 s for ViT-Tiny and 32 images.
 _ROUNDING_SECONDS = 0.035
-# gptq, per million weights, for grids that move: 4 s for ViT-Tiny; and of that for each channel of the model's width.
+# gptq, per million weights, for grids that move: a constant, and a part that grows with the width. 5 s for ViT-Tiny.
 _REFIT_SECONDS = 0.5, 0.002
 
 

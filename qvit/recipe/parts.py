@@ -24,8 +24,7 @@ class Weights:
     `rounding`: each weight to its nearest code, or together, for the inputs that the recipe's images cause: a Linear
     after the other, in closed form ("gptq"), or a block after the other, by gradients ("learned").
     `damping`: of gptq; the share of the mean second moment of a Linear's inputs that is added to each.
-    `refit`: of gptq; whether scales and multipliers are chosen anew by the error that it leaves, or stay as `range` has
-    them.
+    `refit`: of gptq; whether scales and multipliers move, near where `range` has them, to leave the least error.
     `reconstruction`: of learned.
     """
 

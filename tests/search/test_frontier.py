@@ -55,8 +55,8 @@ def test_the_cheapest_keeps_to_the_drop_and_costs_no_more_than_the_points(fronti
     assert frontier.cheapest("size", points[-1].divergence / 2, points[-1:]) is None
 
 
-@pytest.mark.parametrize("cost", ["size", "bitops"])
-def test_a_point_is_no_worse_than_what_auto_finds_under_its_limit(cost):
+@pytest.mark.parametrize(("cost", "activations"), [("size", 8), ("bitops", 3)])
+def test_a_point_is_no_worse_than_what_auto_finds_under_its_limit(cost, activations):
     recipes = {
         name: [recipe.without_images() for recipe in preset_starts("qvit", [name])]
         for name in ("size", "bitops")
@@ -64,14 +64,10 @@ def test_a_point_is_no_worse_than_what_auto_finds_under_its_limit(cost):
     starts = starts_by_cost(VIT.config, recipes)
     points = Frontier(starts, search, lambda _: None).points(cost, 9)
     few = next(point for point in points if point.recipe.weights.group == 16)
-    activations = few.recipe.activations
-    if cost == "size":  # one preset has them all
-        assert {(p.start, p.recipe.weights.group) for p in points} == {(few.start, 16)}
-        assert (activations.bits, activations.prefix_bits) == (8, 0)
-    else:
-        assert (activations.bits, activations.prefix_bits) == (3, 8)  # of the one for three bits
-        assert points[-1].recipe.weights.group == 32
-        assert few.start == points[-1].start + 1
+    assert few.recipe.activations.bits == activations  # of the preset for three bits
+    assert few.recipe.activations.prefix_bits == (8 if activations == 3 else 0)
+    assert points[-1].recipe.weights.group == 32
+    assert few.start == points[-1].start + 1
     for point in (points[0], few):
         space, budgets = begin(VIT.config, recipes[cost], {cost: point.limit})
         assert point.recipe == space.recipe_of(point.bits)  # with the grids that auto has
