@@ -50,6 +50,7 @@ SCHEMES = (
     ("qvit", 4, 8, ""),
     ("qvit", 4, 8, _AUTO),
     ("qvit", 4, 8, _REAL),
+    ("qvit", 4, 8, "quick"),
     ("qvit", 4, 8, "full"),
     ("qvit", 4, 4, ""),
     ("qvit", 4, 4, "ends4"),
