@@ -11,25 +11,24 @@ from qvit.search.budgets import Budget, check_budgets, first_within
 from qvit.search.costs import CostTable, bitops_table, size_table
 from qvit.search.latency import Place, latency_table
 
-# Presets have finer grids at three bits and fewer, which take more of a file; from there to eight they are as at four.
-_BITS = (4, 3)
+# Bits of the presets that a search may begin with, and of the activations beside which their weights have the groups
+# that they get: finer ones at four bits beside eight, which make a file larger; three bits have finer grids of both.
+_PRESETS = ((4, MAX_BITS), (4, 4), (3, 3))
 
 
 def preset_starts(name: str, limits: Iterable[str], budget: str | None = None) -> list[Recipe]:
     """Recipes that `begin` may choose from, of a preset: bits of everything are left open, and those of activations at
     eight where the limits are of size alone. budget: As `Recipe.preset` has it.
-
-    Groups of weights are those beside activations of as few bits as theirs: the finer ones that four bits have beside
-    eight make the smallest file of all 8 % larger.
     """
     found = []
-    for bits in _BITS:
-        alike = Recipe.preset(name, weight_bits=bits, activation_bits=bits, budget=budget)
-        recipe = alike
-        if not depend_on_inputs(limits):
-            wide = Recipe.preset(name, weight_bits=bits, activation_bits=MAX_BITS, budget=budget)
-            recipe = replace(wide, weights=replace(wide.weights, group=alike.weights.group))
-        found.append(recipe.with_open_ends())
+    for bits, beside in _PRESETS:
+        inputs = bits if depend_on_inputs(limits) else MAX_BITS
+        recipe, grouped = (
+            Recipe.preset(name, weight_bits=bits, activation_bits=a, budget=budget)
+            for a in (inputs, beside)
+        )
+        weights = replace(recipe.weights, group=grouped.weights.group)
+        found.append(replace(recipe, weights=weights).with_open_ends())
     return found
 
 

@@ -63,11 +63,11 @@ def test_a_point_is_no_worse_than_what_auto_finds_under_its_limit(cost, activati
     }
     starts = starts_by_cost(VIT.config, recipes)
     points = Frontier(starts, search, lambda _: None).points(cost, 9)
-    few = next(point for point in points if point.recipe.weights.group == 16)
+    few = next(point for point in points if point.recipe.weights.bits == 3)
     assert few.recipe.activations.bits == activations  # of the preset for three bits
     assert few.recipe.activations.prefix_bits == (8 if activations == 3 else 0)
-    assert points[-1].recipe.weights.group == 32
-    assert few.start == points[-1].start + 1
+    assert few.recipe.weights.group == points[-1].recipe.weights.group == 16
+    assert few.start == points[-1].start + 2  # the one between has coarser groups at four bits
     for point in (points[0], few):
         space, budgets = begin(VIT.config, recipes[cost], {cost: point.limit})
         assert point.recipe == space.recipe_of(point.bits)  # with the grids that auto has
