@@ -42,18 +42,18 @@ def round_weights(
     Returns:
         The model.
     """
-    rounded = partial(_round, damping=damping, refit=refit)
+    round_one = partial(_round, damping=damping, refit=refit)
     parts = begin_stream(folded, images, Simulated()).split(BATCH)
     for i, block in enumerate(folded.blocks):
         assert isinstance(block, Block)
-        parts = _round_block(block, parts, rounded)
+        parts = _round_block(block, parts, round_one)
         if done is not None:
             done(f"block {i + 1}")
     return folded
 
 
 def _round_block(
-    block: Block, parts: Sequence[Tensor], rounded: Callable[[Dense, Sequence[Quantized]], None]
+    block: Block, parts: Sequence[Tensor], round_one: Callable[[Dense, Sequence[Quantized]], None]
 ) -> list[Tensor]:
     """Round the Linears of a block, and hand on what it makes of the residual stream's parts, [n, T, D] each.
 
@@ -61,14 +61,14 @@ def _round_block(
     """
     run, attn, mlp = Simulated(), block.attn, block.mlp
     inputs = [run.norm(x, block.norm1, to=attn.qkv) for x in parts]
-    rounded(attn.qkv, inputs)
+    round_one(attn.qkv, inputs)
     inputs = [run.attention(*run.qkv(h, attn), attn) for h in inputs]
-    rounded(attn.proj, inputs)
+    round_one(attn.proj, inputs)
     parts = [run.residual(x, h, attn.proj) for x, h in zip(parts, inputs, strict=True)]
     inputs = [run.norm(x, block.norm2, to=mlp.fc1) for x in parts]
-    rounded(mlp.fc1, inputs)
+    round_one(mlp.fc1, inputs)
     inputs = [run.gelu(h, mlp) for h in inputs]
-    rounded(mlp.fc2, inputs)
+    round_one(mlp.fc2, inputs)
     return [run.residual(x, h, mlp.fc2) for x, h in zip(parts, inputs, strict=True)]
 
 

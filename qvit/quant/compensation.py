@@ -57,8 +57,7 @@ def compensate(
         fp32 [N, K], whole multiples of the steps of the grid, which is the other.
     """
     grouped = grid.multiplier is not None
-    multiplier = grid.multiplier if grouped else torch.ones_like(weight[:, :1])
-    assert multiplier is not None
+    multiplier = torch.ones_like(weight[:, :1]) if grid.multiplier is None else grid.multiplier
     order, groups = _order(moments.diagonal(), multiplier.shape[1])
     round_some = partial(
         _round_rows,

@@ -44,7 +44,7 @@ def multiplier_bits(scheme: Scheme) -> tuple[int, ...]:
     slices of rows without groups, whose multipliers are one.
     """
     return tuple(
-        0 if scheme.rows and bits > MAX_GROUPED_BITS else largest_multiplier(bits).bit_length() + 1
+        largest_multiplier(bits).bit_length() + 1 if _has_groups(bits, scheme) else 0
         for bits in scheme.slices
     )
 
@@ -72,8 +72,12 @@ def multiplier_limits(scheme: Scheme, groups: Tensor) -> Tensor:
 
 
 def _multiplier_limit(bits: int, scheme: Scheme) -> int:
-    """One of slices of rows without groups."""
-    return 1 if scheme.rows and bits > MAX_GROUPED_BITS else largest_multiplier(bits)
+    return largest_multiplier(bits) if _has_groups(bits, scheme) else 1
+
+
+def _has_groups(bits: int, scheme: Scheme) -> bool:
+    """Whether a slice of a grouped weight has: of rows those whose codes leave their multipliers room, as alone."""
+    return not scheme.rows or bits <= MAX_GROUPED_BITS
 
 
 def _by_slice(number: Callable[[int], int], scheme: Scheme, groups: Tensor) -> int | Tensor:

@@ -53,8 +53,8 @@ def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
         )
     # Where activations have more bits than weights, as in W4A8, nearly all of the error is that of weights, and groups
     # of 16 take a quarter of it for 3 % of the file: 0.045 and not 0.059, KL on 1000 development images, mean of seeds
-    # 0 to 2. At W4A4 they would take 6 % (0.141, 0.150), and a tenth more
-    # instructions of the main loop on sm_80. W4A5 to W4A7 are taken to be as W4A8.
+    # 0 to 2. At W4A4 they would take 6 % (0.141, 0.150), and a tenth more instructions of the main loop on sm_80. W4A5
+    # to W4A7 are taken to be as W4A8.
     fine = few or activation_bits > weight_bits
     weight_group = (16 if fine else 32) if weight_bits <= 4 else 0
     rounding = "gptq" if weight_bits < 8 else "nearest"
