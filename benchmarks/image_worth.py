@@ -6,27 +6,24 @@ them of the even ones.
 """
 
 import math
-import random
 import statistics
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.cells import Cell
-from benchmarks.classes import EVEN, ODD, link_classes
+from benchmarks.classes import ODD
 from benchmarks.development import expected, predict
+from benchmarks.kinds import KINDS, draw, photographs
 from benchmarks.looking import find_moments, look, output_error
-from benchmarks.sources import VIT_TINY, float_vit, source
+from benchmarks.sources import VIT_TINY, float_vit
 from qvit import evaluation, synthesis
 from qvit.deployment import QuantViT
 from qvit.deployment.conversion import to_integers
-from qvit.distillation import Pool
 from qvit.models.calibration import set_weight_ranges
 from qvit.models.dense import Dense
 from qvit.models.folding import fold
@@ -34,26 +31,10 @@ from qvit.models.plan import plan_scheme
 from qvit.models.rounding import round_weights
 from qvit.models.vit import ViT
 from qvit.quant.schemes import ModelScheme
-from qvit.recipe import Recipe, Synthesis
+from qvit.recipe import Recipe
 
 IMAGES, REFERENCES = 16, 48
 SEEDS = (0, 1)
-# A step of 16 images takes 4 s of a core: half a minute of the default's dead leaves would be eight of these.
-_QUICK = {"iterations": 100}
-# kind -> method, and what differs from its preset
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "real": ("real", {}),
-    "noise": ("noise", {}),
-    "leaves": ("leaves", {}),
-    "mimiq": ("mimiq", _QUICK),
-    "psaq": ("psaq", _QUICK),
-    "psaq-leaves": ("psaq", {**_QUICK, "start": "leaves"}),
-    # as many steps as published, 2000 and 1000: hours of a core
-    "mimiq-finished": ("mimiq", {}),
-    "psaq-finished": ("psaq", {}),
-}
-# Images of several kinds in equal parts, as many as of one.
-MIXTURES = {"leaves-mimiq": ("leaves", "mimiq"), "leaves-psaq": ("leaves", "psaq")}
 NONE = "none"  # of all: weights at their nearest codes, where damping says nothing
 # Weight bits, activation bits, damping: GPTQ's usual, and the default's
 ROUNDINGS = ((4, 4, 0.01), (4, 4, 0.3), (3, 3, 0.3))
@@ -65,7 +46,7 @@ def cells() -> Iterator[Cell]:
     """One a kind of images and seed; each takes up to ten minutes of a core, finished ones hours."""
     for seed in SEEDS:
         yield f"image-worth-vit_t-{NONE}-seed{seed}", partial(_measure_nearest, seed)
-        for kind in (*MIXTURES, *KINDS):
+        for kind in KINDS:
             yield f"image-worth-vit_t-{kind}-seed{seed}", partial(_measure, kind, seed)
 
 
@@ -79,7 +60,7 @@ def _name(w: int, a: int, damping: float) -> str:
 
 
 def _measure(kind: str, seed: int) -> dict[str, Any]:
-    images = _draw(kind, seed)
+    images = draw(kind, seed, IMAGES)
     seen = synthesis.measure(float_vit(), images)
     return {
         "kind": kind,
@@ -94,37 +75,9 @@ def _measure(kind: str, seed: int) -> dict[str, Any]:
     }
 
 
-def _draw(kind: str, seed: int, count: int = IMAGES) -> Tensor:
-    if kind in MIXTURES:
-        share = IMAGES // len(MIXTURES[kind])
-        return torch.cat([_draw(part, seed, share) for part in MIXTURES[kind]])
-    method, changes = KINDS[kind]
-    if method == "real":
-        return _real(EVEN, count, seed)
-    settings = Synthesis.preset(method, **{"images": count, "batch": count, **changes})
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "images"
-        synthesis.synthesize(source(), settings, out, seed=seed, progress=False)
-        return Pool.read(out).images.float()
-
-
-def _real(classes: int, count: int, seed: int) -> Tensor:
-    """An image of each of so many classes, drawn by the seed."""
-    with tempfile.TemporaryDirectory() as folder:
-        data, out = Path(folder) / "data", Path(folder) / "images"
-        data.mkdir()
-        link_classes(data, classes)
-        names = sorted(path.name for path in data.iterdir())
-        for name in set(names).difference(random.Random(seed).sample(names, count)):
-            (data / name).unlink()
-        given = synthesis.calibration_images(str(data), source().pretrained_cfg, most=count)
-        synthesis.synthesize(source(), given, out, seed=seed, progress=False)
-        return Pool.read(out).images.float()
-
-
 @lru_cache(maxsize=1)
 def _references() -> Tensor:
-    return _real(ODD, REFERENCES, 0)
+    return photographs(ODD, REFERENCES, 0)
 
 
 @lru_cache(maxsize=1)
@@ -197,7 +150,7 @@ def table(found: list[dict[str, Any]]) -> str:
     heads = ["images", "confidence", "TV", *(name.replace("_", " ") for name in STATISTICS)]
     heads += [f"{what}, {name}" for name in roundings for what in ("error", "KL")]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    for kind in (NONE, *KINDS, *MIXTURES):
+    for kind in (NONE, *KINDS):
         group = [cell for cell in found if cell["kind"] == kind]
         if not group:
             continue
