@@ -38,6 +38,13 @@ _REFIT = {
 _FOUR_BIT_ENDS = {
     _ENDS: ("both ends at 8 bits", "0.7 % of the fp32 file; int8 products are no slower")
 }
+_GROUPS = {
+    "weights.group=0": ("groups of 16 weights", "a multiplication for four weights"),
+    "weights.group=32": (
+        "groups of 16 weights, not 32",
+        "3 % of the file; fc1: 263, not 230 instructions a step of 128 columns on sm_80, none more on sm_90",
+    ),
+}
 _NORM = {"transforms.norm=0": ("Hadamard of 64 after LayerNorms", "as at 8 bits")}
 # What training adds: steps of 16 leaves, eleven an epoch, after GPTQ or in place of it. Its control is rounded for the
 # same leaves.
@@ -100,11 +107,7 @@ CHANGES: dict[tuple[int, int], dict[str, tuple[str, str]]] = {
         **_LEAVES,
         **_FOUR_BIT_ENDS,
         **_REFIT,
-        "weights.group=0": ("groups of 16 weights", "a multiplication for four weights"),
-        "weights.group=32": (
-            "groups of 16 weights, not 32",
-            "3 % of the file; fc1: 263, not 230 instructions a step of 128 columns on sm_80, none more on sm_90",
-        ),
+        **_GROUPS,
         **_NORM,
         _MORE_LEAVES: _TRAINING[_MORE_LEAVES],
         **{c: _TRAINING[c] for c in (f"{_EPOCHS} distillation.lr=1e-4", f"{_LONG} {_HEADS}")},
@@ -114,14 +117,7 @@ CHANGES: dict[tuple[int, int], dict[str, tuple[str, str]]] = {
         **_REFIT,
         **_FOUR_BIT_ENDS,
         "attention.bits=4 attention.softmax_bits=4": ("attention at 8 bits", "none"),
-        "weights.group=0": (
-            "groups of 32 weights",
-            "60 to 65 of 230 instructions a step of 128 columns (int4 GEMM, W4A8, sm_80)",
-        ),
-        "weights.group=16": (
-            "not taken: groups of 16 weights",
-            "twice the multipliers: 3 % of the file",
-        ),
+        **_GROUPS,
         "weights.range=minmax": ("clipping of weights by their squared error", "none"),
         **_NORM,
         "transforms.fc2=0": (

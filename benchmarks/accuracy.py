@@ -34,8 +34,8 @@ _VARIANTS = {
     "attention4": _ATTENTION4,
     "all4": [*UNIFORM_ENDS, *_ATTENTION4],
     "uniform": [
-        *UNIFORM_ENDS, "weights.group=32", "activations.norm_group=0", "activations.proj_group=128",
-        "activations.fc2_group=128", "activations.prefix_bits=0",
+        *UNIFORM_ENDS, "activations.norm_group=0", "activations.proj_group=128", "activations.fc2_group=128",
+        "activations.prefix_bits=0",
     ],
 }  # fmt: skip
 # Weights rounded for real images, as with --calib-data: what the same recipe could reach.

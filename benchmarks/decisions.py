@@ -22,7 +22,7 @@ _PER_TOKEN = "activations.proj_group=0 activations.fc2_group=0"
 _BASES = {
     (8, 8): ["transforms.norm=0", "transforms.qk=false", "transforms.v=false"],
     (4, 8): ["weights.group=32", *UNIFORM_ENDS],
-    (4, 4): ["attention.bits=4", "attention.softmax_bits=4", *UNIFORM_ENDS],
+    (4, 4): ["weights.group=32", "attention.bits=4", "attention.softmax_bits=4", *UNIFORM_ENDS],
 }
 # (weight bits, activation bits): changes of the default recipe, each alone; "" is none
 CHANGES: dict[tuple[int, int], tuple[str, ...]] = {

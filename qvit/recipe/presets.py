@@ -37,7 +37,7 @@ def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
     # at 4 bits (benchmarks/README.md, Rounding).
     # Both ends at 8 bits take W4A4 from 0.185 to 0.151, W3A3 from 1.01 to 0.79.
     # 3 bits and fewer are short of levels, and finer scales pay. W3A3, KL on 125 development images, seed 0: ends alone
-    # 1.16, and groups of 64 after LayerNorms, of 16 in weights 1.01, and of 64 in fc2 0.90 (benchmarks/README.md, Three
+    # 1.16, groups of 64 after LayerNorms and of 16 in weights 1.01, and of 64 in fc2 0.90 (benchmarks/README.md, Three
     # bits).
     few = min(weight_bits, activation_bits) <= 3
     if few and activation_bits < 8:
@@ -51,12 +51,10 @@ def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
             proj_group=64,
             fc2_group=64,
         )
-    # Where activations have more bits than weights, as in W4A8, nearly all of the error is that of weights, and groups
-    # of 16 take a quarter of it for 3 % of the file: 0.045 and not 0.059, KL on 1000 development images, mean of seeds
-    # 0 to 2. At W4A4 they would take 6 % (0.141, 0.150), and a tenth more instructions of the main loop on sm_80. W4A5
-    # to W4A7 are taken to be as W4A8.
-    fine = few or activation_bits > weight_bits
-    weight_group = (16 if fine else 32) if weight_bits <= 4 else 0
+    # Groups of 16 weights and not 32 take a quarter of W4A8's error for 3 % of the file, since nearly all of it is that of
+    # weights, and 6 % of W4A4's: 0.045 and not 0.059, 0.141 and not 0.150, KL on 1000 development images, mean of seeds
+    # 0 to 2 (intervals of the differences +-0.004, 0.009).
+    weight_group = 16 if weight_bits <= 4 else 0
     rounding = "gptq" if weight_bits < 8 else "nearest"
     return {
         "weights": Weights(bits=weight_bits, group=weight_group, rounding=rounding),

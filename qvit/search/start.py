@@ -11,24 +11,23 @@ from qvit.search.budgets import Budget, check_budgets, first_within
 from qvit.search.costs import CostTable, bitops_table, size_table
 from qvit.search.latency import Place, latency_table
 
-# Bits of the presets that a search may begin with, and of the activations beside which their weights have the groups
-# that they get: finer ones at four bits beside eight, which make a file larger; three bits have finer grids of both.
-_PRESETS = ((4, MAX_BITS), (4, 4), (3, 3))
+# Bits of the presets that a search may begin with: beside as few bits of activations, three have finer grids than four.
+_BITS = (4, 3)
 
 
 def preset_starts(name: str, limits: Iterable[str], budget: str | None = None) -> list[Recipe]:
     """Recipes that `begin` may choose from, of a preset: bits of everything are left open, and those of activations at
-    eight where the limits are of size alone. budget: As `Recipe.preset` has it.
+    eight where the limits are of size alone. No two differ in nothing but bits of weights. budget: As `Recipe.preset`
+    has it.
     """
-    found = []
-    for bits, beside in _PRESETS:
+    found: list[Recipe] = []
+    for bits in _BITS:
         inputs = bits if depend_on_inputs(limits) else MAX_BITS
-        recipe, grouped = (
-            Recipe.preset(name, weight_bits=bits, activation_bits=a, budget=budget)
-            for a in (inputs, beside)
-        )
-        weights = replace(recipe.weights, group=grouped.weights.group)
-        found.append(replace(recipe, weights=weights).with_open_ends())
+        recipe = Recipe.preset(name, weight_bits=bits, activation_bits=inputs, budget=budget)
+        recipe = recipe.with_open_ends()
+        as_many = [replace(each, weights=replace(each.weights, bits=bits)) for each in found]
+        if recipe not in as_many:
+            found.append(recipe)
     return found
 
 

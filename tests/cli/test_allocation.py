@@ -83,16 +83,16 @@ def test_a_budget_for_few_bits_begins_with_the_recipe_of_few_bits(tiny_model, ca
     assert run([*command, "--max-bitops", "1T"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["recipe"]["weights"]["bits"] == 4
-    assert plan["recipe"]["weights"]["group"] == 16  # of W4A8, for which there is room
+    assert plan["recipe"]["activations"]["norm_group"] == 0
     assert plan["recipe"]["activations"]["prefix_bits"] == 0
     least = plan["search"]["budgets"]["bitops"]["smallest"]
     assert run([*command, "--max-bitops", f"{1.2 * least:.0f}"]) == 0
     recipe = json.loads(capsys.readouterr().out)["recipe"]
     assert recipe["weights"]["bits"] == 3
-    assert recipe["weights"]["group"] == 16
+    assert recipe["activations"]["norm_group"] == 64
     assert recipe["activations"]["prefix_bits"] == 8
     assert run([*command, "--max-bitops", f"{1.2 * least:.0f}", "--w", "4"]) == 0
-    assert json.loads(capsys.readouterr().out)["recipe"]["weights"]["group"] == 32
+    assert json.loads(capsys.readouterr().out)["recipe"]["activations"]["norm_group"] == 0
 
 
 def test_a_dry_run_tells_limits_and_nothing_of_bits_that_are_not_found_yet(

@@ -46,7 +46,7 @@ def test_every_cost_has_its_points_and_a_recipe_for_each(searched):
 def test_few_bits_have_the_grids_of_the_recipe_of_few_bits(searched):
     out, found = searched
     recipes = [load_recipe(str(out / f"{point['recipe']}.yaml")) for point in found["points"]]
-    assert {recipe.weights.group for recipe in recipes} == {16, 32}
+    assert {recipe.activations.norm_group for recipe in recipes} == {0, 64}
 
 
 def test_a_limit_of_size_has_the_presets_that_auto_has_under_it(searched):

@@ -30,53 +30,31 @@ def test_the_usual_allocation_is_the_presets(bits):
     costs, recipe = costs_of(bits)
     scheme = plan_scheme(VIT.config, recipe)
     assert costs["bitops"] == sum(count_bitops(VIT.config, scheme).values())
-    space = preset_starts("qvit", BOTH)[1 if bits > 3 else 2]
+    space = preset_starts("qvit", BOTH)[0 if bits > 3 else 1]
     found = begin(VIT.config, [space], dict.fromkeys(BOTH, 1e15))[0]
     assert plan_scheme(VIT.config, found.recipe_of(found.usual(bits))).linears == scheme.linears
 
 
-@pytest.mark.parametrize(("bits", "group", "prefix"), [(4, 32, 0), (3, 16, 8), (2, 16, 8)])
-def test_a_search_begins_with_the_grids_of_the_preset_that_fits(bits, group, prefix):
+@pytest.mark.parametrize(("bits", "norm_group", "prefix"), [(4, 0, 0), (3, 64, 8), (2, 64, 8)])
+def test_a_search_begins_with_the_grids_of_the_preset_that_fits(bits, norm_group, prefix):
     limits, _ = costs_of(bits)
-    space, _ = begin(VIT.config, preset_starts("qvit", limits), limits)
-    assert (space.recipe.weights.group, space.recipe.activations.prefix_bits) == (group, prefix)
+    found = begin(VIT.config, preset_starts("qvit", limits), limits)[0].recipe.activations
+    assert (found.norm_group, found.prefix_bits) == (norm_group, prefix)
 
 
 def test_a_byte_less_than_four_bits_take_is_a_budget_for_three():
     limits, _ = costs_of(4)
     recipes = preset_starts("qvit", limits)
     space, _ = begin(VIT.config, recipes, limits | {"size": limits["size"] - 1})
-    assert space.recipe is recipes[2]
+    assert space.recipe is recipes[1]
 
 
-def test_size_alone_leaves_activations_at_eight_bits():
-    recipes = preset_starts("qvit", ["size"])
-    assert [r.activations.bits for r in recipes] == [8, 8, 8]
-    assert [r.weights.group for r in recipes] == [16, 32, 16]
-
-
-def test_what_has_room_for_finer_groups_at_four_bits_has_them():
-    """As the uniform W4A8 has, of whose size and BitOps an allocation would be worse on coarser ones."""
-    recipe = Recipe.preset("qvit", weight_bits=4, activation_bits=8)
-    space, budgets = begin(VIT.config, [recipe.with_open_ends()], dict.fromkeys(BOTH, 1e15))
-    limits = {b.table.name: b.table.whole(space.usual(4)) for b in budgets}
-    for names in (BOTH, ["size"]):
-        recipes = preset_starts("qvit", names)
-        asked = {name: limits[name] for name in names}
-        assert begin(VIT.config, recipes, asked)[0].recipe.weights.group == 16
-        asked["size"] -= 1
-        assert begin(VIT.config, recipes, asked)[0].recipe.weights.group == 32
-
-
-def test_what_only_coarser_groups_can_meet_is_met_with_these():
-    _, *recipes = preset_starts("qvit", ["size"])
-    smallest = [begin(VIT.config, [r], {"size": 1e9})[1][0].table.smallest for r in recipes]
-    assert smallest[0] < smallest[1]  # multipliers of more groups take room
-    space, budgets = begin(VIT.config, recipes, {"size": (smallest[0] + smallest[1]) / 2})
-    assert space.recipe is recipes[0]
-    assert budgets[0].table.smallest == smallest[0]
-    with pytest.raises(UsageError, match=f"the smallest that is possible is {smallest[0]:,.0f} B"):
-        begin(VIT.config, recipes, {"size": smallest[0] - 1})
+def test_size_alone_leaves_activations_at_eight_bits_and_has_one_grid():
+    (recipe,) = preset_starts("qvit", ["size"])
+    assert recipe.activations.bits == 8
+    assert recipe == Recipe.preset("qvit", weight_bits=4, activation_bits=8).with_open_ends()
+    three = Recipe.preset("qvit", weight_bits=3, activation_bits=8).with_open_ends()
+    assert recipe.override(["weights.bits=3"]) == three
 
 
 @pytest.mark.parametrize("bits", [3, 4])
