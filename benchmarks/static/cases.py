@@ -166,6 +166,7 @@ def _gemm_int4(plans: Any) -> Iterator[Case]:
             "w4a8": {"w4": True},
             "w4a8-groups16": {"w4": True, "width": 16},
             "w4a8-groups32": {"w4": True, "width": 32},
+            "w4a4-groups16": {"w4": True, "a4": True, "width": 16},
             "w4a4-groups32": {"w4": True, "a4": True, "width": 32},
         },
     )

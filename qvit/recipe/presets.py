@@ -51,9 +51,9 @@ def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
             proj_group=64,
             fc2_group=64,
         )
-    # Groups of 16 weights and not 32 take a quarter of W4A8's error for 3 % of the file, since nearly all of it is that of
-    # weights, and 6 % of W4A4's: 0.045 and not 0.059, 0.141 and not 0.150, KL on 1000 development images, mean of seeds
-    # 0 to 2 (intervals of the differences +-0.004, 0.009).
+    # Groups of 16 weights and not 32, for 3 % of the file, take a quarter of W4A8's error, which is that of weights,
+    # and 6 % of W4A4's: KL on 1000 development images, mean of seeds 0 to 2, 0.045 and not 0.059, 0.141 and not 0.150
+    # (intervals of the differences +-0.004, 0.009).
     weight_group = 16 if weight_bits <= 4 else 0
     rounding = "gptq" if weight_bits < 8 else "nearest"
     return {

@@ -62,8 +62,8 @@ def test_a_limit_of_size_has_the_presets_that_auto_has_under_it(searched):
 @pytest.mark.parametrize(
     ("arguments", "grids", "of_size"),
     [
-        ([], [(16, 4), (32, 4), (16, 3)], [(16, 8), (32, 8), (16, 8)]),
-        (["--w", "4"], [(32, 4)], [(32, 4)]),
+        ([], [(16, 4), (16, 3)], [(16, 8)]),
+        (["--w", "4"], [(16, 4)], [(16, 4)]),
         (["--a", "3"], [(16, 3)], [(16, 3)]),
         (["--recipe", "FILE"], [(8, 4)], [(8, 4)]),
     ],

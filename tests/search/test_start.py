@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from qvit.errors import UsageError
 from qvit.models.floating import Float
 from qvit.models.plan import plan_scheme
 from qvit.models.simulated import Simulated
+from qvit.models.switching import SwitchableModel
 from qvit.recipe import Recipe
 from qvit.search.bitops import count_bitops
 from qvit.search.descent import Searcher, Settings
@@ -58,8 +58,10 @@ def test_size_alone_leaves_activations_at_eight_bits_and_has_one_grid():
 
 
 @pytest.mark.parametrize("bits", [3, 4])
-def test_what_is_found_is_no_worse_than_the_preset(bits):
+def test_what_is_found_is_no_worse_than_the_preset(bits, monkeypatch):
     """KL of the allocation that a preset has, of the same size and BitOps, weights at their nearest codes."""
+    # Every step is tried, as for what is written: one in four is up to a quarter off in so small a model.
+    monkeypatch.setitem(SwitchableModel.__init__.__kwdefaults__, "stride", 1)
     limits, preset = costs_of(bits)
     recipes = [recipe.without_images() for recipe in preset_starts("qvit", limits)]
     space, budgets = begin(VIT.config, recipes, limits)
@@ -73,4 +75,4 @@ def test_what_is_found_is_no_worse_than_the_preset(bits):
         expected, told = VIT(images, Float()), simulated(images, Simulated())
     expected, told = (x.double().log_softmax(-1) for x in (expected, told))
     divergence = float((expected.exp() * (expected - told)).sum(-1).mean())
-    assert found.uniform == pytest.approx(divergence, rel=0.25)  # but for the stride of the ranges
+    assert found.uniform == pytest.approx(divergence, rel=1e-3)

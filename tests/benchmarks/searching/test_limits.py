@@ -16,10 +16,10 @@ def test_limits_are_what_the_preset_takes():
 
 def test_the_start_is_the_preset_of_as_many_bits():
     config = read_shape(source(DEMO))
-    for bits, group in ((3, 16), (4, 32)):
+    for bits, norm_group in ((3, 64), (4, 0)):
         limits = limits_of_uniform(config, bits, bits)
         space, budgets = begin(config, starts_of(7, limits), limits)
-        assert space.recipe.weights.group == group
+        assert space.recipe.activations.norm_group == norm_group
         assert space.recipe.seed == 7
         assert len(budgets) == 2
 
