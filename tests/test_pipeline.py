@@ -151,7 +151,7 @@ def test_eight_bits_classify_as_the_float_model(tmp_path):
     [
         "seed=1",
         "weights.range=minmax",
-        "weights.group=16",
+        "weights.group=32",
         "transforms.norm=16",
         "transforms.fc2=16",
     ],

@@ -333,7 +333,7 @@ def test_copies_and_threads(tiny_quantized):
 @pytest.mark.parametrize("value", [0, -16])
 def test_multipliers_that_leave_eight_bits_are_refused(folder, value):
     """Those of 4-bit weights take five bits, which hold -16 to 15."""
-    multiplier = torch.ones(256, 2, dtype=torch.int8)
+    multiplier = torch.ones(256, 4, dtype=torch.int8)
     multiplier[3, 1] = value
     edit_weights(
         folder,

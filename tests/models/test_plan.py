@@ -120,7 +120,7 @@ def test_layers_have_their_bits_and_the_groups_of_their_width():
         assert plan.linears[name].input == uniform[name].input
         assert plan.linears[name].weight == uniform[name].weight or name != "head"
         assert not plan.linears[name].weight.group
-    assert plan.linears["blocks.0.attn.qkv"].weight.group == 32
+    assert plan.linears["blocks.0.attn.qkv"].weight.group == 16
     assert plan.linears["blocks.0.attn.proj"].input.group == 64
     assert [a.qkv.bits for a in plan.attentions.values()] == [8, 4]
     assert [a.softmax_bits for a in plan.attentions.values()] == [8, 4]
@@ -228,8 +228,8 @@ def test_groups_of_heads():
     """Those of rows are as the slice alone has them; those of columns lie within a head, here of 32 channels."""
     qkv, proj = "blocks.0.attn.qkv", "blocks.0.attn.proj"
     wide = heads("*.attn.qkv=W8,8,8,8,8,8,8,8,3", "*.attn.proj=W8,8,3").linears
-    assert (wide[qkv].weight.group, wide[qkv].container_bits) == (32, 8)
-    assert (wide[proj].weight.group, wide[proj].container_bits) == (32, 8)
+    assert (wide[qkv].weight.group, wide[qkv].container_bits) == (16, 8)
+    assert (wide[proj].weight.group, wide[proj].container_bits) == (16, 8)
     wider = heads("*.attn.qkv=W8,8,8,8,8,8,8,8,5", "*.attn.proj=W8,8,5").linears
     assert (wider[qkv].weight.group, wider[proj].weight.group) == (0, 32)
     plain = heads("0.attn.qkv=W4,4,4,4,4,4,4,4,3", "0.attn.proj=W4,4,3", preset="plain").linears
