@@ -353,7 +353,7 @@ def plan(
     }  # fmt: skip
     programs = math.ceil(flat.shape[0] / tiling.rows)
     # Left to itself ptxas fits 24 values a lane into 64 registers for sm_86 and sm_89, and spills four (Triton 3.6).
-    options = {"maxnreg": 96} if tiling.warps >= 8 and tiling.values <= 24 else {}
+    options = {"maxnreg": 128} if tiling.warps >= 8 and tiling.values <= 24 else {}
     launch = Launch(quantize_rows_kernel, (programs,), arguments, tiling.warps, options=options)
     return launch, (codes, scale)
 
