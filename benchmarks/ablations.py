@@ -38,16 +38,19 @@ _REFIT = {
 _FOUR_BIT_ENDS = {
     _ENDS: ("both ends at 8 bits", "0.7 % of the fp32 file; int8 products are no slower")
 }
-_GROUPS = {
-    "weights.group=0": ("groups of 16 weights", "a multiplication for four weights"),
-    "weights.group=32": (
-        "groups of 16 weights, not 32",
-        "3 % of the file; fc1: 263, not 230 instructions a step of 128 columns on sm_80, none more on sm_90",
-    ),
-}
+
+
+def _groups(fc1: str) -> dict[str, tuple[str, str]]:
+    cost = f"3 % of the file; fc1: {fc1} instructions a step of 128 columns on sm_80, none more on sm_90"
+    return {
+        "weights.group=0": ("groups of 16 weights", "a multiplication for four weights"),
+        "weights.group=32": ("groups of 16 weights, not 32", cost),
+    }
+
+
 _NORM = {"transforms.norm=0": ("Hadamard of 64 after LayerNorms", "as at 8 bits")}
-# What training adds: steps of 16 leaves, eleven an epoch, after GPTQ or in place of it. Its control is rounded for the
-# same leaves.
+# What training adds: steps of 16 leaves, eleven an epoch (of 60 leaves: three), after GPTQ or in place of it. Its
+# control is rounded for the same leaves.
 _MORE_LEAVES = "synthesis.images=200"
 _EPOCHS = f"{_MORE_LEAVES} distillation=kl distillation.epochs=3"
 _LONG = f"{_MORE_LEAVES} distillation=kl distillation.epochs=30"
@@ -64,16 +67,16 @@ _TRAINING = {
         "not taken: distilled, KL, at a tenth of the rate",
         "none; three minutes",
     ),
-    "distillation=kl distillation.epochs=11 distillation.lr=1e-4": (
-        "not taken: the same steps on the default's 60 leaves, eleven times each",
-        "none; three minutes",
-    ),
     f"{_EPOCHS} distillation.lr=1e-4 distillation.temperature=4": (
         "not taken: the same after softer answers, of a temperature of 4",
         "none; three minutes",
     ),
     f"{_EPOCHS} distillation.lr=1e-4 distillation.augment=true": (
         "not taken: the same on crops, mirrored and in other colours",
+        "none; three minutes",
+    ),
+    "distillation=kl distillation.epochs=11 distillation.lr=1e-4": (
+        "not taken: distilled, KL, as many steps on the default's 60 leaves",
         "none; three minutes",
     ),
     f"{_EPOCHS} {_FEATURES} distillation.lr=1e-2": (
@@ -111,7 +114,7 @@ CHANGES: dict[tuple[int, int], dict[str, tuple[str, str]]] = {
         **_LEAVES,
         **_FOUR_BIT_ENDS,
         **_REFIT,
-        **_GROUPS,
+        **_groups("263, not 230"),
         **_NORM,
         _MORE_LEAVES: _TRAINING[_MORE_LEAVES],
         **{c: _TRAINING[c] for c in (f"{_EPOCHS} distillation.lr=1e-4", f"{_LONG} {_HEADS}")},
@@ -121,7 +124,7 @@ CHANGES: dict[tuple[int, int], dict[str, tuple[str, str]]] = {
         **_REFIT,
         **_FOUR_BIT_ENDS,
         "attention.bits=4 attention.softmax_bits=4": ("attention at 8 bits", "none"),
-        **_GROUPS,
+        **_groups("440, not 402"),
         "weights.range=minmax": ("clipping of weights by their squared error", "none"),
         **_NORM,
         "transforms.fc2=0": (

@@ -77,7 +77,7 @@ def _measure(kind: str, seed: int) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _references() -> Tensor:
-    return photographs(ODD, REFERENCES, 0)
+    return photographs(0, REFERENCES, classes=ODD)
 
 
 @lru_cache(maxsize=1)

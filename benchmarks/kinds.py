@@ -22,7 +22,7 @@ from qvit.models.floating import Float
 from qvit.recipe import Synthesis
 from qvit.synthesis.seeds import generator_for
 
-# A step of 16 images takes 4 s of a core: half a minute of the default's dead leaves would be eight of these.
+# 2 to 4 minutes of a core; the default's 60 leaves take 4 to 15 s.
 _QUICK = {"iterations": 100}
 # Drawn for each image that is chosen.
 _CHOICE = 10
@@ -33,27 +33,24 @@ def draw(kind: str, seed: int, count: int) -> Tensor:
     return KINDS[kind](seed, count)
 
 
-def photographs(classes: int, count: int, seed: int) -> Tensor:
+def photographs(seed: int, count: int, *, classes: int) -> Tensor:
     """An image of each of so many classes, drawn by the seed. classes: `benchmarks.classes.EVEN` or `ODD`."""
     with tempfile.TemporaryDirectory() as folder:
-        data, out = Path(folder) / "data", Path(folder) / "images"
-        data.mkdir()
+        data = Path(folder)
         link_classes(data, classes)
         names = sorted(path.name for path in data.iterdir())
         for name in set(names).difference(random.Random(seed).sample(names, count)):
             (data / name).unlink()
         given = synthesis.calibration_images(str(data), source().pretrained_cfg, most=count)
-        synthesis.synthesize(source(), given, out, seed=seed, progress=False)
-        return Pool.read(out).images.float()
-
-
-def _real(seed: int, count: int) -> Tensor:
-    return photographs(EVEN, count, seed)
+        return _synthesized(given, seed)
 
 
 def _made(seed: int, count: int, *, method: str, **changes: Any) -> Tensor:
     """By a method; changes: what differs from its preset."""
-    settings = Synthesis.preset(method, **{"images": count, "batch": count, **changes})
+    return _synthesized(Synthesis.preset(method, images=count, batch=count, **changes), seed)
+
+
+def _synthesized(settings: Synthesis, seed: int) -> Tensor:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "images"
         synthesis.synthesize(source(), settings, out, seed=seed, progress=False)
@@ -62,7 +59,13 @@ def _made(seed: int, count: int, *, method: str, **changes: Any) -> Tensor:
 
 def _mixed(seed: int, count: int, *, kinds: tuple[str, ...]) -> Tensor:
     """Of several kinds in equal parts."""
-    return torch.cat([draw(kind, seed, count // len(kinds)) for kind in kinds])
+    return torch.cat([draw(kind, seed, _share(count, len(kinds))) for kind in kinds])
+
+
+def _share(count: int, parts: int) -> int:
+    if count % parts:
+        raise ValueError(f"{count} images are not {parts} equal parts")
+    return count // parts
 
 
 @torch.no_grad()
@@ -76,7 +79,7 @@ def _chosen(seed: int, count: int, *, kind: str, sure: bool) -> Tensor:
 
 def _augmented(seed: int, count: int, *, kind: str, distinct: int) -> Tensor:
     """Crops, mirror images and other colours of so many images, each as often."""
-    images = draw(kind, seed, distinct).repeat(count // distinct, 1, 1, 1)
+    images = draw(kind, seed, distinct).repeat(_share(count, distinct), 1, 1, 1)
     config = DataConfig.from_pretrained_cfg(source().pretrained_cfg)
     return torch.cat([
         augment(image, config.mean, config.std, generator_for(seed, "augmentation", i))
@@ -86,7 +89,7 @@ def _augmented(seed: int, count: int, *, kind: str, distinct: int) -> Tensor:
 
 # kind -> (seed, count) -> images
 KINDS: dict[str, Callable[[int, int], Tensor]] = {
-    "real": _real,
+    "real": partial(photographs, classes=EVEN),
     "noise": partial(_made, method="noise"),
     "leaves": partial(_made, method="leaves"),
     "mimiq": partial(_made, method="mimiq", **_QUICK),

@@ -28,7 +28,7 @@ def head_checks() -> Iterator[Check]:
     op = "linear_qkv"
     yield Check(f"{op}/1 image of 17, 2 heads of 32 w8a8", _qkv(1, 17, 2, 32, "w8a8", 8), dry=True)
     for batch, tokens, heads, d, kind, bits, norm in (
-        (2, 197, 3, 64, "w4a4 group 32", 4, False),
+        (2, 197, 3, 64, "w4a4 group 16", 4, False),
         (2, 197, 6, 64, "w4a8 group 16", 8, False),
         (1, 201, 2, 80, "w8a8", 8, False),
         (3, 17, 2, 96, "w8a8", 8, True),

@@ -151,7 +151,7 @@ def gelu_checks() -> Iterator[Check]:
     for i, (m, n, k, kind, approximate, block, bits, group, packed) in enumerate((
         (17, 128, 64, "w4a8 group 32", "none", 32, 8, 128, False),
         (17, 256, 64, "w8a8", "none", 0, 8, 0, False),
-        (394, 768, 192, "w4a4 group 32", "none", 32, 4, 128, True),
+        (394, 768, 192, "w4a4 group 16", "none", 32, 4, 128, True),
         (197, 1536, 384, "w8a8", "tanh", 0, 8, 0, False),
         (63, 384, 100, "w4a8", "tanh", 64, 8, 128, False),
         (16, 512, 128, "w4a4 group 64", "none", 64, 4, 64, True),

@@ -23,7 +23,7 @@ from qvit_kernels.fused_plans import plan_of
 from qvit_kernels.launching import Launch
 
 BATCHES = (1, 64)
-# Up to 3 bits the default recipe has groups of weights as W4A8, and other groups of activations where those have fewer
+# Up to 3 bits the default recipe has groups of weights as at 4, and other groups of activations where those have fewer
 # than 8 bits.
 SCHEMES = TIMED | {"W3A8": (3, 8), "W3A3": (3, 3), "W2A4": (2, 4), "W2A2": (2, 2)}
 # The model in the package.

@@ -110,7 +110,11 @@ def _by_rule(
             block_m, block_n, warps = shape
             break
     # Beside packed x 4 warps spilled 60 registers of GELU's epilogue on sm_80 (groups of 16, Triton 3.6).
-    if kernel == "gelu-w4a4" and capability not in (90, 100) and (block_m, warps) == (64, 4):
+    if (
+        kernel == "gelu-w4a4"
+        and capability not in (90, 100)
+        and (block_m, block_n, warps) == (64, 128, 4)
+    ):
         warps = 8
     # With three stages ptxas spills 8 bytes of the small packed tiles on sm_120 (Triton 3.9): at 72 registers of W4A4,
     # at 128 of 32 x 128 with GELU (W4A8).

@@ -33,8 +33,8 @@ def _qvit(weight_bits: int, activation_bits: int) -> dict[str, Any]:
     # 0.225, 0.436; 64 0.135, 0.329; 32 0.106, 0.285; 16 0.092, 0.272. One scale a token in proj and fc2: 0.107, 0.361.
     # Both attention products take int8 operands whatever their bits: 8 of them cost nothing, and take W4A4 from 0.285
     # to 0.242.
-    # Weights rounded for leaves (gptq): W4A4 0.184 to 0.151, W3A3 1.07 to 0.79. Real images bring more, noise nothing
-    # at 4 bits (benchmarks/README.md, Rounding).
+    # The same with groups of 32 weights: rounded for leaves (gptq), W4A4 from 0.184 to 0.151, W3A3 from 1.07 to 0.79;
+    # real images bring more, noise nothing at 4 bits (benchmarks/README.md, Rounding).
     # Both ends at 8 bits take W4A4 from 0.185 to 0.151, W3A3 from 1.01 to 0.79.
     # 3 bits and fewer are short of levels, and finer scales pay. W3A3, KL on 125 development images, seed 0: ends alone
     # 1.16, groups of 64 after LayerNorms and of 16 in weights 1.01, and of 64 in fc2 0.90 (benchmarks/README.md, Three

@@ -2,8 +2,8 @@
 
 What counts is what an allocation costs as a whole (`hold`). What its layers add up to is known faster, changes layer by
 layer, and leads the searches: under `guides`, limits of these sums that are as far from the budgets' as the whole of an
-allocation nearby is from its sum. A file has up to three thousandths less, a card's pass a hundredth more or
-less, and with bits of heads up to an eighth.
+allocation nearby is from its sum. A file has up to three thousandths less (one of 90 kB four), a card's pass a
+hundredth more or less, and with bits of heads up to an eighth.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

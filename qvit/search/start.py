@@ -11,7 +11,7 @@ from qvit.search.budgets import Budget, check_budgets, first_within
 from qvit.search.costs import CostTable, bitops_table, size_table
 from qvit.search.latency import Place, latency_table
 
-# Bits of the presets that a search may begin with: beside as few bits of activations, three have finer grids than four.
+# Bits of the presets that a search may begin with: three have finer grids of activations, where these have as few.
 _BITS = (4, 3)
 
 

@@ -29,11 +29,28 @@ def test_leaves_chosen_by_confidence_are_the_ends_of_ten_times_as_many():
     torch.testing.assert_close(sure, every[-4:])
 
 
-def test_few_images_are_seen_differently_each_time():
+def test_few_images_are_seen_differently_each_time(monkeypatch):
+    grey = torch.linspace(-1, 1, 4).view(4, 1, 1, 1).expand(4, 3, 64, 64)
+    monkeypatch.setitem(kinds.KINDS, "leaves", lambda seed, count: grey[:count])
     images = kinds.draw("leaves-few", 0, 16)
-    assert images.shape == kinds.draw("leaves-augmented", 0, 16).shape
-    distances = torch.cdist(images.flatten(1), images.flatten(1))
-    assert (distances + torch.eye(16)).min() > 0.01  # no two alike
+    assert images.shape == (16, 3, 64, 64)
+    with pytest.raises(ValueError, match="18 images are not 4 equal parts"):
+        kinds.draw("leaves-few", 0, 18)
+    monkeypatch.undo()
+    monkeypatch.setattr(kinds, "source", lambda: sources.source("demo_vit"))
+    few, all_ = (kinds.draw(f"leaves-{kind}", 0, 16) for kind in ("few", "augmented"))
+    for found in (few, all_):
+        distances = torch.cdist(found.flatten(1), found.flatten(1))
+        assert (distances + torch.eye(16)).min() > 0.01  # no two alike
+
+
+def test_images_without_a_class_are_made_without_its_term(monkeypatch):
+    asked = []
+    monkeypatch.setattr(kinds, "_synthesized", lambda settings, seed: asked.append(settings))
+    for kind in ("psaq", "psaq-unclassed"):
+        kinds.draw(kind, 3, 16)
+    assert [settings.classes for settings in asked] == [1, 0]
+    assert asked[0].attention == asked[1].attention > 0
 
 
 def test_mixtures_have_equal_parts(monkeypatch):

@@ -318,3 +318,11 @@ def test_nan_stays_visible(bits):
     assert scale.isnan().flatten().tolist() == [False, True, False, True, False]
     assert torch.equal(codes[::2], expected[::2])
     assert torch.equal(scale[::2], expected_scale[::2])
+
+
+@pytest.mark.parametrize(("tokens", "registers"), [(197, 128), (12608, None)])
+def test_few_long_rows_may_have_registers_enough(tokens, registers):
+    """24 values a lane of 8 warps, which ptxas would fit into 64 of sm_86 by spilling."""
+    x = torch.empty(tokens, 768, device="meta")
+    launch, _ = ln_quant.plan(x, None, None, 1e-6, signs_of(768, 64), 64, 8, 0, False)
+    assert launch.options.get("maxnreg") == registers

@@ -36,6 +36,18 @@ def test_small_products_have_small_tiles():
     assert choose("linear-w8a8", 12608, 768, 768, 90) == Tile(128, 128, 128, 8, 3)
 
 
+@pytest.mark.parametrize("capability", [80, 86, 89])
+def test_gelu_beside_packed_codes_has_a_thread_for_32_sums(capability):
+    """Of 64 rows by 128 columns 4 warps spill: 64 sums a thread beside what unpacks both operands."""
+    rows = 64 * 142  # as many tiles of 64 rows as the largest of these cards has processors
+    small, large = (
+        choose("gelu-w4a4", m, 128, 384, capability, unit_n=128) for m in (rows, 2 * rows)
+    )
+    assert (small.block_m, small.warps) == (64, 8)
+    assert (large.block_m, large.warps) == (128, 8)
+    assert choose("gelu-w4a8", rows, 128, 384, capability, unit_n=128).warps == 4
+
+
 @pytest.mark.parametrize("name", ["block_m", "block_n", "block_k", "warps", "stages", "splits"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "64"])
 def test_tile_refuses_what_is_no_size(name, value):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from qvit.errors import UsageError
 from qvit.models.floating import Float
 from qvit.models.plan import plan_scheme
 from qvit.models.simulated import Simulated
@@ -55,6 +56,19 @@ def test_size_alone_leaves_activations_at_eight_bits_and_has_one_grid():
     assert recipe == Recipe.preset("qvit", weight_bits=4, activation_bits=8).with_open_ends()
     three = Recipe.preset("qvit", weight_bits=3, activation_bits=8).with_open_ends()
     assert recipe.override(["weights.bits=3"]) == three
+
+
+def test_what_only_coarser_grids_can_meet_is_met_with_these():
+    recipes = preset_starts("qvit", ["bitops"])
+    smallest = [begin(VIT.config, [r], {"bitops": 1e15})[1][0].table.smallest for r in recipes]
+    assert smallest[0] < smallest[1]  # the class token's 8 bits are the finer ones' alone
+    space, budgets = begin(VIT.config, recipes, {"bitops": sum(smallest) / 2})
+    assert space.recipe is recipes[0]
+    assert budgets[0].table.smallest == smallest[0]
+    with pytest.raises(
+        UsageError, match=f"the smallest that is possible is {smallest[0]:,.0f} BitOps"
+    ):
+        begin(VIT.config, recipes, {"bitops": smallest[0] - 1})
 
 
 @pytest.mark.parametrize("bits", [3, 4])

@@ -57,7 +57,7 @@ def test_what_is_found_is_near_the_least():
         found = descend_greedily(losses, budgets)
         better = exchange(found, losses, budgets)
         sums = [float(loss_of(losses, bits).sum()) for bits in (better, found)]
-        # A small file's sums are up to 0.4 % above it, for digits in its header; bounds are those of sums.
+        # Sums are up to 0.4 % more than so small a file, for digits in its header; bounds are of sums.
         met = [replace(b, limit=max(b.limit, float(b.table.total(better)))) for b in budgets]
         assert least_loss(met, losses) <= sums[0] <= sums[1]
         assert sums[0] <= 1.25 * least_loss(met, losses)
