@@ -43,7 +43,7 @@ STATISTICS = ("range", "patch_norm", "class_norm", "attention_entropy", "class_s
 
 
 def cells() -> Iterator[Cell]:
-    """One a kind of images and seed; each takes up to ten minutes of a core, finished ones hours."""
+    """One a kind of images and seed; each takes up to ten minutes of a core, but finished ones."""
     for seed in SEEDS:
         yield f"image-worth-vit_t-{NONE}-seed{seed}", partial(_measure_nearest, seed)
         for kind in KINDS:
